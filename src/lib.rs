@@ -1,0 +1,3 @@
+//! walhouse
+
+pub mod event;
