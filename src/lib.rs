@@ -1,3 +1,4 @@
 //! walhouse
 
 pub mod event;
+pub mod postgres;
