@@ -256,8 +256,9 @@ fn logical<'a>(r: &mut Reader<'a>) -> Decoded<'a> {
     Ok(Message::Logical { transactional, lsn, prefix, content: r.bytes(length, "content")? })
 }
 
-/// Stream Abort belongs to protocol 2, yet PostgreSQL 18 can take an aborted subtransaction for a
-/// streamed one and send it to a reader of protocol 1 that asked for no streaming.
+/// Stream Abort belongs to protocol 2, yet PostgreSQL 18 sends it to a reader of protocol 1 that
+/// asked for no streaming: seen on 18.4 when a transaction with a subtransaction outgrew
+/// `logical_decoding_work_mem` and had already rolled back by the time it was decoded.
 ///
 /// To skip it is right: it says "forget what you were streamed of this transaction", it carries
 /// no row, and without streaming a transaction is only sent once it has committed, without its

@@ -104,11 +104,12 @@ fn message_bytes() -> Vec<u8> {
     .concat()
 }
 
+/// As PostgreSQL 18.4 sent it, unasked.
 fn stream_abort_bytes() -> Vec<u8> {
     [
         &b"A"[..],
-        b"\x00\x00\x02\xf1", // xid
-        b"\x00\x00\x02\xf2", // subtransaction xid
+        b"\x00\x00\x02\xf2", // xid
+        b"\x00\x00\x02\xf3", // subtransaction xid
     ]
     .concat()
 }
