@@ -10,9 +10,11 @@
 mod change;
 mod lsn;
 mod relation;
+mod table;
 mod version;
 
 pub use change::{Change, Event, Group, Op, Span, Transaction, Tuple, TupleError, Value, Values};
 pub use lsn::{Lsn, ParseLsnError};
 pub use relation::{Relation, RelationColumn, ReplicaIdentity};
+pub use table::{SourceColumn, SourceTable, TableKind};
 pub use version::{Epoch, Version};

@@ -1,0 +1,373 @@
+//! The rows of one table that are waiting to be sent, and how a change becomes rows.
+//!
+//! A change becomes a row, a tombstone, or both: an update that changes the key removes the old
+//! row at the same version at which it writes the new one. Values go from the stream's bytes
+//! straight into the block's columns.
+//!
+//! A row that lacks a toasted value can not be built yet. It waits beside the block with what it
+//! has, and knows the row before it in the same batch, if there is one: that is what the keys are
+//! kept for, from the first such row of a table on.
+
+use super::{
+    block::{Block, ColumnSpec},
+    table::{Plan, TableSpec},
+    text::ValueError,
+};
+use crate::event::{Lsn, Tuple, Value, Version};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+/// Where a change stands in the stream.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// The version of the rows that it makes.
+    pub version: Version,
+    /// Its transaction's id.
+    pub xid: u32,
+}
+
+/// A value that a column can not hold.
+#[derive(Debug, thiserror::Error)]
+#[error("column {column}: {error}")]
+pub struct CellError {
+    /// The column's name.
+    pub column: String,
+    /// What is wrong with the value.
+    pub error: ValueError,
+}
+
+/// What the last row of a key is, inside a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// A row of the block.
+    Row(usize),
+    /// A row that lacks values.
+    Waiting(usize),
+    /// A tombstone.
+    Gone,
+}
+
+/// A column's value in a row that waits.
+#[derive(Clone, Copy, Debug)]
+pub enum Cell {
+    /// SQL NULL.
+    Null,
+    /// A range of the row's own bytes: the text form.
+    Text(usize, usize),
+    /// Not in the stream.
+    Lacking,
+}
+
+/// A row that lacks toasted values.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Where its change stands.
+    pub at: At,
+    /// Its values by column of the target.
+    pub cells: Vec<Cell>,
+    bytes: Vec<u8>,
+    /// The row before it in this batch, under its old key.
+    pub before: Option<Slot>,
+    /// Whether the change altered the key.
+    pub key_change: bool,
+    /// Whether the change is an INSERT: then there is no row before it.
+    pub insert: bool,
+    /// The row of the batch's keys that holds its new key; the next one holds the old key.
+    pub keys: usize,
+}
+
+impl Waiting {
+    /// The text form of a value that it has.
+    pub fn text(&self, column: usize) -> Option<&[u8]> {
+        match self.cells[column] {
+            Cell::Text(start, end) => self.bytes.get(start..end),
+            Cell::Null | Cell::Lacking => None,
+        }
+    }
+
+    /// The columns that it lacks.
+    pub fn lacking(&self) -> impl Iterator<Item = usize> + '_ {
+        self.cells.iter().enumerate().filter(|(_, cell)| matches!(cell, Cell::Lacking)).map(|(index, _)| index)
+    }
+}
+
+/// Rows of one table on their way into one insert.
+#[derive(Debug)]
+pub struct Batch {
+    /// The rows that are complete.
+    pub block: Block,
+    /// The rows that lack values, in stream order.
+    pub waiting: Vec<Waiting>,
+    /// New and old keys of the rows that wait, two rows each.
+    pub keys: Block,
+    /// The last row of each key; only kept once the table has had a row that waits.
+    latest: Option<HashMap<Box<[u8]>, Slot>>,
+    waiting_bytes: usize,
+    /// The ordinal of its first row in the lane.
+    pub first_row: u64,
+    /// The highest commit among its rows.
+    pub commit: Lsn,
+    /// When its oldest commit happened, by the source's clock.
+    pub oldest: SystemTime,
+    /// When its first row came.
+    pub opened: Instant,
+}
+
+/// What became of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is in the batch.
+    Added,
+    /// It lacks values, and the batch does not keep its keys: it was not taken. Put it into a
+    /// batch that does.
+    NeedsKeys,
+}
+
+impl Batch {
+    /// An empty batch; `keyed` batches can hold rows that wait.
+    pub fn new(spec: &TableSpec, keyed: bool, first_row: u64, oldest: SystemTime) -> Self {
+        let keys: Arc<[ColumnSpec]> = spec.key.iter().map(|&index| spec.columns[index].clone()).collect();
+        Self {
+            block: Block::new(Arc::clone(&spec.columns)),
+            waiting: Vec::new(),
+            keys: Block::new(keys),
+            latest: keyed.then(HashMap::new),
+            waiting_bytes: 0,
+            first_row,
+            commit: Lsn::ZERO,
+            oldest,
+            opened: Instant::now(),
+        }
+    }
+
+    /// How many rows it will have.
+    pub fn rows(&self) -> usize {
+        self.block.rows() + self.waiting.len()
+    }
+
+    /// Bytes of memory that it holds.
+    pub fn bytes(&self) -> usize {
+        let keys = self.latest.as_ref().map_or(0, |keys| keys.capacity() * 48);
+        self.block.bytes() + self.waiting_bytes + self.keys.bytes() + keys
+    }
+
+    /// Adds a new row.
+    pub fn insert(&mut self, spec: &TableSpec, plan: &Plan, new: Tuple<'_>, at: At) -> Result<Outcome, CellError> {
+        if !self.push_row(spec, plan, new)? {
+            return self.wait(spec, plan, None, new, at, true);
+        }
+        self.end_row(spec, at.version, false);
+        Ok(Outcome::Added)
+    }
+
+    /// Adds the new state of a row, and a tombstone for the old key if that was another one.
+    pub fn update(
+        &mut self,
+        spec: &TableSpec,
+        plan: &Plan,
+        old: Option<(Tuple<'_>, bool)>,
+        new: Tuple<'_>,
+        at: At,
+    ) -> Result<Outcome, CellError> {
+        if !self.push_row(spec, plan, new)? {
+            return self.wait(spec, plan, old, new, at, false);
+        }
+        self.end_row(spec, at.version, false);
+        if let Some((old, _)) = old
+            && key_texts_differ(plan, old, new)
+        {
+            // Different texts can be one key to ClickHouse: 0 and -0.
+            let row = self.block.rows();
+            self.push_tombstone(spec, plan, old)?;
+            let (mut new_key, mut old_key) = (Vec::new(), Vec::new());
+            self.block.key(&spec.key, row - 1, &mut new_key);
+            self.block.key(&spec.key, row, &mut old_key);
+            if new_key == old_key {
+                self.block.rollback_row();
+            } else {
+                self.end_row(spec, at.version, true);
+            }
+        }
+        Ok(Outcome::Added)
+    }
+
+    /// Adds a tombstone.
+    pub fn delete(&mut self, spec: &TableSpec, plan: &Plan, old: Tuple<'_>, at: At) -> Result<Outcome, CellError> {
+        self.push_tombstone(spec, plan, old)?;
+        self.end_row(spec, at.version, true);
+        Ok(Outcome::Added)
+    }
+
+    /// Pushes a row's values; `false`, and nothing, if one is not in the stream.
+    fn push_row(&mut self, spec: &TableSpec, plan: &Plan, tuple: Tuple<'_>) -> Result<bool, CellError> {
+        for (&column, value) in plan.columns.iter().zip(tuple.values()) {
+            let into = self.block.column_mut(column);
+            let pushed = match value {
+                Value::Text(text) => into.push_text(text),
+                Value::Null => into.push_null(),
+                Value::Unchanged => {
+                    self.block.rollback_row();
+                    return Ok(false);
+                }
+                Value::Binary(_) => Err(ValueError::Malformed("a binary value, which was not asked for")),
+            };
+            if let Err(error) = pushed {
+                self.block.rollback_row();
+                return Err(CellError { column: spec.columns[column].name.clone(), error });
+            }
+        }
+        Ok(true)
+    }
+
+    fn push_tombstone(&mut self, spec: &TableSpec, plan: &Plan, old: Tuple<'_>) -> Result<(), CellError> {
+        for (&column, value) in plan.columns.iter().zip(old.values()) {
+            let into = self.block.column_mut(column);
+            let pushed = match value {
+                Value::Text(text) if spec.key.contains(&column) => into.push_text(text),
+                _ if spec.key.contains(&column) => Err(ValueError::Malformed("an old key without its value")),
+                _ => {
+                    into.push_default();
+                    Ok(())
+                }
+            };
+            if let Err(error) = pushed {
+                self.block.rollback_row();
+                return Err(CellError { column: spec.columns[column].name.clone(), error });
+            }
+        }
+        Ok(())
+    }
+
+    fn end_row(&mut self, spec: &TableSpec, version: Version, deleted: bool) {
+        let row = self.block.rows();
+        self.block.commit_row(version.0, deleted);
+        self.commit = self.commit.max(version.commit());
+        if let Some(latest) = &mut self.latest {
+            let mut key = Vec::new();
+            self.block.key(&spec.key, row, &mut key);
+            latest.insert(key.into(), if deleted { Slot::Gone } else { Slot::Row(row) });
+        }
+    }
+
+    /// Adds a row that lacks values, and the tombstone of its old key.
+    fn wait(
+        &mut self,
+        spec: &TableSpec,
+        plan: &Plan,
+        old: Option<(Tuple<'_>, bool)>,
+        new: Tuple<'_>,
+        at: At,
+        insert: bool,
+    ) -> Result<Outcome, CellError> {
+        if self.latest.is_none() {
+            return Ok(Outcome::NeedsKeys);
+        }
+        let mut row = Waiting {
+            at,
+            cells: vec![Cell::Null; spec.columns.len()],
+            bytes: Vec::new(),
+            before: None,
+            key_change: false,
+            insert,
+            keys: self.keys.rows(),
+        };
+        fill(&mut row, spec, plan, old, new);
+        let old_texts = old.filter(|(old, _)| key_texts_differ(plan, *old, new)).map(|(old, _)| old);
+        let new_key = self.push_key(spec, |column| row.text(column))?;
+        let old_key = match old_texts {
+            Some(old) => {
+                let values: Vec<_> = old.values().collect();
+                let text = |column: usize| {
+                    let place = plan.columns.iter().position(|&other| other == column)?;
+                    match values.get(place)? {
+                        Value::Text(text) => Some(*text),
+                        // A toasted key column that did not change.
+                        _ => row.text(column),
+                    }
+                };
+                self.push_key(spec, text)?
+            }
+            None => self.push_key(spec, |column| row.text(column))?,
+        };
+        row.key_change = new_key != old_key;
+        if row.key_change
+            && let Some(old) = old_texts
+        {
+            self.push_tombstone(spec, plan, old)?;
+            let row_index = self.block.rows();
+            self.block.commit_row(at.version.0, true);
+            debug_assert!(self.block.rows() == row_index + 1);
+        }
+        self.commit = self.commit.max(at.version.commit());
+        self.waiting_bytes += row.bytes.len() + row.cells.len() * size_of::<Cell>() + size_of::<Waiting>();
+        let slot = Slot::Waiting(self.waiting.len());
+        if let Some(latest) = &mut self.latest {
+            row.before = latest.get(old_key.as_slice()).copied();
+            if row.key_change {
+                latest.insert(old_key.into(), Slot::Gone);
+            }
+            latest.insert(new_key.into(), slot);
+        }
+        self.waiting.push(row);
+        Ok(Outcome::Added)
+    }
+
+    /// Adds a row to `keys`, and returns its canonical bytes.
+    fn push_key<'a>(
+        &mut self,
+        spec: &TableSpec,
+        text: impl Fn(usize) -> Option<&'a [u8]>,
+    ) -> Result<Vec<u8>, CellError> {
+        for (place, &column) in spec.key.iter().enumerate() {
+            let value = text(column).ok_or(ValueError::Malformed("a key without its value"));
+            if let Err(error) = value.and_then(|text| self.keys.column_mut(place).push_text(text)) {
+                self.keys.rollback_row();
+                return Err(CellError { column: spec.columns[column].name.clone(), error });
+            }
+        }
+        let row = self.keys.rows();
+        self.keys.commit_row(0, false);
+        let all: Vec<_> = (0..spec.key.len()).collect();
+        let mut key = Vec::new();
+        self.keys.key(&all, row, &mut key);
+        Ok(key)
+    }
+}
+
+/// Gives a row that waits the values of its tuple, and of the old one where that has them.
+fn fill(row: &mut Waiting, spec: &TableSpec, plan: &Plan, old: Option<(Tuple<'_>, bool)>, new: Tuple<'_>) {
+    let old_values: Vec<_> = old.map(|(old, _)| old.values().collect()).unwrap_or_default();
+    let old_is_key = old.is_some_and(|(_, is_key)| is_key);
+    for (place, (&column, value)) in plan.columns.iter().zip(new.values()).enumerate() {
+        // A key tuple says nothing of the columns outside the key.
+        let known = |value: &&Value<'_>| matches!(value, Value::Text(_)) && (!old_is_key || spec.key.contains(&column));
+        let value = match value {
+            Value::Unchanged => old_values.get(place).filter(known).copied().unwrap_or(Value::Unchanged),
+            value => value,
+        };
+        row.cells[column] = match value {
+            Value::Text(text) => {
+                let start = row.bytes.len();
+                row.bytes.extend_from_slice(text);
+                Cell::Text(start, row.bytes.len())
+            }
+            Value::Null => Cell::Null,
+            Value::Unchanged | Value::Binary(_) => Cell::Lacking,
+        };
+    }
+}
+
+/// Whether the texts of the keys differ. A key column that is unchanged TOAST does not.
+fn key_texts_differ(plan: &Plan, old: Tuple<'_>, new: Tuple<'_>) -> bool {
+    let value = |tuple: &Tuple<'_>, place: usize| match tuple.values().nth(place) {
+        Some(Value::Text(text)) => Some(text.to_vec()),
+        _ => None,
+    };
+    plan.key.iter().any(|&place| match (value(&old, place), value(&new, place)) {
+        (Some(old), Some(new)) => old != new,
+        _ => false,
+    })
+}

@@ -1,0 +1,388 @@
+//! What walhouse must remember, kept in ClickHouse beside the data: the checkpoint of the slot,
+//! what is known of each table, and the chunks of its copy that are done.
+//!
+//! Everything here is written before the thing that relies on it: a ceiling before a row beyond
+//! the old one is sent, `fed_from` before the first chunk, `read_until` before rows that were read
+//! from PostgreSQL land, a stop before any checkpoint passes the first change that it drops.
+//!
+//! Rows are never updated; each write has a higher revision. Only the process that holds the
+//! slot's lock writes, so a revision is one more than the last. Writes wait out whatever is
+//! transient: nothing may overtake them.
+
+use super::retrying;
+use crate::{
+    checkpoint::CheckpointStore,
+    event::{Epoch, Lsn, Version},
+};
+use clickhouse::{Client, Row};
+use serde::Deserialize;
+use std::collections::HashMap;
+use tokio::sync::Mutex;
+
+/// Inserts run ahead of the checkpoint by at most this much WAL before a new ceiling is stored.
+const CEILING_STEP: u64 = 1 << 30;
+
+/// Where a slot stands, as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The history that its positions belong to.
+    pub epoch: Epoch,
+    /// Everything up to here is durable.
+    pub lsn: Lsn,
+    /// No row of a commit beyond this was ever sent.
+    pub ceiling: Lsn,
+    /// The cluster that the slot was made in.
+    pub system_identifier: u64,
+    /// The timeline that it was last read on.
+    pub timeline: u32,
+    /// The publication's identity.
+    pub publication: String,
+}
+
+/// What a table is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TableStatus {
+    /// Its initial copy is not complete.
+    Copying,
+    /// Its initial copy is complete.
+    Streaming,
+    /// Its changes are dropped, for this reason, until an operator copies it again.
+    Stopped(String),
+}
+
+/// What is known of a replicated table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRecord {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// The source's schema.
+    pub schema: String,
+    /// The source's name.
+    pub name: String,
+    /// The table in ClickHouse.
+    pub target: String,
+    /// That table's UUID.
+    pub uuid: String,
+    /// What it is doing.
+    pub status: TableStatus,
+    /// Commits that end at or before this position are not in its feed.
+    pub fed_from: Lsn,
+    /// The WAL position after the last read of rows from PostgreSQL itself.
+    pub read_until: Lsn,
+    /// The version of the last TRUNCATE.
+    pub floor: Version,
+    /// The identity of its membership in the publication.
+    pub membership: String,
+    /// The source's columns when the target was created, as JSON.
+    pub shape: String,
+}
+
+/// A piece of a heap whose copy is done.
+#[derive(Clone, Debug, PartialEq, Eq, Row, Deserialize)]
+pub struct ChunkRecord {
+    /// `pg_class.oid` of the heap.
+    pub leaf: u32,
+    /// Its filenode when it was read.
+    pub filenode: u32,
+    /// The first block.
+    pub first_block: u32,
+    /// The block after the last.
+    pub last_block: u32,
+    /// How many rows it had.
+    pub row_count: u64,
+}
+
+/// The store of one slot.
+pub struct State {
+    client: Client,
+    slot: String,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    checkpoint: Option<Checkpoint>,
+    checkpoint_revision: u64,
+    tables: HashMap<u32, (TableRecord, u64)>,
+}
+
+#[derive(Row, Deserialize)]
+struct CheckpointRow {
+    epoch: u8,
+    lsn: u64,
+    ceiling: u64,
+    system_identifier: u64,
+    timeline: u32,
+    publication: String,
+    revision: u64,
+}
+
+#[derive(Row, Deserialize)]
+struct TableRow {
+    oid: u32,
+    schema_name: String,
+    table_name: String,
+    target: String,
+    uuid: String,
+    status: String,
+    reason: String,
+    fed_from: u64,
+    read_until: u64,
+    floor: u128,
+    membership: String,
+    shape: String,
+    revision: u64,
+}
+
+impl State {
+    /// Reads what is stored for `slot`; the migrations must have run.
+    ///
+    /// # Errors
+    /// What ClickHouse says, transient or not.
+    pub async fn load(client: Client, slot: &str) -> Result<Self, clickhouse::error::Error> {
+        let mut inner = Inner::default();
+        let row = client
+            .query(
+                "SELECT epoch, lsn, ceiling, system_identifier, timeline, publication, revision FROM _checkpoint \
+                 WHERE slot = ? ORDER BY revision DESC LIMIT 1",
+            )
+            .bind(slot)
+            .fetch_optional::<CheckpointRow>()
+            .await?;
+        if let Some(row) = row {
+            inner.checkpoint_revision = row.revision;
+            inner.checkpoint = Some(Checkpoint {
+                epoch: Epoch(row.epoch),
+                lsn: Lsn(row.lsn),
+                ceiling: Lsn(row.ceiling),
+                system_identifier: row.system_identifier,
+                timeline: row.timeline,
+                publication: row.publication,
+            });
+        }
+        let rows = client
+            .query(
+                "SELECT oid, schema_name, table_name, target, uuid, toString(status) AS status, reason, fed_from, \
+                 read_until, floor, membership, shape, revision \
+                 FROM _tables WHERE slot = ? ORDER BY revision DESC LIMIT 1 BY oid",
+            )
+            .bind(slot)
+            .fetch_all::<TableRow>()
+            .await?;
+        inner.tables = rows
+            .into_iter()
+            .map(|row| {
+                let revision = row.revision;
+                (row.oid, (TableRecord::from(row), revision))
+            })
+            .collect();
+        Ok(Self { client, slot: slot.to_owned(), inner: Mutex::new(inner) })
+    }
+
+    /// The stored checkpoint, if there is one.
+    pub async fn checkpoint(&self) -> Option<Checkpoint> {
+        self.inner.lock().await.checkpoint.clone()
+    }
+
+    /// Stores the first checkpoint of a slot, or one whose source has changed.
+    pub async fn set_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), clickhouse::error::Error> {
+        let mut inner = self.inner.lock().await;
+        self.write_checkpoint(&mut inner, checkpoint).await
+    }
+
+    /// Moves the checkpoint forward to `lsn`; a lower one is ignored.
+    pub async fn advance(&self, lsn: Lsn) -> Result<(), clickhouse::error::Error> {
+        let mut inner = self.inner.lock().await;
+        let Some(mut checkpoint) = inner.checkpoint.clone() else { return Ok(()) };
+        if lsn <= checkpoint.lsn {
+            return Ok(());
+        }
+        checkpoint.lsn = lsn;
+        checkpoint.ceiling = checkpoint.ceiling.max(lsn);
+        self.write_checkpoint(&mut inner, checkpoint).await
+    }
+
+    /// Returns once rows of commits up to `commit` may be sent.
+    pub async fn reserve(&self, commit: Lsn) -> Result<(), clickhouse::error::Error> {
+        let mut inner = self.inner.lock().await;
+        let Some(mut checkpoint) = inner.checkpoint.clone() else { return Ok(()) };
+        if commit <= checkpoint.ceiling {
+            return Ok(());
+        }
+        checkpoint.ceiling = Lsn(commit.0.saturating_add(CEILING_STEP));
+        self.write_checkpoint(&mut inner, checkpoint).await
+    }
+
+    /// After everything that was sent is durable and nothing more will be: the ceiling comes down
+    /// to the checkpoint, so that a planned failover after a graceful stop is no gap.
+    pub async fn settle(&self) -> Result<(), clickhouse::error::Error> {
+        let mut inner = self.inner.lock().await;
+        let Some(mut checkpoint) = inner.checkpoint.clone() else { return Ok(()) };
+        if checkpoint.ceiling == checkpoint.lsn {
+            return Ok(());
+        }
+        checkpoint.ceiling = checkpoint.lsn;
+        self.write_checkpoint(&mut inner, checkpoint).await
+    }
+
+    async fn write_checkpoint(&self, inner: &mut Inner, row: Checkpoint) -> Result<(), clickhouse::error::Error> {
+        if let Some(before) = &inner.checkpoint {
+            assert!(row.lsn >= before.lsn || row.epoch > before.epoch, "the checkpoint never falls");
+        }
+        let revision = inner.checkpoint_revision + 1;
+        retrying("store the checkpoint", || {
+            self.client
+                .query(
+                    "INSERT INTO _checkpoint (slot, epoch, lsn, ceiling, system_identifier, timeline, publication, \
+                     revision) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                )
+                .bind(&self.slot)
+                .bind(row.epoch.0)
+                .bind(row.lsn.0)
+                .bind(row.ceiling.0)
+                .bind(row.system_identifier)
+                .bind(row.timeline)
+                .bind(&row.publication)
+                .bind(revision)
+                .execute()
+        })
+        .await?;
+        inner.checkpoint_revision = revision;
+        inner.checkpoint = Some(row);
+        Ok(())
+    }
+
+    /// Every table that is known.
+    pub async fn tables(&self) -> Vec<TableRecord> {
+        self.inner.lock().await.tables.values().map(|(record, _)| record.clone()).collect()
+    }
+
+    /// One table, if it is known.
+    pub async fn table(&self, oid: u32) -> Option<TableRecord> {
+        self.inner.lock().await.tables.get(&oid).map(|(record, _)| record.clone())
+    }
+
+    /// Stores a table that was not known, or is made anew.
+    pub async fn put_table(&self, record: TableRecord) -> Result<(), clickhouse::error::Error> {
+        let mut inner = self.inner.lock().await;
+        self.write_table(&mut inner, record).await
+    }
+
+    /// Changes what is stored of a table; nothing is written if nothing changed.
+    pub async fn update_table(
+        &self,
+        oid: u32,
+        change: impl FnOnce(&mut TableRecord) + Send,
+    ) -> Result<(), clickhouse::error::Error> {
+        let mut inner = self.inner.lock().await;
+        let Some((before, _)) = inner.tables.get(&oid) else { return Ok(()) };
+        let mut record = before.clone();
+        change(&mut record);
+        if record == *before {
+            return Ok(());
+        }
+        self.write_table(&mut inner, record).await
+    }
+
+    async fn write_table(&self, inner: &mut Inner, row: TableRecord) -> Result<(), clickhouse::error::Error> {
+        let revision = inner.tables.get(&row.oid).map_or(0, |(_, revision)| *revision) + 1;
+        let (status, reason) = match &row.status {
+            TableStatus::Copying => ("copying", ""),
+            TableStatus::Streaming => ("streaming", ""),
+            TableStatus::Stopped(reason) => ("stopped", reason.as_str()),
+        };
+        retrying("store a table's state", || {
+            self.client
+                .query(
+                    "INSERT INTO _tables (slot, oid, schema_name, table_name, target, uuid, status, reason, fed_from, \
+                     read_until, floor, membership, shape, revision) SETTINGS async_insert = 0 \
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, toUInt128(?), ?, ?, ?)",
+                )
+                .bind(&self.slot)
+                .bind(row.oid)
+                .bind(&row.schema)
+                .bind(&row.name)
+                .bind(&row.target)
+                .bind(&row.uuid)
+                .bind(status)
+                .bind(reason)
+                .bind(row.fed_from.0)
+                .bind(row.read_until.0)
+                .bind(row.floor.0.to_string())
+                .bind(&row.membership)
+                .bind(&row.shape)
+                .bind(revision)
+                .execute()
+        })
+        .await?;
+        inner.tables.insert(row.oid, (row, revision));
+        Ok(())
+    }
+
+    /// The chunks of `uuid`'s copy that are done.
+    pub async fn chunks(&self, uuid: &str) -> Result<Vec<ChunkRecord>, clickhouse::error::Error> {
+        retrying("read the chunks of a copy", || {
+            self.client
+                .query("SELECT leaf, filenode, first_block, last_block, row_count FROM _chunks FINAL WHERE uuid = ?")
+                .bind(uuid)
+                .fetch_all::<ChunkRecord>()
+        })
+        .await
+    }
+
+    /// Stores that a chunk of `uuid`'s copy is done: its rows must be durable.
+    pub async fn put_chunk(&self, uuid: &str, chunk: &ChunkRecord) -> Result<(), clickhouse::error::Error> {
+        retrying("store a chunk", || {
+            self.client
+                .query(
+                    "INSERT INTO _chunks (uuid, leaf, filenode, first_block, last_block, row_count) \
+                     SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?)",
+                )
+                .bind(uuid)
+                .bind(chunk.leaf)
+                .bind(chunk.filenode)
+                .bind(chunk.first_block)
+                .bind(chunk.last_block)
+                .bind(chunk.row_count)
+                .execute()
+        })
+        .await
+    }
+}
+
+impl From<TableRow> for TableRecord {
+    fn from(row: TableRow) -> Self {
+        let status = match row.status.as_str() {
+            "copying" => TableStatus::Copying,
+            "streaming" => TableStatus::Streaming,
+            _ => TableStatus::Stopped(row.reason),
+        };
+        Self {
+            oid: row.oid,
+            schema: row.schema_name,
+            name: row.table_name,
+            target: row.target,
+            uuid: row.uuid,
+            status,
+            fed_from: Lsn(row.fed_from),
+            read_until: Lsn(row.read_until),
+            floor: Version(row.floor),
+            membership: row.membership,
+            shape: row.shape,
+        }
+    }
+}
+
+/// The checkpoint's side of the store, for the task that advances it.
+pub struct Checkpoints {
+    /// The store.
+    pub state: std::sync::Arc<State>,
+}
+
+impl CheckpointStore for Checkpoints {
+    type Error = clickhouse::error::Error;
+
+    async fn save(&mut self, lsn: Lsn) -> Result<(), Self::Error> {
+        self.state.advance(lsn).await
+    }
+}

@@ -1,0 +1,220 @@
+//! A replicated table, as the ClickHouse side sees it: which columns its target has, which of
+//! them are the key, and how a row of the stream is laid out onto them.
+
+use super::{block::ColumnSpec, types::ColumnType};
+use crate::event::{Lsn, Relation, SourceColumn, SourceTable, Version};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// The row's version: every target has this column.
+pub const VERSION: &str = "_version";
+/// Whether the row is a tombstone: every target has this column.
+pub const IS_DELETED: &str = "_is_deleted";
+/// Names in the database that are walhouse's own.
+const RESERVED: &[&str] = &["_checkpoint", "_tables", "_chunks", "_dead_letters", "audit_log", "async_operations"];
+/// What follows a target's name in the name of its view of current rows.
+pub const VIEW_SUFFIX: &str = "_current";
+
+/// The layout of a target.
+#[derive(Clone, Debug)]
+pub struct TableSpec {
+    /// `pg_class.oid` of the source.
+    pub oid: u32,
+    /// The source's schema.
+    pub schema: String,
+    /// The source's name.
+    pub name: String,
+    /// The table in ClickHouse.
+    pub target: String,
+    /// The source's columns that are replicated, in the order of the target's.
+    pub sources: Vec<SourceColumn>,
+    /// The target's columns, without those that every target has.
+    pub columns: Arc<[ColumnSpec]>,
+    /// Indexes of the key's columns, in index order.
+    pub key: Vec<usize>,
+}
+
+impl TableSpec {
+    /// The layout for `table` as the catalog shows it.
+    ///
+    /// # Errors
+    /// Why it can not be replicated, and what to do about it.
+    pub fn new(table: &SourceTable) -> Result<Self, String> {
+        table.key.clone()?;
+        let target = target_name(&table.schema, &table.name);
+        if RESERVED.contains(&target.as_str()) {
+            return Err(format!("its name in ClickHouse would be {target}, which is walhouse's own: exclude it in source.exclude"));
+        }
+        let sources: Vec<_> = table.columns.iter().filter(|column| !column.generated).cloned().collect();
+        if let Some(column) = sources.iter().find(|column| [VERSION, IS_DELETED].contains(&column.name.as_str())) {
+            return Err(format!("its column {} has a name that every table in ClickHouse needs: rename it", column.name));
+        }
+        let columns = sources.iter().map(|source| ColumnSpec {
+            name: source.name.clone(),
+            ty: ColumnType::of_postgres(source.type_oid, source.type_modifier, source.is_enum),
+            nullable: !source.not_null && source.key_position.is_none(),
+        });
+        let columns: Arc<[_]> = columns.collect();
+        let mut key: Vec<_> = (0..sources.len()).filter(|&index| sources[index].key_position.is_some()).collect();
+        key.sort_by_key(|&index| sources[index].key_position);
+        if key.is_empty() {
+            return Err("its key has no column that is replicated".into());
+        }
+        Ok(Self { oid: table.oid, schema: table.schema.clone(), name: table.name.clone(), target, sources, columns, key })
+    }
+
+    /// The view of current rows beside the target.
+    pub fn view(&self) -> String {
+        format!("{}{VIEW_SUFFIX}", self.target)
+    }
+
+    /// Whether an update can leave a value out of the stream.
+    pub fn toastable(&self) -> bool {
+        self.sources.iter().any(|column| column.toastable)
+    }
+
+    /// The source's columns, to be stored.
+    pub fn shape(&self) -> String {
+        serde_json::to_string(&self.sources).unwrap_or_default()
+    }
+
+    /// `schema.name`, for people and as a metric's label.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
+/// The name of the target: tables of `public` keep theirs, others get their schema's in front.
+fn target_name(schema: &str, name: &str) -> String {
+    if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") }
+}
+
+/// A replicated table while the daemon runs.
+#[derive(Debug)]
+pub struct Table {
+    /// Its layout.
+    pub spec: TableSpec,
+    /// The UUID of its target.
+    pub uuid: String,
+    read_until: AtomicU64,
+    copy_over: CancellationToken,
+    copy_writers: watch::Sender<usize>,
+}
+
+impl Table {
+    /// A table whose rows were last read from PostgreSQL itself at `read_until`.
+    pub fn new(spec: TableSpec, uuid: String, read_until: Lsn) -> Arc<Self> {
+        Arc::new(Self {
+            spec,
+            uuid,
+            read_until: AtomicU64::new(read_until.0),
+            copy_over: CancellationToken::new(),
+            copy_writers: watch::Sender::new(0),
+        })
+    }
+
+    /// The WAL position after the last read of rows from PostgreSQL itself. Such rows may be from
+    /// a later time than the change that they complete.
+    pub fn read_until(&self) -> Lsn {
+        Lsn(self.read_until.load(Ordering::SeqCst))
+    }
+
+    /// Notes that rows were read from PostgreSQL at `position`; to be stored before they land.
+    pub fn note_read(&self, position: Lsn) {
+        self.read_until.fetch_max(position.0, Ordering::SeqCst);
+    }
+
+    /// Called by the copy before it writes: `None` if it must not, because a TRUNCATE has made it
+    /// unnecessary. While the guard lives, a TRUNCATE waits.
+    pub fn begin_copy(self: &Arc<Self>) -> Option<CopyGuard> {
+        let guard = CopyGuard { table: Arc::clone(self) };
+        self.copy_writers.send_modify(|count| *count += 1);
+        // Counted first, asked then: whoever ends the copy either sees the count or is seen here.
+        (!self.copy_over.is_cancelled()).then_some(guard)
+    }
+
+    /// Ends the copy for good, and returns once it writes no more.
+    pub async fn end_copy(&self) {
+        self.copy_over.cancel();
+        // The sender lives as long as the table, so waiting can not fail.
+        let _ = self.copy_writers.subscribe().wait_for(|&count| count == 0).await;
+    }
+
+    /// Resolves when the copy has become unnecessary.
+    pub async fn copy_ended(&self) {
+        self.copy_over.cancelled().await;
+    }
+}
+
+/// The copy of a table is writing.
+#[derive(Debug)]
+pub struct CopyGuard {
+    table: Arc<Table>,
+}
+
+impl Drop for CopyGuard {
+    fn drop(&mut self) {
+        self.table.copy_writers.send_modify(|count| *count -= 1);
+    }
+}
+
+/// How a tuple of the stream lies on a table's columns.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// For each column of the tuple, the target's column.
+    pub columns: Vec<usize>,
+    /// For each column of the key, in index order, its place in the tuple.
+    pub key: Vec<usize>,
+}
+
+impl Plan {
+    /// Lays `relation` onto `spec`.
+    ///
+    /// # Errors
+    /// How the two differ: the table's shape has changed since its target was created.
+    pub fn new(spec: &TableSpec, relation: &Relation) -> Result<Self, String> {
+        let mut columns = Vec::with_capacity(relation.columns.len());
+        for column in &relation.columns {
+            let Some(index) = spec.sources.iter().position(|source| source.name == column.name) else {
+                return Err(format!("column {} is new", column.name));
+            };
+            let source = &spec.sources[index];
+            let modifier_counts = matches!(spec.columns[index].ty, ColumnType::Decimal { .. });
+            if source.declared_oid != column.type_oid
+                || modifier_counts && source.declared_modifier != column.type_modifier
+            {
+                return Err(format!("the type of column {} is another", column.name));
+            }
+            columns.push(index);
+        }
+        if let Some(missing) = (0..spec.sources.len()).find(|index| !columns.contains(index)) {
+            return Err(format!("column {} is gone", spec.sources[missing].name));
+        }
+        let place = |index: &usize| columns.iter().position(|column| column == index);
+        let key = spec.key.iter().map(place).collect::<Option<_>>().ok_or("a column of the key is gone")?;
+        Ok(Self { columns, key })
+    }
+}
+
+/// What a table's stream begins with: changes below are not in its feed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Feed {
+    /// Commits that end at or before this position are left out.
+    pub from: Lsn,
+    /// Rows below this version were truncated.
+    pub floor: Version,
+}
+
+impl Feed {
+    /// Whether a change of this version is in the feed.
+    ///
+    /// A commit record that *begins* where the feed does is the first one inside it: adjacent
+    /// transactions share that position.
+    pub fn takes(&self, version: Version) -> bool {
+        version.commit() >= self.from && version >= self.floor
+    }
+}

@@ -1,0 +1,419 @@
+//! The replication connection: startup, authentication, the few commands of replication mode,
+//! and the raw frames of a copy in both directions.
+//!
+//! It is ours because tokio-postgres as published has no CopyBoth mode. The library alternative
+//! (`pgwire-replication`) hands out one event per row and owns the acknowledgement; both are what
+//! walhouse exists for. Everything that can be shared is: messages towards the server and SCRAM
+//! are `postgres-protocol`'s, SQL and COPY go through tokio-postgres.
+//!
+//! The session pins every setting that shapes text, because pgoutput writes values with the output
+//! functions of this very session, and a role or a database may have other defaults.
+
+use super::wire::{self, WireError};
+use crate::retry::Kind;
+use bytes::{Buf, BytesMut};
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::{
+    authentication::{
+        md5_hash,
+        sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256},
+    },
+    message::{
+        backend::{ErrorFields, Message},
+        frontend,
+    },
+};
+use std::{io, net::SocketAddr, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::{TcpStream, UnixStream},
+};
+use tokio_postgres::config::Host;
+
+/// How long connecting and authenticating may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a command of replication mode may take. Creating a slot is not one of them.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Settings that decide how values look as text, and timeouts that could cut a session short.
+/// Every session of ours has them, whatever role and database say.
+pub const SESSION: &[(&str, &str)] = &[
+    ("search_path", "pg_catalog"),
+    ("DateStyle", "ISO, MDY"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("bytea_output", "hex"),
+    ("extra_float_digits", "3"),
+    ("lc_monetary", "C"),
+    ("client_encoding", "UTF8"),
+    ("statement_timeout", "0"),
+    ("lock_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+];
+
+/// The replication connection failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The network did, or the server closed the connection.
+    #[error("connection to PostgreSQL at {endpoint}: {source}")]
+    Io {
+        /// Host and port, or the socket's path.
+        endpoint: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A name that does not resolve.
+    #[error("the host {0:?} of source.url does not resolve: check its spelling and the name server")]
+    UnknownHost(String),
+    /// TLS is not there yet.
+    #[error(
+        "{0} is not a loopback address, and this version has no TLS towards PostgreSQL: it refuses to send data over a \
+         network in the clear; connect through a Unix socket, loopback or a tunnel"
+    )]
+    NotLoopback(SocketAddr),
+    /// The server answered with an error.
+    #[error("PostgreSQL refused {doing}: {message} (SQLSTATE {code})")]
+    Server {
+        /// What walhouse asked for.
+        doing: &'static str,
+        /// SQLSTATE.
+        code: String,
+        /// The server's primary message.
+        message: String,
+    },
+    /// Bytes that are no frame.
+    #[error("the replication stream is not understood: {0}")]
+    Wire(#[from] WireError),
+    /// A message at a moment at which the protocol has none.
+    #[error("the server broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// An authentication method that walhouse does not have.
+    #[error("the server asks for {0}, which walhouse does not speak: use scram-sha-256, md5, password or trust in pg_hba.conf")]
+    Authentication(&'static str),
+    /// No password where one is needed.
+    #[error("the server asks for a password: set it in source.url, source.password or source.password_file")]
+    NoPassword,
+    /// The server did not answer.
+    #[error("PostgreSQL at {endpoint} did not answer within {seconds} s while {doing}")]
+    TimedOut {
+        /// Host and port, or the socket's path.
+        endpoint: String,
+        /// What walhouse asked for.
+        doing: &'static str,
+        /// The deadline.
+        seconds: u64,
+    },
+}
+
+impl ConnectionError {
+    /// Whether another try can help.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Io { .. } | Self::TimedOut { .. } => Kind::Transient,
+            Self::Server { code, .. } => super::sql::kind_of_state(code),
+            _ => Kind::Definite,
+        }
+    }
+
+    /// SQLSTATE, where the server gave one.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Server { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+}
+
+trait Transport: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
+
+/// An authenticated session in replication mode.
+pub struct ReplicationConnection {
+    stream: Box<dyn Transport>,
+    endpoint: String,
+    buffer: BytesMut,
+}
+
+/// A row of a replication command's answer; `None` is NULL.
+pub type Row = Vec<Option<String>>;
+
+impl ReplicationConnection {
+    /// Connects and authenticates as `config` says, with `replication=database`.
+    ///
+    /// # Errors
+    /// Transient when the network or a starting server is in the way, definite for credentials,
+    /// unknown databases and hosts.
+    pub async fn connect(config: &tokio_postgres::Config, application: &str) -> Result<Self, ConnectionError> {
+        let (stream, endpoint) = within("connecting", "source.url", CONNECT_TIMEOUT, open(config)).await?;
+        let mut connection = Self { stream, endpoint, buffer: BytesMut::with_capacity(8 * 1024) };
+        let endpoint = connection.endpoint.clone();
+        within("authenticating", &endpoint, CONNECT_TIMEOUT, connection.start(config, application)).await?;
+        Ok(connection)
+    }
+
+    async fn start(&mut self, config: &tokio_postgres::Config, application: &str) -> Result<(), ConnectionError> {
+        let user = config.get_user().unwrap_or("postgres").to_owned();
+        let database = config.get_dbname().unwrap_or(&user).to_owned();
+        let mut parameters = vec![
+            ("user", user.as_str()),
+            ("database", database.as_str()),
+            ("replication", "database"),
+            ("application_name", application),
+        ];
+        parameters.extend_from_slice(SESSION);
+        let mut out = BytesMut::new();
+        frontend::startup_message(parameters, &mut out).map_err(|source| self.io(source))?;
+        self.write(&mut out).await?;
+        self.authenticate(&user, config.get_password()).await?;
+        loop {
+            match self.message("the connection").await? {
+                Message::ReadyForQuery(_) => return Ok(()),
+                Message::BackendKeyData(_) | Message::ParameterStatus(_) => {}
+                _ => return Err(ConnectionError::Protocol("an unexpected message before it was ready")),
+            }
+        }
+    }
+
+    async fn authenticate(&mut self, user: &str, password: Option<&[u8]>) -> Result<(), ConnectionError> {
+        let password = || password.ok_or(ConnectionError::NoPassword);
+        let mut out = BytesMut::new();
+        match self.message("the connection").await? {
+            Message::AuthenticationOk => return Ok(()),
+            Message::AuthenticationCleartextPassword => {
+                frontend::password_message(password()?, &mut out).map_err(|source| self.io(source))?;
+            }
+            Message::AuthenticationMd5Password(body) => {
+                let hash = md5_hash(user.as_bytes(), password()?, body.salt());
+                frontend::password_message(hash.as_bytes(), &mut out).map_err(|source| self.io(source))?;
+            }
+            Message::AuthenticationSasl(body) => {
+                if !body.mechanisms().any(|mechanism| Ok(mechanism == SCRAM_SHA_256)).unwrap_or(false) {
+                    return Err(ConnectionError::Authentication("a SASL mechanism other than SCRAM-SHA-256"));
+                }
+                return self.scram(password()?).await;
+            }
+            Message::AuthenticationGss | Message::AuthenticationSspi => {
+                return Err(ConnectionError::Authentication("GSSAPI or SSPI"));
+            }
+            _ => return Err(ConnectionError::Authentication("an unknown authentication method")),
+        }
+        self.write(&mut out).await?;
+        self.authentication_ok().await
+    }
+
+    async fn scram(&mut self, password: &[u8]) -> Result<(), ConnectionError> {
+        let mut out = BytesMut::new();
+        let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
+        frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), &mut out).map_err(|source| self.io(source))?;
+        self.write(&mut out).await?;
+        match self.message("the password").await? {
+            Message::AuthenticationSaslContinue(body) => scram.update(body.data()).map_err(|source| self.io(source))?,
+            _ => return Err(ConnectionError::Protocol("no SCRAM challenge after the first SASL message")),
+        }
+        frontend::sasl_response(scram.message(), &mut out).map_err(|source| self.io(source))?;
+        self.write(&mut out).await?;
+        match self.message("the password").await? {
+            Message::AuthenticationSaslFinal(body) => scram.finish(body.data()).map_err(|source| self.io(source))?,
+            _ => return Err(ConnectionError::Protocol("no SCRAM proof of the server")),
+        }
+        self.authentication_ok().await
+    }
+
+    async fn authentication_ok(&mut self) -> Result<(), ConnectionError> {
+        match self.message("the password").await? {
+            Message::AuthenticationOk => Ok(()),
+            _ => Err(ConnectionError::Protocol("authentication did not end")),
+        }
+    }
+
+    /// Runs a command of replication mode that answers with rows, such as IDENTIFY_SYSTEM.
+    pub async fn command(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {
+        let endpoint = self.endpoint.clone();
+        within(doing, &endpoint, COMMAND_TIMEOUT, self.rows(doing, command)).await
+    }
+
+    async fn rows(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {
+        let mut out = BytesMut::new();
+        frontend::query(command, &mut out).map_err(|source| self.io(source))?;
+        self.write(&mut out).await?;
+        let mut rows = Vec::new();
+        loop {
+            match self.message(doing).await? {
+                Message::DataRow(body) => {
+                    let field = |range: Option<std::ops::Range<usize>>| {
+                        range.and_then(|range| body.buffer().get(range)).map(|b| String::from_utf8_lossy(b).into_owned())
+                    };
+                    rows.push(body.ranges().map(|range| Ok(field(range))).collect().map_err(|source| self.io(source))?);
+                }
+                Message::ReadyForQuery(_) => return Ok(rows),
+                Message::RowDescription(_) | Message::CommandComplete(_) | Message::ParameterStatus(_) => {}
+                _ => return Err(ConnectionError::Protocol("an unexpected message in a command's answer")),
+            }
+        }
+    }
+
+    /// Sends START_REPLICATION and waits until the server streams. From here on only
+    /// [`read`](Self::read), [`buffer`](Self::buffer) and [`write`](Self::write) make sense.
+    pub async fn start_replication(&mut self, command: &str) -> Result<(), ConnectionError> {
+        const DOING: &str = "to stream from the slot";
+        let endpoint = self.endpoint.clone();
+        within(DOING, &endpoint, COMMAND_TIMEOUT, async {
+            let mut out = BytesMut::new();
+            frontend::query(command, &mut out).map_err(|source| self.io(source))?;
+            self.write(&mut out).await?;
+            loop {
+                let both = wire::next_frame(&self.buffer)?.filter(|frame| frame.tag == b'W').map(|frame| frame.len);
+                if let Some(length) = both {
+                    self.buffer.advance(length);
+                    return Ok(());
+                }
+                if wire::next_frame(&self.buffer)?.is_none() {
+                    self.read().await?;
+                    continue;
+                }
+                match self.message(DOING).await? {
+                    Message::ParameterStatus(_) | Message::NoticeResponse(_) => {}
+                    _ => return Err(ConnectionError::Protocol("no copy mode after START_REPLICATION")),
+                }
+            }
+        })
+        .await
+    }
+
+    /// The next whole message; errors of the server become errors here, notices are skipped.
+    async fn message(&mut self, doing: &'static str) -> Result<Message, ConnectionError> {
+        loop {
+            match Message::parse(&mut self.buffer).map_err(|source| self.io(source))? {
+                Some(Message::ErrorResponse(body)) => return Err(server_error(doing, body.fields())),
+                Some(Message::NoticeResponse(_)) => {}
+                Some(message) => return Ok(message),
+                None => {
+                    self.read().await?;
+                }
+            }
+        }
+    }
+
+    /// Reads what the server has sent into the buffer, and returns how much it was. Safe to cancel.
+    ///
+    /// # Errors
+    /// Transient when the connection is gone or was closed.
+    pub async fn read(&mut self) -> Result<usize, ConnectionError> {
+        match self.stream.read_buf(&mut self.buffer).await {
+            Ok(0) => Err(self.io(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"))),
+            Ok(count) => Ok(count),
+            Err(source) => Err(self.io(source)),
+        }
+    }
+
+    /// What was read and not yet taken.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// Sends `out` and leaves it empty.
+    pub async fn write(&mut self, out: &mut BytesMut) -> Result<(), ConnectionError> {
+        let result = self.stream.write_all(out).await;
+        out.clear();
+        match result {
+            Ok(()) => self.stream.flush().await.map_err(|source| self.io(source)),
+            Err(source) => Err(self.io(source)),
+        }
+    }
+
+    /// Ends the copy and the session in order, so that the server frees the slot at once.
+    pub async fn close(mut self) {
+        let mut out = BytesMut::new();
+        frontend::copy_done(&mut out);
+        frontend::terminate(&mut out);
+        let ended = async {
+            self.write(&mut out).await?;
+            loop {
+                self.buffer.clear();
+                self.read().await?;
+            }
+        };
+        // Whatever comes until the server hangs up is of no interest any more.
+        let _: Result<Result<(), ConnectionError>, _> = tokio::time::timeout(Duration::from_secs(2), ended).await;
+    }
+
+    fn io(&self, source: io::Error) -> ConnectionError {
+        ConnectionError::Io { endpoint: self.endpoint.clone(), source }
+    }
+}
+
+async fn within<T>(
+    doing: &'static str,
+    endpoint: &str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, ConnectionError>>,
+) -> Result<T, ConnectionError> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(ConnectionError::TimedOut { endpoint: endpoint.to_owned(), doing, seconds: limit.as_secs() })
+    })
+}
+
+/// Opens the first host of `config` that answers.
+async fn open(config: &tokio_postgres::Config) -> Result<(Box<dyn Transport>, String), ConnectionError> {
+    let mut failure = None;
+    for (index, host) in config.get_hosts().iter().enumerate() {
+        let port = config.get_ports().get(index).or(config.get_ports().first()).copied().unwrap_or(5432);
+        match host {
+            Host::Unix(directory) => {
+                let path = directory.join(format!(".s.PGSQL.{port}"));
+                let endpoint = path.display().to_string();
+                match UnixStream::connect(&path).await {
+                    Ok(stream) => return Ok((Box::new(stream), endpoint)),
+                    Err(source) => failure = Some(ConnectionError::Io { endpoint, source }),
+                }
+            }
+            Host::Tcp(name) => match open_tcp(name, port).await {
+                Ok((stream, endpoint)) => return Ok((Box::new(stream), endpoint)),
+                Err(error) => failure = Some(error),
+            },
+        }
+    }
+    Err(failure.unwrap_or(ConnectionError::UnknownHost(String::new())))
+}
+
+async fn open_tcp(name: &str, port: u16) -> Result<(TcpStream, String), ConnectionError> {
+    let endpoint = format!("{name}:{port}");
+    let found = tokio::net::lookup_host((name, port)).await;
+    let mut failure = ConnectionError::UnknownHost(name.to_owned());
+    for address in found.map_err(|_| ConnectionError::UnknownHost(name.to_owned()))? {
+        if !address.ip().is_loopback() {
+            failure = ConnectionError::NotLoopback(address);
+            continue;
+        }
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                // Status updates are small and urgent.
+                stream.set_nodelay(true).map_err(|source| ConnectionError::Io { endpoint: endpoint.clone(), source })?;
+                return Ok((stream, endpoint));
+            }
+            Err(source) => failure = ConnectionError::Io { endpoint: endpoint.clone(), source },
+        }
+    }
+    Err(failure)
+}
+
+/// Reads an ErrorResponse's fields.
+fn server_error(doing: &'static str, mut fields: ErrorFields<'_>) -> ConnectionError {
+    let (mut code, mut message) = (String::new(), String::new());
+    while let Ok(Some(field)) = fields.next() {
+        match field.type_() {
+            b'C' => code = String::from_utf8_lossy(field.value_bytes()).into_owned(),
+            b'M' => message = String::from_utf8_lossy(field.value_bytes()).into_owned(),
+            _ => {}
+        }
+    }
+    ConnectionError::Server { doing, code, message }
+}
+
+/// Reads an ErrorResponse that arrived in the middle of the stream.
+pub fn stream_error(frame: &[u8]) -> ConnectionError {
+    match Message::parse(&mut BytesMut::from(frame)) {
+        Ok(Some(Message::ErrorResponse(body))) => server_error("to go on streaming", body.fields()),
+        _ => ConnectionError::Protocol("an error that is none"),
+    }
+}

@@ -1,0 +1,87 @@
+//! Logs and metrics: how they are set up, and the one list of what is measured.
+//!
+//! No row value and no secret ever goes into either. Labels are tables and error classes, so
+//! their number is bounded by the source's tables.
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// The names of all metrics.
+pub mod names {
+    /// Bytes read from the slot.
+    pub const SOURCE_BYTES: &str = "walhouse_source_bytes_total";
+    /// The position up to which the server has read its WAL for the slot, as far as it said.
+    pub const SOURCE_POSITION: &str = "walhouse_source_position_bytes";
+    /// The server's WAL position minus the stored checkpoint.
+    pub const LAG_BYTES: &str = "walhouse_source_lag_bytes";
+    /// The age of the oldest commit that is received and not yet durable; 0 when there is none.
+    pub const LAG_SECONDS: &str = "walhouse_lag_seconds";
+    /// The stored checkpoint.
+    pub const CHECKPOINT: &str = "walhouse_checkpoint_position_bytes";
+    /// Changes received, by table.
+    pub const ROWS_RECEIVED: &str = "walhouse_rows_received_total";
+    /// Rows that ClickHouse confirmed, by table.
+    pub const ROWS_WRITTEN: &str = "walhouse_rows_written_total";
+    /// Rows that the initial copy wrote, by table.
+    pub const COPY_ROWS: &str = "walhouse_copy_rows_total";
+    /// The share of the initial copy that is done, 0 to 1, by table.
+    pub const COPY_PROGRESS: &str = "walhouse_copy_progress_ratio";
+    /// Tables whose initial copy is not complete.
+    pub const COPY_PENDING: &str = "walhouse_copy_pending_tables";
+    /// Tables that are stopped.
+    pub const TABLES_STOPPED: &str = "walhouse_tables_stopped";
+    /// How long inserts took, in seconds.
+    pub const INSERT_SECONDS: &str = "walhouse_insert_seconds";
+    /// Attempts to insert that failed, by kind.
+    pub const INSERT_ERRORS: &str = "walhouse_insert_errors_total";
+    /// Rows whose unchanged TOAST had to be looked up, by where it was found.
+    pub const TOAST_LOOKUPS: &str = "walhouse_toast_lookups_total";
+    /// Times that the connection to the source was made anew.
+    pub const RECONNECTS: &str = "walhouse_reconnects_total";
+    /// Seconds from a commit at the source until it was durable in ClickHouse.
+    pub const LATENCY: &str = "walhouse_commit_to_durable_seconds";
+    /// Bytes of changes and blocks in flight.
+    pub const MEMORY: &str = "walhouse_memory_in_flight_bytes";
+    /// 1, with the version as a label.
+    pub const BUILD_INFO: &str = "walhouse_build_info";
+}
+
+/// Buckets of insert durations, in seconds.
+const INSERT_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Buckets of commit-to-durable latencies, in seconds.
+const LATENCY_BUCKETS: &[f64] = &[0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
+
+/// Installs the process's metrics, and returns what renders them.
+///
+/// # Errors
+/// If a recorder is installed already.
+pub fn metrics() -> Result<PrometheusHandle, Box<dyn std::error::Error + Send + Sync>> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(names::INSERT_SECONDS.into()), INSERT_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(names::LATENCY.into()), LATENCY_BUCKETS)?
+        .install_recorder()?;
+    describe();
+    metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+fn describe() {
+    use metrics::{Unit, describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
+    counter!(names::SOURCE_BYTES, Unit::Bytes, "Bytes read from the replication slot");
+    gauge!(names::SOURCE_POSITION, Unit::Bytes, "WAL position up to which the server has read for the slot");
+    gauge!(names::LAG_BYTES, Unit::Bytes, "WAL of the source that is not yet durable in ClickHouse");
+    gauge!(names::LAG_SECONDS, Unit::Seconds, "Age of the oldest commit received and not yet durable");
+    gauge!(names::CHECKPOINT, Unit::Bytes, "WAL position of the stored checkpoint");
+    counter!(names::ROWS_RECEIVED, "Changes received from the source, by table");
+    counter!(names::ROWS_WRITTEN, "Rows that ClickHouse confirmed, by table");
+    counter!(names::COPY_ROWS, "Rows written by the initial copy, by table");
+    gauge!(names::COPY_PROGRESS, "Share of the initial copy that is done, by table");
+    gauge!(names::COPY_PENDING, "Tables whose initial copy is not complete");
+    gauge!(names::TABLES_STOPPED, "Tables that are stopped");
+    histogram!(names::INSERT_SECONDS, Unit::Seconds, "Duration of attempts to insert a block");
+    counter!(names::INSERT_ERRORS, "Attempts to insert that failed, by kind");
+    counter!(names::TOAST_LOOKUPS, "Rows whose unchanged TOAST was looked up, by where it was found");
+    counter!(names::RECONNECTS, "Times that the connection to the source was made anew");
+    histogram!(names::LATENCY, Unit::Seconds, "Time from commit at the source to durable in ClickHouse");
+    gauge!(names::MEMORY, Unit::Bytes, "Changes and blocks in flight");
+    gauge!(names::BUILD_INFO, "1, labelled with the version");
+}
