@@ -1,3 +1,4 @@
 //! walhouse
 
+pub mod clickhouse;
 pub mod event;
