@@ -34,9 +34,9 @@ pub(super) fn write(column: &Column, out: &mut Vec<u8>) {
         .collect();
 
     let width: usize = match keys.len() {
-        ..=0x100 => 1,
-        ..=0x1_0000 => 2,
-        ..=0x1_0000_0000 => 4,
+        0..=0x100 => 1,
+        0x101..=0x1_0000 => 2,
+        0x1_0001..=0x1_0000_0000 => 4,
         _ => 8,
     };
     push(out, KEYS_VERSION);
