@@ -1,4 +1,5 @@
 //! walhouse
 
+pub mod clickhouse;
 pub mod event;
 pub mod postgres;
