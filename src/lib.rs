@@ -1,3 +1,5 @@
 //! walhouse
 
+pub mod cli;
+pub mod config;
 pub mod event;
