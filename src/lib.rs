@@ -1,5 +1,12 @@
 //! walhouse
 
+pub mod checkpoint;
+pub mod cli;
 pub mod clickhouse;
+pub mod config;
 pub mod event;
+pub mod lane;
 pub mod postgres;
+pub mod quote;
+pub mod retry;
+pub mod telemetry;

@@ -176,22 +176,49 @@ impl Batch {
             return self.wait(spec, plan, old, new, at, false);
         }
         self.end_row(spec, at.version, false);
-        if let Some((old, _)) = old
-            && key_texts_differ(plan, old, new)
-        {
-            // Different texts can be one key to ClickHouse: 0 and -0.
-            let row = self.block.rows();
-            self.push_tombstone(spec, plan, old)?;
-            let (mut new_key, mut old_key) = (Vec::new(), Vec::new());
-            self.block.key(&spec.key, row - 1, &mut new_key);
-            self.block.key(&spec.key, row, &mut old_key);
-            if new_key == old_key {
+        self.push_old_key(spec, plan, old.map(|(old, _)| old), new, at)?;
+        Ok(Outcome::Added)
+    }
+
+    /// Adds a tombstone for the old key of the row that was just added, if it is another one.
+    fn push_old_key(
+        &mut self,
+        spec: &TableSpec,
+        plan: &Plan,
+        old: Option<Tuple<'_>>,
+        new: Tuple<'_>,
+        at: At,
+    ) -> Result<(), CellError> {
+        let Some(old) = old.filter(|old| key_texts_differ(plan, *old, new)) else { return Ok(()) };
+        // Different texts can be one key to ClickHouse: 0 and -0.
+        let row = self.block.rows();
+        self.push_tombstone(spec, plan, old)?;
+        let (mut new_key, mut old_key) = (Vec::new(), Vec::new());
+        self.block.key(&spec.key, row - 1, &mut new_key);
+        self.block.key(&spec.key, row, &mut old_key);
+        if new_key == old_key {
+            self.block.rollback_row();
+        } else {
+            self.end_row(spec, at.version, true);
+        }
+        Ok(())
+    }
+
+    /// Adds a row whose missing values the old tuple had.
+    fn push_filled(&mut self, spec: &TableSpec, row: &Waiting) -> Result<(), CellError> {
+        for column in 0..spec.columns.len() {
+            let into = self.block.column_mut(column);
+            let pushed = match row.text(column) {
+                Some(text) => into.push_text(text),
+                None => into.push_null(),
+            };
+            if let Err(error) = pushed {
                 self.block.rollback_row();
-            } else {
-                self.end_row(spec, at.version, true);
+                return Err(CellError { column: spec.columns[column].name.clone(), error });
             }
         }
-        Ok(Outcome::Added)
+        self.end_row(spec, row.at.version, false);
+        Ok(())
     }
 
     /// Adds a tombstone.
@@ -262,9 +289,6 @@ impl Batch {
         at: At,
         insert: bool,
     ) -> Result<Outcome, CellError> {
-        if self.latest.is_none() {
-            return Ok(Outcome::NeedsKeys);
-        }
         let mut row = Waiting {
             at,
             cells: vec![Cell::Null; spec.columns.len()],
@@ -275,6 +299,14 @@ impl Batch {
             keys: self.keys.rows(),
         };
         fill(&mut row, spec, plan, old, new);
+        if row.lacking().next().is_none() {
+            self.push_filled(spec, &row)?;
+            self.push_old_key(spec, plan, old.map(|(old, _)| old), new, at)?;
+            return Ok(Outcome::Added);
+        }
+        if self.latest.is_none() {
+            return Ok(Outcome::NeedsKeys);
+        }
         let old_texts = old.filter(|(old, _)| key_texts_differ(plan, *old, new)).map(|(old, _)| old);
         let new_key = self.push_key(spec, |column| row.text(column))?;
         let old_key = match old_texts {
@@ -362,12 +394,9 @@ fn fill(row: &mut Waiting, spec: &TableSpec, plan: &Plan, old: Option<(Tuple<'_>
 
 /// Whether the texts of the keys differ. A key column that is unchanged TOAST does not.
 fn key_texts_differ(plan: &Plan, old: Tuple<'_>, new: Tuple<'_>) -> bool {
-    let value = |tuple: &Tuple<'_>, place: usize| match tuple.values().nth(place) {
-        Some(Value::Text(text)) => Some(text.to_vec()),
-        _ => None,
-    };
-    plan.key.iter().any(|&place| match (value(&old, place), value(&new, place)) {
-        (Some(old), Some(new)) => old != new,
+    let mut values = old.values().zip(new.values()).enumerate();
+    values.any(|(place, pair)| match pair {
+        (Value::Text(old), Value::Text(new)) => old != new && plan.key.contains(&place),
         _ => false,
     })
 }

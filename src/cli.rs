@@ -1,0 +1,158 @@
+//! Commands and flags. What they do is elsewhere; this is what they are called.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Glob, Timespan};
+
+/// Lands PostgreSQL's changes in ClickHouse, a second behind, and stays right through every crash.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    version,
+    after_help = "Examples:
+  walhouse --config /etc/walhouse.toml                 stream until stopped
+  walhouse check                                       see what is missing before the first run
+  WALHOUSE__CLICKHOUSE__PASSWORD=… walhouse run        any key of the file, from the environment"
+)]
+pub struct Cli {
+    /// The configuration, a TOML file.
+    #[arg(long, global = true, value_name = "PATH", default_value = "config/walhouse.toml")]
+    pub config: PathBuf,
+    /// `None` means [`Command::Run`].
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+impl Cli {
+    /// The command that was asked for; `run` when none was.
+    pub fn command_or_run(&self) -> Command {
+        self.command.clone().unwrap_or(Command::Run)
+    }
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Create what is missing, copy what is missing, stream until stopped (the default)
+    ///
+    /// Creates the publication, the slot, the ClickHouse database and its tables where they are
+    /// absent, copies the tables while their changes stream, and goes on from the stored position
+    /// after a restart. SIGTERM and SIGINT drain and stop it.
+    #[command(after_help = "Examples:
+  walhouse run
+  walhouse run --config /etc/walhouse.toml")]
+    Run,
+    /// Connect to everything and say what is ready and what is not
+    ///
+    /// Looks, and changes nothing. Exits with 0 when all is well, with 1 when something has to be
+    /// done first.
+    #[command(after_help = "Examples:
+  walhouse check
+  walhouse check --json | jq '.checks[] | select(.outcome == \"failed\")'")]
+    Check(CheckArgs),
+    /// Compare PostgreSQL with ClickHouse, table by table
+    ///
+    /// Counts and checksums, computed by the two servers at one position of the WAL; names the keys
+    /// that differ. Exits with 0 when both sides are equal.
+    #[command(after_help = "Examples:
+  walhouse verify
+  walhouse verify --table public.sales_order --table 'crm.*'
+  walhouse verify --json --timeout 5m")]
+    Verify(VerifyArgs),
+    /// Print the effective configuration, secrets redacted
+    ///
+    /// The file, with the environment over it and the defaults filled in.
+    #[command(after_help = "Examples:
+  walhouse config
+  walhouse config --json | jq .batch")]
+    Config(ConfigArgs),
+}
+
+/// `walhouse check`
+#[derive(Clone, Debug, Args)]
+pub struct CheckArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `walhouse verify`
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Only tables that match this pattern over schema.table; may be given several times.
+    #[arg(long = "table", value_name = "GLOB")]
+    pub tables: Vec<Glob>,
+    /// How long to wait until ClickHouse has reached PostgreSQL's position.
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    pub timeout: Timespan,
+}
+
+/// `walhouse config`
+#[derive(Clone, Debug, Args)]
+pub struct ConfigArgs {
+    /// Print JSON instead of TOML.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split(' ')).expect(line)
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_what_happens_without_a_command() {
+        let cli = parse("walhouse");
+        assert!(matches!(cli.command_or_run(), Command::Run));
+        assert_eq!(cli.config, PathBuf::from("config/walhouse.toml"));
+    }
+
+    #[test]
+    fn the_configuration_may_be_named_before_or_after_the_command() {
+        for line in ["walhouse --config a.toml check --json", "walhouse check --json --config a.toml"] {
+            let cli = parse(line);
+            assert_eq!(cli.config, PathBuf::from("a.toml"), "{line}");
+            assert!(matches!(cli.command_or_run(), Command::Check(CheckArgs { json: true })), "{line}");
+        }
+    }
+
+    #[test]
+    fn verify_takes_several_patterns_and_a_time() {
+        let Command::Verify(args) =
+            parse("walhouse verify --table public.a --table crm.* --timeout 5m").command_or_run()
+        else {
+            panic!("verify was asked for")
+        };
+        assert_eq!(args.tables.len(), 2);
+        assert_eq!(args.timeout.0.as_secs(), 300);
+        for line in ["walhouse verify --table orders", "walhouse verify --timeout soon"] {
+            Cli::try_parse_from(line.split(' ')).expect_err(line);
+        }
+    }
+
+    #[test]
+    fn every_help_ends_in_examples() {
+        let mut root = Cli::command();
+        root.build();
+        let helps = root.get_subcommands_mut().filter(|command| command.get_name() != "help");
+        let helps: Vec<_> = helps.map(|command| command.render_long_help().to_string()).collect();
+        assert_eq!(helps.len(), 4);
+        for help in helps.iter().chain([&root.render_long_help().to_string()]) {
+            assert!(help.contains("\nExamples:\n  "), "{help}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What the lane does beside its main task: inserts, truncates, stops.
+
+use super::{
+    batch::{Batch, CellError},
+    insert::{InsertError, Inserter},
+    retrying,
+    state::{State, TableStatus},
+    table::{Table, VERSION},
+    toast::{Resolver, ToastError},
+};
+use crate::{event::Version, lane::RowSource, quote, retry::Kind, telemetry::names};
+use bytes::Bytes;
+use clickhouse::Client;
+use std::sync::Arc;
+
+/// What every job needs.
+pub struct Shared {
+    /// ClickHouse, with the database chosen.
+    pub client: Client,
+    /// What is stored.
+    pub state: Arc<State>,
+    /// Sends blocks.
+    pub inserter: Arc<Inserter>,
+    /// Reads single rows of the source.
+    pub source: Arc<dyn RowSource>,
+}
+
+/// Why the lane can not go on, or why a table can not.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Only this table stops.
+    #[error("{0}")]
+    Table(String),
+    /// ClickHouse says something that an operator must mend.
+    #[error("ClickHouse: {0}")]
+    ClickHouse(#[from] clickhouse::error::Error),
+    /// The source could not be asked for a row.
+    #[error(transparent)]
+    Source(#[from] crate::lane::RowError),
+    /// This process does not hold the slot's lock any more.
+    #[error("the lock of the slot was lost")]
+    LockLost,
+    /// walhouse contradicts itself.
+    #[error("this is a bug in walhouse: {0}")]
+    Bug(String),
+}
+
+impl Failure {
+    /// Whether a new beginning from the checkpoint can help.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::LockLost => Kind::Transient,
+            Self::Source(error) => error.kind,
+            Self::ClickHouse(error) => super::client::kind(error),
+            Self::Table(_) | Self::Bug(_) => Kind::Definite,
+        }
+    }
+}
+
+/// Something to do for one table.
+pub enum Job {
+    /// Complete the rows that wait, then insert all.
+    Insert {
+        /// The rows.
+        batch: Box<Batch>,
+        /// What they hold in memory.
+        bytes: usize,
+    },
+    /// Remove what is below a version.
+    Truncate {
+        /// The truncate's version.
+        version: Version,
+        /// Its number in the lane.
+        row: u64,
+    },
+    /// Store that the table is stopped.
+    Stop {
+        /// Why, and what to do.
+        reason: String,
+        /// The first rows of what the stop drops.
+        rows: Vec<u64>,
+    },
+}
+
+/// What became of a job.
+pub struct Done {
+    /// The numbers under which it stood in the lane's ledger.
+    pub rows: Vec<u64>,
+    /// The memory that it gives back.
+    pub bytes: usize,
+    /// Whether it succeeded.
+    pub result: Result<(), Failure>,
+}
+
+impl Job {
+    /// Whether it must be alone among its table's jobs.
+    pub fn is_exclusive(&self) -> bool {
+        match self {
+            Self::Insert { batch, .. } => !batch.waiting.is_empty(),
+            Self::Truncate { .. } | Self::Stop { .. } => true,
+        }
+    }
+
+    /// The numbers under which it stands in the lane's ledger.
+    pub fn rows(&self) -> Vec<u64> {
+        match self {
+            Self::Insert { batch, .. } => vec![batch.first_row],
+            Self::Truncate { row, .. } => vec![*row],
+            Self::Stop { rows, .. } => rows.clone(),
+        }
+    }
+
+    /// What it holds in memory.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Insert { bytes, .. } => *bytes,
+            Self::Truncate { .. } | Self::Stop { .. } => 0,
+        }
+    }
+
+    /// Does it.
+    pub async fn run(self, shared: &Shared, table: &Table) -> Done {
+        let (rows, bytes) = (self.rows(), self.bytes());
+        let result = match self {
+            Self::Insert { batch, .. } => insert(shared, table, *batch).await,
+            Self::Truncate { version, .. } => truncate(shared, table, version).await,
+            Self::Stop { reason, .. } => stop(shared, table, reason).await,
+        };
+        Done { rows, bytes, result }
+    }
+}
+
+async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<(), Failure> {
+    if !batch.waiting.is_empty() {
+        let Shared { client, state, source, .. } = shared;
+        Resolver { table, client, source: &**source, state }.resolve(&mut batch).await?;
+    }
+    let rows = batch.block.rows();
+    if rows == 0 {
+        return Ok(());
+    }
+    let commit = batch.commit;
+    let data = Bytes::from(batch.block.into_native());
+    shared.inserter.insert(&table.spec.target, rows, data, commit).await?;
+    metrics::counter!(names::ROWS_WRITTEN, "table" => table.spec.full_name()).increment(rows as u64);
+    Ok(())
+}
+
+/// Removes every row below `version`, and nothing else.
+///
+/// A physical TRUNCATE would, when it is replayed, take newer rows with it; and deleting only the
+/// newest row of a key, or only tombstones, would bring an older row back. The initial copy ends:
+/// every row that is in the source after a TRUNCATE came after it, and so is in the stream.
+async fn truncate(shared: &Shared, table: &Table, version: Version) -> Result<(), Failure> {
+    table.end_copy().await;
+    // An attempt without an answer could land after the delete.
+    shared.inserter.settle().await?;
+    shared
+        .state
+        .update_table(table.spec.oid, |record| {
+            record.floor = record.floor.max(version);
+            if record.status == TableStatus::Copying {
+                record.status = TableStatus::Streaming;
+            }
+        })
+        .await?;
+    let sql = format!(
+        "DELETE FROM {} WHERE {VERSION} < toUInt128('{}') SETTINGS lightweight_deletes_sync = 2",
+        quote::clickhouse(&table.spec.target),
+        version.0
+    );
+    retrying("delete what a TRUNCATE removed", || shared.client.query_raw(&sql).execute()).await?;
+    tracing::info!(table = table.spec.full_name(), "truncated");
+    Ok(())
+}
+
+async fn stop(shared: &Shared, table: &Table, reason: String) -> Result<(), Failure> {
+    shared.state.update_table(table.spec.oid, |record| record.status = TableStatus::Stopped(reason)).await?;
+    Ok(())
+}
+
+impl From<InsertError> for Failure {
+    fn from(error: InsertError) -> Self {
+        match error {
+            InsertError::Refused { source, .. } => Self::Table(format!(
+                "ClickHouse refuses its rows: {source}. Was its table altered or dropped there? Restore it, or \
+                 replicate the table from the beginning"
+            )),
+            InsertError::Halt(error) => Self::ClickHouse(error),
+            InsertError::LockLost => Self::LockLost,
+        }
+    }
+}
+
+impl From<ToastError> for Failure {
+    fn from(error: ToastError) -> Self {
+        match error {
+            ToastError::ClickHouse(error) => Self::ClickHouse(error),
+            ToastError::Source(error) => Self::Source(error),
+            ToastError::Cell(error) => Self::cell(&error),
+            ToastError::Answer(error) => Self::Bug(error.to_string()),
+        }
+    }
+}
+
+impl Failure {
+    fn cell(error: &CellError) -> Self {
+        Self::Table(format!("a row has a value that ClickHouse can not hold without changing it: {error}"))
+    }
+}

@@ -1,0 +1,459 @@
+//! The ClickHouse lane: groups in, durable positions out.
+//!
+//! One task owns the tables and their open batches; inserts run beside it, several at a time and
+//! in any order, because versions commute. What has to be in order is in order per table: a batch
+//! with rows that wait for a lookup, a truncate and a stop begin when everything before them has
+//! ended, and nothing after them begins before they have.
+//!
+//! A batch is sent when it is large enough, when it is old enough, or, once it has rested for a
+//! moment, when nothing else of its table is on its way: so batches are small and quick when it is
+//! calm, and grow by themselves when ClickHouse is busy.
+//!
+//! When too many bytes are held, nothing more is received; the room of the lane does the rest.
+
+use super::{
+    batch::{At, Batch, CellError, Outcome},
+    job::{Done, Failure, Job, Shared},
+    ledger::Ledger,
+    table::{Feed, Plan, Table},
+};
+use crate::{
+    event::{Change, Epoch, Event, Lsn, Op, Relation, Transaction, Tuple, Version},
+    lane::{Delivery, LaneReceiver},
+    telemetry::names,
+};
+use metrics::Counter;
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+
+/// Inserts and other jobs that run at once.
+const MAX_RUNNING: usize = 4;
+/// How long a batch rests before it is sent for no other reason than that nothing else is.
+const REST: Duration = Duration::from_millis(50);
+
+/// When a batch is full, and how much may be held.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// A change waits at most this long for its batch.
+    pub max_delay: Duration,
+    /// Rows of a batch.
+    pub max_rows: usize,
+    /// Bytes of a batch.
+    pub max_bytes: usize,
+    /// Bytes of all batches, open and on their way.
+    pub budget: usize,
+}
+
+/// A table that is to be fed from now on.
+#[derive(Debug)]
+pub struct Adoption {
+    /// The table.
+    pub table: Arc<Table>,
+    /// Where to say from which position on its feed is complete.
+    pub from: oneshot::Sender<Lsn>,
+}
+
+/// A table as the lane keeps it.
+struct Entry {
+    table: Arc<Table>,
+    feed: Feed,
+    plan: Option<Plan>,
+    batch: Option<Batch>,
+    queue: VecDeque<Job>,
+    running: usize,
+    exclusive: bool,
+    keyed: bool,
+    stopped: bool,
+    received: Counter,
+}
+
+impl Entry {
+    fn new(table: Arc<Table>, feed: Feed, stopped: bool) -> Self {
+        let received = metrics::counter!(names::ROWS_RECEIVED, "table" => table.spec.full_name());
+        Self {
+            table,
+            feed,
+            plan: None,
+            batch: None,
+            queue: VecDeque::new(),
+            running: 0,
+            exclusive: false,
+            keyed: false,
+            stopped,
+            received,
+        }
+    }
+}
+
+/// The lane's task.
+pub struct Sink {
+    shared: Arc<Shared>,
+    limits: Limits,
+    epoch: Epoch,
+    receiver: LaneReceiver,
+    adoptions: mpsc::Receiver<Adoption>,
+    tables: HashMap<u32, Entry>,
+    queued: BTreeSet<u32>,
+    running: JoinSet<(u32, Done)>,
+    ledger: Ledger,
+    transaction: Option<Transaction>,
+    /// Tables to be adopted when the open transaction has ended.
+    waiting: Vec<Adoption>,
+    /// The end of the last commit, or the last idle mark.
+    position: Lsn,
+    sealed_bytes: usize,
+    draining: bool,
+}
+
+impl Sink {
+    /// A lane that begins at `start`, with the tables that are known already.
+    pub fn new(
+        shared: Arc<Shared>,
+        limits: Limits,
+        epoch: Epoch,
+        start: Lsn,
+        receiver: LaneReceiver,
+        adoptions: mpsc::Receiver<Adoption>,
+        known: Vec<(Arc<Table>, Feed, bool)>,
+    ) -> Self {
+        let entry = |(table, feed, stopped): (Arc<Table>, Feed, bool)| (table.spec.oid, Entry::new(table, feed, stopped));
+        Self {
+            shared,
+            limits,
+            epoch,
+            receiver,
+            adoptions,
+            tables: known.into_iter().map(entry).collect(),
+            queued: BTreeSet::new(),
+            running: JoinSet::new(),
+            ledger: Ledger::new(start),
+            transaction: None,
+            waiting: Vec::new(),
+            position: start,
+            sealed_bytes: 0,
+            draining: false,
+        }
+    }
+
+    /// Runs until the source has gone and everything it gave is durable.
+    ///
+    /// # Errors
+    /// What an operator must mend, or what calls for a new beginning from the checkpoint.
+    pub async fn run(mut self) -> Result<(), Failure> {
+        let mut tick = tokio::time::interval(Duration::from_millis(250));
+        loop {
+            self.start_jobs();
+            let open = self.open_bytes();
+            let room = open + self.sealed_bytes < self.limits.budget;
+            if !room {
+                self.seal_where(|_, _| true);
+                self.start_jobs();
+            }
+            let due = self.next_due();
+            tokio::select! {
+                biased;
+                Some(joined) = self.running.join_next(), if !self.running.is_empty() => {
+                    let (oid, done) = joined.map_err(|error| Failure::Bug(format!("a job ended in a panic: {error}")))?;
+                    self.ended(oid, done)?;
+                }
+                Some(adoption) = self.adoptions.recv() => match self.transaction {
+                    None => self.adopt(adoption),
+                    Some(_) => self.waiting.push(adoption),
+                },
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                    let (now, limits) = (Instant::now(), self.limits);
+                    self.seal_where(|entry, batch| is_due(&limits, entry, batch, now));
+                }
+                _ = tick.tick() => self.measure(open),
+                delivery = self.receiver.deliveries.recv(), if room && !self.draining => match delivery {
+                    Some(delivery) => self.process(&delivery)?,
+                    None => {
+                        self.draining = true;
+                        self.seal_where(|_, _| true);
+                    }
+                },
+            }
+            self.publish();
+            if self.draining && self.running.is_empty() && self.queued.is_empty() {
+                self.measure(0);
+                return Ok(());
+            }
+        }
+    }
+
+    fn process(&mut self, delivery: &Delivery) -> Result<(), Failure> {
+        let mut touched = BTreeSet::new();
+        for event in &delivery.events {
+            match event {
+                Event::Relation(relation) => self.relation(relation),
+                Event::Begin(transaction) => self.transaction = Some(*transaction),
+                Event::Change(change) => {
+                    touched.insert(change.relation);
+                    self.change(&delivery.data, change)?;
+                }
+                Event::Truncate { record, relations } => self.truncate(*record, relations)?,
+                Event::Commit { end } => {
+                    let transaction = self.transaction.take().ok_or_else(|| outside("a commit"))?;
+                    self.position = self.position.max(*end);
+                    self.ledger.commit(*end, transaction.time);
+                    for adoption in std::mem::take(&mut self.waiting) {
+                        self.adopt(adoption);
+                    }
+                }
+                Event::Idle(position) => {
+                    self.position = self.position.max(*position);
+                    self.ledger.idle(*position);
+                }
+            }
+        }
+        let limits = self.limits;
+        for oid in touched {
+            let full = |batch: &Batch| batch.rows() >= limits.max_rows || batch.bytes() >= limits.max_bytes;
+            if self.tables.get(&oid).and_then(|entry| entry.batch.as_ref()).is_some_and(full) {
+                self.seal(oid);
+            }
+        }
+        Ok(())
+    }
+
+    fn relation(&mut self, relation: &Relation) {
+        let Some(entry) = self.tables.get_mut(&relation.oid) else { return };
+        if entry.stopped {
+            return;
+        }
+        match Plan::new(&entry.table.spec, relation) {
+            Ok(plan) => entry.plan = Some(plan),
+            Err(difference) => {
+                let reason = format!(
+                    "its shape has changed since walhouse began to replicate it: {difference}. This version does not \
+                     follow such a change: give the table its old shape back, or replicate it from the beginning"
+                );
+                let row = self.ledger.row();
+                self.ledger.open(row);
+                self.stop(relation.oid, reason, vec![row]);
+            }
+        }
+    }
+
+    fn change(&mut self, data: &[u8], change: &Change) -> Result<(), Failure> {
+        let transaction = self.transaction.ok_or_else(|| outside("a row"))?;
+        let Some(entry) = self.tables.get_mut(&change.relation).filter(|entry| !entry.stopped) else { return Ok(()) };
+        let version = Version::new(self.epoch, transaction.commit, change.record);
+        if !entry.feed.takes(version) {
+            return Ok(());
+        }
+        entry.received.increment(1);
+        let row = self.ledger.row();
+        let at = At { version, xid: transaction.xid };
+        match Self::add(entry, &mut self.ledger, &transaction, data, change, at, row) {
+            Ok(Outcome::Added) => Ok(()),
+            Ok(Outcome::NeedsKeys) => {
+                // What is in the batch must be in ClickHouse before a lookup can find it there.
+                entry.keyed = true;
+                self.seal(change.relation);
+                let Some(entry) = self.tables.get_mut(&change.relation) else { return Ok(()) };
+                match Self::add(entry, &mut self.ledger, &transaction, data, change, at, row) {
+                    Ok(_) => Ok(()),
+                    Err(error) => self.refuse(change.relation, row, &error),
+                }
+            }
+            Err(error) => self.refuse(change.relation, row, &error),
+        }
+    }
+
+    /// Adds a change to its table's open batch, and opens one if there is none.
+    fn add(
+        entry: &mut Entry,
+        ledger: &mut Ledger,
+        transaction: &Transaction,
+        data: &[u8],
+        change: &Change,
+        at: At,
+        row: u64,
+    ) -> Result<Outcome, CellError> {
+        let Some(plan) = &entry.plan else { return Ok(Outcome::Added) };
+        let spec = &entry.table.spec;
+        let batch = entry.batch.get_or_insert_with(|| {
+            ledger.open(row);
+            Batch::new(spec, entry.keyed, row, transaction.time)
+        });
+        // The assembler has checked every tuple of the group.
+        let tuple = |span: crate::event::Span| Tuple::parse(span.bytes(data)).map(|(tuple, _)| tuple);
+        let empty = |_| CellError::protocol();
+        let outcome = match change.op {
+            Op::Insert { new } => batch.insert(spec, plan, tuple(new).map_err(empty)?, at),
+            Op::Update { old, old_is_key, new } => {
+                let old = old.map(tuple).transpose().map_err(empty)?.map(|old| (old, old_is_key));
+                batch.update(spec, plan, old, tuple(new).map_err(empty)?, at)
+            }
+            Op::Delete { old, .. } => batch.delete(spec, plan, tuple(old).map_err(empty)?, at),
+        };
+        if batch.rows() == 0 {
+            // Opened for a change that it did not take.
+            ledger.close(batch.first_row);
+            entry.batch = None;
+        }
+        outcome
+    }
+
+    /// A value can not be held: the table stops, and this change is the first that it drops.
+    fn refuse(&mut self, oid: u32, row: u64, error: &CellError) -> Result<(), Failure> {
+        self.seal(oid);
+        self.ledger.open(row);
+        let reason = format!(
+            "a row has a value that ClickHouse can not hold without changing it: {error}. Exclude the table, or correct \
+             the value at the source and replicate the table from the beginning"
+        );
+        self.stop(oid, reason, vec![row]);
+        Ok(())
+    }
+
+    fn truncate(&mut self, record: Lsn, relations: &[u32]) -> Result<(), Failure> {
+        let transaction = self.transaction.ok_or_else(|| outside("a truncate"))?;
+        let version = Version::new(self.epoch, transaction.commit, record);
+        for &oid in relations {
+            self.seal(oid);
+            let Some(entry) = self.tables.get_mut(&oid).filter(|entry| !entry.stopped) else { continue };
+            if !entry.feed.takes(version) {
+                continue;
+            }
+            entry.feed.floor = version;
+            let row = self.ledger.row();
+            self.ledger.open(row);
+            entry.queue.push_back(Job::Truncate { version, row });
+            self.queued.insert(oid);
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, adoption: Adoption) {
+        let oid = adoption.table.spec.oid;
+        let feed = Feed { from: self.position, floor: Version::COPY };
+        self.tables.insert(oid, Entry::new(adoption.table, feed, false));
+        // If nobody waits for the answer any more, the adoption is repeated from its beginning.
+        let _ = adoption.from.send(self.position);
+    }
+
+    /// Stops a table: its open entries close when the stop is stored, and no earlier.
+    fn stop(&mut self, oid: u32, reason: String, mut rows: Vec<u64>) {
+        let Some(entry) = self.tables.get_mut(&oid) else { return };
+        tracing::error!(table = entry.table.spec.full_name(), reason, "a table stops; the others go on");
+        entry.stopped = true;
+        if let Some(batch) = entry.batch.take() {
+            rows.push(batch.first_row);
+        }
+        // What is queued ahead of the stop may still go its way, unless it is the stop's cause.
+        entry.queue.push_back(Job::Stop { reason, rows });
+        self.queued.insert(oid);
+        metrics::gauge!(names::TABLES_STOPPED).increment(1);
+    }
+
+    fn seal(&mut self, oid: u32) {
+        let Some(entry) = self.tables.get_mut(&oid) else { return };
+        if let Some(batch) = entry.batch.take() {
+            let bytes = batch.bytes();
+            self.sealed_bytes += bytes;
+            entry.queue.push_back(Job::Insert { batch: Box::new(batch), bytes });
+            self.queued.insert(oid);
+        }
+    }
+
+    fn seal_where(&mut self, which: impl Fn(&Entry, &Batch) -> bool) {
+        let chosen = self.tables.iter().filter(|(_, entry)| entry.batch.as_ref().is_some_and(|batch| which(entry, batch)));
+        let chosen: Vec<u32> = chosen.map(|(&oid, _)| oid).collect();
+        chosen.into_iter().for_each(|oid| self.seal(oid));
+    }
+
+    /// Starts what may start.
+    fn start_jobs(&mut self) {
+        for oid in self.queued.clone() {
+            let Some(entry) = self.tables.get_mut(&oid) else { continue };
+            while self.running.len() < MAX_RUNNING
+                && !entry.exclusive
+                && entry.queue.front().is_some_and(|job| entry.running == 0 || !job.is_exclusive())
+            {
+                let Some(job) = entry.queue.pop_front() else { break };
+                entry.running += 1;
+                entry.exclusive = job.is_exclusive();
+                let (shared, table) = (Arc::clone(&self.shared), Arc::clone(&entry.table));
+                self.running.spawn(async move { (oid, job.run(&shared, &table).await) });
+            }
+            if entry.queue.is_empty() {
+                self.queued.remove(&oid);
+            }
+        }
+    }
+
+    fn ended(&mut self, oid: u32, done: Done) -> Result<(), Failure> {
+        self.sealed_bytes = self.sealed_bytes.saturating_sub(done.bytes);
+        if let Some(entry) = self.tables.get_mut(&oid) {
+            entry.running -= 1;
+            entry.exclusive = false;
+        }
+        match done.result {
+            Ok(()) => done.rows.into_iter().for_each(|row| self.ledger.close(row)),
+            Err(Failure::Table(reason)) => {
+                // Nothing that is queued behind a refused batch goes in.
+                let mut rows = done.rows;
+                if let Some(entry) = self.tables.get_mut(&oid) {
+                    for job in entry.queue.drain(..) {
+                        self.sealed_bytes = self.sealed_bytes.saturating_sub(job.bytes());
+                        rows.extend(job.rows());
+                    }
+                }
+                self.stop(oid, reason, rows);
+            }
+            Err(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        let (durable, times) = self.ledger.settle();
+        self.receiver.durable.send_if_modified(|position| {
+            let rises = durable > *position;
+            *position = durable.max(*position);
+            rises
+        });
+        for time in times {
+            // A clock that runs behind the source's gives no negative latency.
+            metrics::histogram!(names::LATENCY).record(time.elapsed().unwrap_or_default().as_secs_f64());
+        }
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.tables.values().filter_map(|entry| due(&self.limits, entry, entry.batch.as_ref()?)).min()
+    }
+
+    fn open_bytes(&self) -> usize {
+        self.tables.values().filter_map(|entry| entry.batch.as_ref()).map(Batch::bytes).sum()
+    }
+
+    fn measure(&self, open: usize) {
+        metrics::gauge!(names::MEMORY).set((open + self.sealed_bytes) as f64);
+        let age = self.ledger.oldest().and_then(|time| time.elapsed().ok()).unwrap_or_default();
+        metrics::gauge!(names::LAG_SECONDS).set(age.as_secs_f64());
+    }
+}
+
+/// When a batch is to be sent because of its age.
+fn due(limits: &Limits, entry: &Entry, batch: &Batch) -> Option<Instant> {
+    let busy = entry.running > 0 || !entry.queue.is_empty();
+    let rest = if busy { limits.max_delay } else { REST.min(limits.max_delay) };
+    Some(batch.opened + rest)
+}
+
+fn is_due(limits: &Limits, entry: &Entry, batch: &Batch, now: Instant) -> bool {
+    due(limits, entry, batch).is_some_and(|due| due <= now)
+}
+
+fn outside(what: &str) -> Failure {
+    Failure::Bug(format!("the source sent {what} outside a transaction"))
+}

@@ -1,0 +1,291 @@
+//! Unchanged TOAST: values that an update left alone and that the stream therefore does not carry.
+//!
+//! Each is resolved *as of its change*, never as of now, in this order:
+//!
+//! 1. the old tuple, if it has the value (done when the row entered its batch);
+//! 2. the row before it in the same batch, under the old key;
+//! 3. ClickHouse, once all earlier inserts of the table are durable: the *new* key's row at
+//!    exactly this version (a replay), then the *old* key's newest row below this version;
+//! 4. PostgreSQL, by the new key, through a snapshot in which the transaction is visible. If the
+//!    row is gone there, its delete or key change is on the way, and the row is left out.
+//!
+//! A tombstone in 2 or 3 means not found. What 4 and the initial copy read comes from the future
+//! of the change. That is harmless for the key it is stored under, since the changes up to that
+//! future are on their way to the same key; but a key change would carry it to another row for
+//! good. So a key change whose commit is at or before the table's last read from PostgreSQL skips
+//! 2 and 3. That last read is stored before the rows that were read land, and looked at after the
+//! lookup, so a row that was seen has its read on record.
+//!
+//! An INSERT can carry the marker too (an UPDATE that enters a row filter): only 4 is right.
+
+use super::{
+    batch::{Batch, CellError, Slot, Waiting},
+    block::{Block, ColumnSpec},
+    retrying,
+    state::State,
+    table::{IS_DELETED, Table, VERSION},
+    text::ValueError,
+    types::ColumnType,
+};
+use crate::{
+    lane::{RowError, RowRequest, RowSource},
+    quote,
+    telemetry::names,
+};
+use clickhouse::Client;
+use std::{collections::BTreeSet, fmt::Write, ops::Range, sync::Arc};
+
+/// Rows that wait are looked up this many at once. Each asks two questions.
+const SLICE: usize = 256;
+
+/// A value could not be resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum ToastError {
+    /// ClickHouse could not be asked.
+    #[error("a lookup of unchanged TOAST failed: {0}")]
+    ClickHouse(#[from] clickhouse::error::Error),
+    /// PostgreSQL could not be asked.
+    #[error(transparent)]
+    Source(#[from] RowError),
+    /// A value that its column can not hold.
+    #[error(transparent)]
+    Cell(#[from] CellError),
+    /// ClickHouse's answer is not of the form that was asked for.
+    #[error("a lookup of unchanged TOAST gave an answer that is not understood: {0}")]
+    Answer(ValueError),
+}
+
+/// What resolving needs.
+pub struct Resolver<'a> {
+    /// The table.
+    pub table: &'a Table,
+    /// ClickHouse.
+    pub client: &'a Client,
+    /// PostgreSQL.
+    pub source: &'a dyn RowSource,
+    /// Where the last read from PostgreSQL is stored.
+    pub state: &'a State,
+}
+
+/// What ClickHouse has for a slice of rows: the values that some row lacks, by the number of the
+/// row that asked.
+struct Found {
+    columns: Vec<usize>,
+    values: Block,
+    row_of: Vec<Option<usize>>,
+}
+
+impl Resolver<'_> {
+    /// Completes every row of `batch` that waits. Earlier inserts of the table must be durable.
+    pub async fn resolve(&self, batch: &mut Batch) -> Result<(), ToastError> {
+        let waiting = std::mem::take(&mut batch.waiting);
+        let mut rows: Vec<Option<usize>> = Vec::with_capacity(waiting.len());
+        let before_read = self.table.read_until();
+        for start in (0..waiting.len()).step_by(SLICE) {
+            let range = start..waiting.len().min(start + SLICE);
+            let found = self.look_up(batch, &waiting, range.clone()).await?;
+            for index in range.clone() {
+                let row = &waiting[index];
+                let place = self.place(row, &rows, &found, index - range.start);
+                let row_number = self.complete(batch, row, place, &found).await?;
+                rows.push(row_number);
+            }
+        }
+        if self.table.read_until() > before_read {
+            let position = self.table.read_until();
+            self.state.update_table(self.table.spec.oid, |table| table.read_until = table.read_until.max(position)).await?;
+        }
+        Ok(())
+    }
+
+    /// Where the values of a row are to be taken from.
+    fn place(&self, row: &Waiting, rows: &[Option<usize>], found: &Found, asked: usize) -> Place {
+        let from_the_future = row.key_change && row.at.version.commit() <= self.table.read_until();
+        if row.insert || from_the_future {
+            return Place::Source;
+        }
+        match row.before {
+            Some(Slot::Row(row)) => Place::Batch(row),
+            Some(Slot::Waiting(index)) => rows.get(index).copied().flatten().map_or(Place::Source, Place::Batch),
+            Some(Slot::Gone) => Place::Source,
+            None => found.row_of[asked].map_or(Place::Source, Place::Found),
+        }
+    }
+
+    /// Appends the complete row to the batch; `None` if it is to be left out.
+    async fn complete(
+        &self,
+        batch: &mut Batch,
+        row: &Waiting,
+        place: Place,
+        found: &Found,
+    ) -> Result<Option<usize>, ToastError> {
+        let spec = &self.table.spec;
+        let lacking: Vec<_> = row.lacking().collect();
+        metrics::counter!(names::TOAST_LOOKUPS, "place" => place.label()).increment(1);
+        let read = match place {
+            Place::Source => match self.read(row, &lacking).await? {
+                Some(values) => values,
+                None => return Ok(None),
+            },
+            Place::Batch(_) | Place::Found(_) => Vec::new(),
+        };
+        for column in 0..spec.columns.len() {
+            let into = batch.block.column_mut(column);
+            let pushed = match lacking.iter().position(|&lacks| lacks == column) {
+                None => match row.text(column) {
+                    Some(text) => into.push_text(text),
+                    None => into.push_null(),
+                },
+                Some(nth) => match place {
+                    Place::Batch(earlier) => {
+                        into.push_copy(earlier);
+                        Ok(())
+                    }
+                    Place::Found(number) => {
+                        let of = found.columns.iter().position(|&other| other == column);
+                        of.map(|of| into.push_from(found.values.column(of), number))
+                            .ok_or(ValueError::Malformed("a value that was not looked up"))
+                    }
+                    Place::Source => match read.get(nth).and_then(Option::as_deref) {
+                        Some(text) => into.push_text(text),
+                        None => into.push_null(),
+                    },
+                },
+            };
+            if let Err(error) = pushed {
+                batch.block.rollback_row();
+                return Err(CellError { column: spec.columns[column].name.clone(), error }.into());
+            }
+        }
+        let number = batch.block.rows();
+        batch.block.commit_row(row.at.version.0, false);
+        Ok(Some(number))
+    }
+
+    /// Reads what a row lacks from PostgreSQL; `None` if it is gone there.
+    async fn read(&self, row: &Waiting, lacking: &[usize]) -> Result<Option<Vec<Option<Vec<u8>>>>, ToastError> {
+        let spec = &self.table.spec;
+        let name = |column: usize| spec.sources[column].name.clone();
+        let key = spec.key.iter().map(|&column| (name(column), row.text(column).unwrap_or_default().to_vec()));
+        let request = RowRequest {
+            table: spec.oid,
+            key: key.collect(),
+            columns: lacking.iter().map(|&column| name(column)).collect(),
+            xid: row.at.xid,
+        };
+        let answer = self.source.current(request).await?;
+        self.table.note_read(answer.position);
+        Ok(answer.values)
+    }
+
+    /// Asks ClickHouse for the rows in `range` that have no row before them in the batch.
+    async fn look_up(&self, batch: &Batch, all: &[Waiting], range: Range<usize>) -> Result<Found, ToastError> {
+        let slice = &all[range];
+        let asks = |row: &&Waiting| row.before.is_none() && !row.insert;
+        let columns: Vec<usize> =
+            slice.iter().filter(asks).flat_map(Waiting::lacking).collect::<BTreeSet<_>>().into_iter().collect();
+        let specs: Arc<[ColumnSpec]> = columns.iter().map(|&column| self.table.spec.columns[column].clone()).collect();
+        let mut found = Found { columns, values: Block::new(specs), row_of: vec![None; slice.len()] };
+        if found.columns.is_empty() {
+            return Ok(found);
+        }
+        let mut questions = self.questions();
+        for (number, row) in slice.iter().enumerate().filter(|(_, row)| asks(row)) {
+            // The new key at exactly this version, then the old key below it.
+            for (key, exactly) in [(row.keys, true), (row.keys + 1, false)] {
+                let mut n = &(number as u32).to_le_bytes()[..];
+                questions.column_mut(0).push_row_binary(&mut n).map_err(ToastError::Answer)?;
+                for place in 0..self.table.spec.key.len() {
+                    questions.column_mut(place + 1).push_from(batch.keys.column(place), key);
+                }
+                questions.commit_row(row.at.version.0, exactly);
+            }
+        }
+        let sql = self.sql(&questions, &found.columns);
+        let answer = retrying("look up unchanged TOAST", || async {
+            let mut cursor = self.client.query_raw(&sql).fetch_bytes("RowBinary")?;
+            cursor.collect().await
+        });
+        read_answer(&answer.await?, &mut found).map_err(ToastError::Answer)?;
+        Ok(found)
+    }
+
+    /// A block for the questions: number, key, and in the block's own columns the version and
+    /// whether exactly that version is asked for.
+    fn questions(&self) -> Block {
+        let number = ColumnSpec { name: "n".into(), ty: ColumnType::UInt32, nullable: false };
+        let keys = self.table.spec.key.iter().enumerate().map(|(place, &column)| {
+            let ty = self.table.spec.columns[column].ty;
+            ColumnSpec { name: format!("k{place}"), ty, nullable: false }
+        });
+        Block::new(std::iter::once(number).chain(keys).collect())
+    }
+
+    /// The lookup. The questions ride along as a table of their own, in hexadecimal: keys of any
+    /// type, nothing to quote, and the primary key's index is used.
+    fn sql(&self, questions: &Block, columns: &[usize]) -> String {
+        let spec = &self.table.spec;
+        let quoted = |column: &usize| format!("t.{}", quote::clickhouse(&spec.columns[*column].name));
+        let keys: Vec<String> = spec.key.iter().map(quoted).collect();
+        let asked: Vec<String> = (0..keys.len()).map(|place| format!("k{place}")).collect();
+        let same: Vec<String> = keys.iter().zip(&asked).map(|(key, asked)| format!("{key} = q.{asked}")).collect();
+        let wanted: Vec<String> = columns.iter().map(quoted).collect();
+        let native = questions.write_native();
+        let mut hex = String::with_capacity(native.len() * 2);
+        for byte in native {
+            // Writing to a String can not fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        let (target, keys, asked) = (quote::clickhouse(&spec.target), keys.join(", "), asked.join(", "));
+        format!(
+            "WITH q AS (SELECT * FROM format(Native, unhex('{hex}'))) \
+             SELECT q.n AS n, q.{IS_DELETED} AS exactly, argMax(t.{IS_DELETED}, t.{VERSION}) AS gone, \
+             argMax(tuple({}), t.{VERSION}) AS found FROM {target} AS t INNER JOIN q ON {} \
+             WHERE ({keys}) IN (SELECT {asked} FROM q) \
+             AND if(q.{IS_DELETED} = 1, t.{VERSION} = q.{VERSION}, t.{VERSION} < q.{VERSION}) \
+             GROUP BY n, exactly ORDER BY n, exactly DESC \
+             SETTINGS max_query_size = 1073741824, max_ast_elements = 1000000",
+            wanted.join(", "),
+            same.join(" AND "),
+        )
+    }
+}
+
+/// Where the values of a row come from.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Batch(usize),
+    Found(usize),
+    Source,
+}
+
+impl Place {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Batch(_) => "batch",
+            Self::Found(_) => "clickhouse",
+            Self::Source => "postgres",
+        }
+    }
+}
+
+/// Reads rows of (number, exactly, gone, values…); the first that is there counts.
+fn read_answer(mut input: &[u8], found: &mut Found) -> Result<(), ValueError> {
+    while !input.is_empty() {
+        let (head, rest) = input.split_first_chunk::<6>().ok_or(ValueError::Malformed("it ends early"))?;
+        input = rest;
+        let [a, b, c, d, _exactly, gone] = *head;
+        for column in 0..found.columns.len() {
+            found.values.column_mut(column).push_row_binary(&mut input)?;
+        }
+        let number = found.values.rows();
+        found.values.commit_row(0, false);
+        let asked = found.row_of.get_mut(u32::from_le_bytes([a, b, c, d]) as usize);
+        let asked = asked.ok_or(ValueError::Malformed("a number that was not asked"))?;
+        if gone == 0 && asked.is_none() {
+            *asked = Some(number);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,341 @@
+//! The configuration: one TOML file, and the environment over it.
+//!
+//! [`load`] gives a tree in which every value is usable: read, in range, consistent with the others,
+//! its secrets resolved. Whatever is wrong is refused with the key's path, where it was set and what
+//! is accepted; a key that nobody knows is an error, since a misspelt one would be a default in
+//! silence. No output of this tree shows a secret: neither `Debug`, nor `Serialize`, nor an error.
+
+mod load;
+mod tables;
+mod url;
+mod value;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, load};
+pub use tables::{Glob, TableFilter};
+pub use url::{Endpoint, SourceUrl, SslMode, check_loopback};
+pub use value::{ByteSize, LogFormat, REDACTED, Timespan, Unrepresentable};
+use value::{NotYet, secret};
+
+/// The whole tree.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// PostgreSQL: what is read, and through which slot.
+    pub source: SourceConfig,
+    /// ClickHouse: where it lands.
+    #[serde(default)]
+    pub clickhouse: ClickHouseConfig,
+    /// When a batch is full.
+    #[serde(default)]
+    pub batch: BatchConfig,
+    /// How much may be in flight.
+    #[serde(default)]
+    pub memory: MemoryConfig,
+    /// Metrics and health.
+    #[serde(default)]
+    pub http: HttpConfig,
+    /// What is told, and how.
+    #[serde(default)]
+    pub log: LogConfig,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    queue: Option<NotYet>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    workers: Option<NotYet>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tables: Option<NotYet>,
+}
+
+/// `[source]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// Where PostgreSQL is. The one key without a default.
+    pub url: SourceUrl,
+    /// Overrides the URL's password. [`SourceUrl::connection`] has the one that applies.
+    #[serde(default, with = "secret", skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretString>,
+    /// A file whose content is the password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// The replication slot.
+    #[serde(default = "walhouse")]
+    pub slot: String,
+    /// The publication.
+    #[serde(default = "walhouse")]
+    pub publication: String,
+    /// Tables and partition roots that are replicated.
+    #[serde(default = "public", deserialize_with = "tables::list")]
+    pub tables: Vec<Glob>,
+    /// Tables that are not, although `tables` matches them.
+    #[serde(default, deserialize_with = "tables::list")]
+    pub exclude: Vec<Glob>,
+    /// The initial copy.
+    #[serde(default)]
+    pub snapshot: SnapshotConfig,
+}
+
+/// `[source.snapshot]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotConfig {
+    /// Chunks that are copied at once.
+    pub workers: usize,
+}
+
+/// `[clickhouse]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClickHouseConfig {
+    /// The HTTP interface.
+    pub url: String,
+    /// The database that holds everything of this pipeline.
+    pub database: String,
+    /// The user.
+    pub user: String,
+    /// The user's password, from whichever key gave it.
+    #[serde(with = "secret", skip_serializing_if = "Option::is_none")]
+    pub password: Option<SecretString>,
+    /// A file whose content is the password.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cluster: Option<NotYet>,
+}
+
+/// `[batch]`: a batch is sent when the first of these is reached.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchConfig {
+    /// A change waits at most this long for its batch.
+    pub max_delay: Timespan,
+    /// Rows of one table.
+    pub max_rows: usize,
+    /// Bytes of one table.
+    pub max_bytes: ByteSize,
+    /// What becomes of a value that its column can not hold.
+    pub unrepresentable: Unrepresentable,
+}
+
+/// `[memory]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryConfig {
+    /// Changes and blocks in flight.
+    pub budget: ByteSize,
+}
+
+/// `[http]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpConfig {
+    /// Where metrics and health are served.
+    #[serde(deserialize_with = "value::address")]
+    pub listen: SocketAddr,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,walhouse::postgres=debug`.
+    pub level: String,
+    /// How a line looks.
+    pub format: LogFormat,
+}
+
+/// How many batches the budget must hold: one that fills, one that is encoded, one on its way.
+const BATCHES_IN_FLIGHT: u64 = 3;
+
+impl Config {
+    /// The defaults, for one source.
+    pub fn new(url: SourceUrl) -> Self {
+        Self {
+            source: SourceConfig::new(url),
+            clickhouse: ClickHouseConfig::default(),
+            batch: BatchConfig::default(),
+            memory: MemoryConfig::default(),
+            http: HttpConfig::default(),
+            log: LogConfig::default(),
+            queue: None,
+            workers: None,
+            tables: None,
+        }
+    }
+
+    /// The effective configuration as TOML, without secrets.
+    pub fn redacted_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(self)
+    }
+
+    /// The first key whose value is out of bounds, and why.
+    fn check(&self) -> Result<(), (&'static str, String)> {
+        let at = |key| move |message| (key, message);
+        slot_name(&self.source.slot).map_err(at("source.slot"))?;
+        identifier(&self.source.publication).map_err(at("source.publication"))?;
+        if self.source.tables.is_empty() {
+            return Err((
+                "source.tables",
+                "the list is empty; name what to replicate, such as \"public.*\"".to_owned(),
+            ));
+        }
+        within(self.source.snapshot.workers, 1, 64).map_err(at("source.snapshot.workers"))?;
+        http_url(&self.clickhouse.url).map_err(at("clickhouse.url"))?;
+        database_name(&self.clickhouse.database).map_err(at("clickhouse.database"))?;
+        let (shortest, longest) = (Timespan(Duration::from_millis(1)), Timespan(Duration::from_secs(300)));
+        within(self.batch.max_delay, shortest, longest).map_err(at("batch.max_delay"))?;
+        within(self.batch.max_rows, 1, 100_000_000).map_err(at("batch.max_rows"))?;
+        within(self.batch.max_bytes, ByteSize(64 << 10), ByteSize::mib(1024)).map_err(at("batch.max_bytes"))?;
+        self.check_budget().map_err(at("memory.budget"))?;
+        tracing_subscriber::EnvFilter::try_new(&self.log.level).map(drop).map_err(|_| {
+            ("log.level", format!("{:?} is not a level; use error, warn, info, debug or trace", self.log.level))
+        })
+    }
+
+    fn check_budget(&self) -> Result<(), String> {
+        let needed = ByteSize(self.batch.max_bytes.0 * BATCHES_IN_FLIGHT);
+        if self.memory.budget >= needed {
+            return Ok(());
+        }
+        Err(format!(
+            "{} is too small for batch.max_bytes = {}: {BATCHES_IN_FLIGHT} batches are in flight, so give at least \
+             {needed}, or lower batch.max_bytes",
+            self.memory.budget, self.batch.max_bytes
+        ))
+    }
+}
+
+impl SourceConfig {
+    /// The defaults, for one source.
+    pub fn new(url: SourceUrl) -> Self {
+        Self {
+            url,
+            password: None,
+            password_file: None,
+            slot: walhouse(),
+            publication: walhouse(),
+            tables: public(),
+            exclude: Vec::new(),
+            snapshot: SnapshotConfig::default(),
+        }
+    }
+
+    /// Which tables are meant.
+    pub fn table_filter(&self) -> TableFilter {
+        TableFilter::new(self.tables.clone(), self.exclude.clone())
+    }
+}
+
+fn walhouse() -> String {
+    "walhouse".to_owned()
+}
+
+fn public() -> Vec<Glob> {
+    vec!["public.*".parse().expect("the default is a pattern")]
+}
+
+impl Default for SnapshotConfig {
+    fn default() -> Self {
+        Self { workers: 2 }
+    }
+}
+
+impl Default for ClickHouseConfig {
+    fn default() -> Self {
+        Self {
+            url: "http://localhost:8123".to_owned(),
+            database: "analytics".to_owned(),
+            user: "default".to_owned(),
+            password: None,
+            password_file: None,
+            cluster: None,
+        }
+    }
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self {
+            max_delay: Timespan(Duration::from_secs(1)),
+            max_rows: 500_000,
+            max_bytes: ByteSize::mib(8),
+            unrepresentable: Unrepresentable::default(),
+        }
+    }
+}
+
+impl Default for MemoryConfig {
+    fn default() -> Self {
+        Self { budget: ByteSize::mib(48) }
+    }
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::default() }
+    }
+}
+
+fn within<T: PartialOrd + std::fmt::Display>(value: T, least: T, most: T) -> Result<(), String> {
+    if value >= least && value <= most {
+        return Ok(());
+    }
+    Err(format!("{value} is out of range; give {least} to {most}"))
+}
+
+/// PostgreSQL's own rule for slots, so that the refusal comes before anything is created.
+fn slot_name(name: &str) -> Result<(), String> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if (1..=63).contains(&name.len()) && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(format!("{name:?} is not a slot name; use 1 to 63 lower case letters, digits and underscores"))
+}
+
+fn identifier(name: &str) -> Result<(), String> {
+    // PostgreSQL cuts a longer name in silence, and would then find another one.
+    if (1..=63).contains(&name.len()) && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(format!("{name:?} is not a name; use 1 to 63 bytes without control characters"))
+}
+
+fn database_name(name: &str) -> Result<(), String> {
+    if ["system", "information_schema"].iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
+        return Err(format!("{name:?} belongs to ClickHouse; use a database of its own, such as \"analytics\""));
+    }
+    if (1..=200).contains(&name.len()) && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(format!("{name:?} is not a name; use 1 to 200 bytes without control characters"))
+}
+
+/// Never quotes the URL: where it is wrong, it may hold a password.
+fn http_url(text: &str) -> Result<(), String> {
+    let form = "it is not a URL of the form http://host:8123";
+    let url: axum::http::Uri = text.parse().map_err(|_| form.to_owned())?;
+    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err("it holds credentials; use clickhouse.user and clickhouse.password_file".to_owned());
+    }
+    if url.query().is_some() {
+        return Err("it holds parameters; only host, port and path are taken".to_owned());
+    }
+    match url.scheme_str() {
+        Some("http") if url.host().is_some_and(|host| !host.is_empty()) => Ok(()),
+        Some("https") => Err("this version of walhouse does not support TLS to ClickHouse yet; use http://".to_owned()),
+        _ => Err(form.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

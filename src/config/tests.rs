@@ -1,0 +1,282 @@
+use std::{ffi::OsString, fs, path::PathBuf};
+
+use secrecy::ExposeSecret;
+
+use super::{load::load_with, *};
+
+const MINIMAL: &str = "[source]\nurl = \"postgres://w@localhost/shop\"\n";
+
+/// A directory of its own that goes with the test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("walhouse-config-{}", uuid()));
+        fs::create_dir(&path).expect("a fresh directory");
+        Self(path)
+    }
+
+    fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, content).expect("a file in a fresh directory");
+        path
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn uuid() -> String {
+    format!("{}-{:x}", std::process::id(), rand::random::<u64>())
+}
+
+fn read_with(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let directory = Directory::new();
+    let path = directory.file("walhouse.toml", text);
+    load_with(&path, variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value))))
+}
+
+fn read(text: &str) -> Result<Config, ConfigError> {
+    read_with(text, &[])
+}
+
+fn refusal(text: &str) -> String {
+    read(text).expect_err(text).to_string()
+}
+
+fn toml_of(config: &Config) -> String {
+    config.redacted_toml().expect("the tree is representable in TOML")
+}
+
+#[test]
+fn the_example_is_the_defaults() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/walhouse.example.toml");
+    let example = load_with(&path, std::iter::empty()).expect("the example is valid");
+    let url = "postgres://walhouse@localhost:5432/shop".parse().expect("a URL");
+    assert_eq!(toml_of(&example), toml_of(&Config::new(url)));
+}
+
+#[test]
+fn every_commented_key_of_the_example_is_its_default() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/walhouse.example.toml");
+    let text = fs::read_to_string(path).expect("the example");
+    let is_key = |line: &str| {
+        line.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+    };
+    let uncommented: Vec<&str> = text
+        .lines()
+        .map(|line| {
+            line.strip_prefix("# ").filter(|rest| is_key(rest) && !rest.starts_with("password")).unwrap_or(line)
+        })
+        .collect();
+    let url = "postgres://walhouse@localhost:5432/shop".parse().expect("a URL");
+    let defaults = toml_of(&Config::new(url));
+    assert_eq!(toml_of(&read(&uncommented.join("\n")).expect("still valid")), defaults);
+    for key in defaults.lines().filter_map(|line| line.split_once(" = ")).map(|(key, _)| format!("{key} = ")) {
+        assert!(uncommented.iter().any(|line| line.starts_with(&key)), "{key} is not in the example");
+    }
+}
+
+#[test]
+fn the_effective_configuration_can_be_read_again() {
+    let text = toml_of(&read(MINIMAL).expect("valid"));
+    assert_eq!(toml_of(&read(&text).expect("its own output")), text);
+}
+
+#[test]
+fn the_environment_lies_over_the_file() {
+    let variables = [
+        ("WALHOUSE__BATCH__MAX_DELAY", "250ms"),
+        ("WALHOUSE__BATCH__MAX_ROWS", "7"),
+        ("walhouse__source__snapshot__workers", "5"),
+        ("WALHOUSE__SOURCE__TABLES", "public.{a,b}, crm.Contact"),
+        ("WALHOUSE__CLICKHOUSE__PASSWORD", "00123"),
+        ("WALHOUSE__CLICKHOUSE__USER", ""),
+        ("WALHOUSE_LOG", "ignored"),
+    ];
+    let config = read_with(&format!("{MINIMAL}[batch]\nmax_delay = \"3s\"\n"), &variables).expect("valid");
+    assert_eq!(config.batch.max_delay, Timespan(Duration::from_millis(250)));
+    assert_eq!(config.batch.max_rows, 7);
+    assert_eq!(config.source.snapshot.workers, 5);
+    assert_eq!(config.source.tables.iter().map(Glob::to_string).collect::<Vec<_>>(), ["public.{a,b}", "crm.Contact"]);
+    assert_eq!(config.clickhouse.password.map(|secret| secret.expose_secret().to_owned()).as_deref(), Some("00123"));
+    assert_eq!(config.clickhouse.user, "default");
+}
+
+#[test]
+fn the_environment_alone_may_give_the_url() {
+    let config = read_with("", &[("WALHOUSE__SOURCE__URL", "postgres://w@localhost/shop")]).expect("valid");
+    assert_eq!(config.source.url.database(), "shop");
+}
+
+#[test]
+fn an_error_names_the_variable_that_caused_it() {
+    let error = read_with(MINIMAL, &[("WALHOUSE__BATCH__MAX_DELAY", "soon")]).expect_err("no time").to_string();
+    assert!(error.starts_with("environment variable WALHOUSE__BATCH__MAX_DELAY: batch.max_delay: \"soon\""), "{error}");
+    let error = read_with(MINIMAL, &[("WALHOUSE__BATCH__MAXDELAY", "1s")]).expect_err("no such key").to_string();
+    assert!(
+        error.starts_with("environment variable WALHOUSE__BATCH__MAXDELAY: batch.maxdelay: unknown key"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_error_names_the_file_the_key_and_what_is_accepted() {
+    for (text, words) in [
+        ("[batch]\nmax_delay = \"soon\"", ["batch.max_delay: ", "250ms"]),
+        ("[batch]\nmax_delay = \"2h\"", ["batch.max_delay: ", "1ms to 5m"]),
+        ("[batch]\nmax_rows = 0", ["batch.max_rows: ", "1 to "]),
+        ("[batch]\nmax_rows = \"many\"", ["batch.max_rows: ", "integer"]),
+        ("[batch]\nmax_bytes = [8]", ["batch.max_bytes: ", "string"]),
+        ("[batch]\nmax_bytes = \"1kB\"", ["batch.max_bytes: ", "64KiB to 1GiB"]),
+        ("[batch]\nunrepresentable = \"drop\"", ["batch.unrepresentable: ", "\"dead_letter\""]),
+        ("[batch]\nmax_dely = \"1s\"", ["batch.max_dely: unknown key", "max_delay"]),
+        ("[sauce]\n", ["sauce: unknown key", "source"]),
+        ("[memory]\nbudget = \"16MiB\"", ["memory.budget: ", "at least 24MiB"]),
+        ("[http]\nlisten = \"9464\"", ["http.listen: ", "127.0.0.1:9464"]),
+        ("[log]\nformat = \"xml\"", ["log.format: ", "\"json\""]),
+        ("[log]\nlevel = \"walhouse=loud\"", ["log.level: ", "info"]),
+        ("[clickhouse]\nurl = \"localhost:8123\"", ["clickhouse.url: ", "http://host:8123"]),
+        ("[clickhouse]\nurl = \"https://ch:8443\"", ["clickhouse.url: ", "does not support TLS"]),
+        ("[clickhouse]\nurl = \"http://u:canary@ch\"", ["clickhouse.url: ", "clickhouse.user"]),
+        ("[clickhouse]\ndatabase = \"system\"", ["clickhouse.database: ", "of its own"]),
+        ("[clickhouse]\ndatabase = \"\"", ["clickhouse.database: ", "1 to 200"]),
+        ("[source.snapshot]\nworkers = 65", ["source.snapshot.workers: ", "1 to 64"]),
+    ] {
+        let error = refusal(&format!("{MINIMAL}{text}"));
+        assert!(error.contains("walhouse.toml: "), "{error}");
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        assert!(!error.contains("canary"), "{error}");
+    }
+}
+
+#[test]
+fn names_that_postgresql_would_not_take_are_refused() {
+    for slot in ["", "Walhouse", "wal-house", "wal house", &"s".repeat(64)] {
+        assert!(refusal(&format!("{MINIMAL}slot = \"{slot}\"")).contains("source.slot: "));
+    }
+    read(&format!("{MINIMAL}slot = \"{}\"\npublication = \"Größe 1\"", "s".repeat(63))).expect("valid names");
+    for publication in ["", &"p".repeat(64)] {
+        assert!(refusal(&format!("{MINIMAL}publication = \"{publication}\"")).contains("source.publication: "));
+    }
+}
+
+#[test]
+fn patterns_are_compiled_and_their_place_in_the_list_is_named() {
+    let error = refusal(&format!("{MINIMAL}tables = [\"public.*\", \"orders\"]"));
+    assert!(error.contains("source.tables[1]: \"orders\""), "{error}");
+    assert!(refusal(&format!("{MINIMAL}exclude = [\"public.[\"]")).contains("source.exclude[0]: "));
+    assert!(refusal(&format!("{MINIMAL}tables = []")).contains("source.tables: "));
+}
+
+#[test]
+fn what_a_later_version_knows_is_refused_as_such() {
+    for (text, key) in [
+        ("[queue]\nregion = \"eu-central-1\"", "queue"),
+        ("[workers]\nenabled = true", "workers"),
+        ("[tables.\"public.sales_order\"]\nexclude_columns = [\"notes\"]", "tables"),
+        ("[clickhouse]\ncluster = \"main\"", "clickhouse.cluster"),
+    ] {
+        let error = refusal(&format!("{MINIMAL}{text}"));
+        assert!(error.contains(&format!("{key}: this version of walhouse does not support it yet")), "{error}");
+    }
+}
+
+#[test]
+fn keys_of_the_file_keep_their_case_and_their_dots() {
+    // Overrides per table will be keyed by names such as these.
+    let text = "[tables.\"public.Sales Order\"]\nx = 1\n[tables.\"public.ÄÖ[0]\"]\nx = 2\n";
+    let merged = config::Config::builder()
+        .add_source(config::File::from_str(text, config::FileFormat::Toml))
+        .add_source(config::Environment::with_prefix("WALHOUSE").separator("__").source(Some(Default::default())))
+        .build()
+        .expect("valid TOML");
+    let tables = merged.get_table("tables").expect("a table");
+    let mut keys: Vec<&str> = tables.keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["public.Sales Order", "public.ÄÖ[0]"]);
+}
+
+#[test]
+fn a_missing_url_is_named() {
+    for text in ["", "[source]\nslot = \"s\"", "[batch]\nmax_rows = 1"] {
+        assert!(refusal(text).contains("source.url: it is missing"), "{}", refusal(text));
+    }
+}
+
+#[test]
+fn a_missing_file_is_named_with_the_flag_that_mends_it() {
+    let error =
+        load_with(&PathBuf::from("/nowhere/walhouse.toml"), std::iter::empty()).expect_err("absent").to_string();
+    assert!(error.starts_with("/nowhere/walhouse.toml: ") && error.contains("--config"), "{error}");
+}
+
+#[test]
+fn a_password_file_is_read_without_its_last_line_break() {
+    let directory = Directory::new();
+    for (content, password) in
+        [("s3cret\n", "s3cret"), ("s3cret\r\n", "s3cret"), (" s3cret ", " s3cret "), ("a\n\n", "a\n")]
+    {
+        let file = directory.file("password", content);
+        let text = format!("{MINIMAL}password_file = {file:?}\n[clickhouse]\npassword_file = {file:?}\n");
+        let config = read(&text).expect("valid");
+        assert_eq!(config.source.url.connection().get_password(), Some(password.as_bytes()));
+        assert_eq!(config.clickhouse.password.expect("a password").expose_secret(), password);
+    }
+}
+
+#[test]
+fn a_password_file_that_is_empty_absent_or_beside_a_password_is_refused() {
+    let directory = Directory::new();
+    let empty = directory.file("empty", "\n");
+    assert!(refusal(&format!("{MINIMAL}password_file = {empty:?}")).contains("source.password_file: "));
+    assert!(refusal(&format!("{MINIMAL}password_file = \"/nowhere/p\"")).contains("/nowhere/p can not be read"));
+    let full = directory.file("full", "canary");
+    let error = refusal(&format!("{MINIMAL}[clickhouse]\npassword = \"canary\"\npassword_file = {full:?}"));
+    assert!(error.contains("clickhouse.password is set too") && !error.contains("canary"), "{error}");
+}
+
+#[test]
+fn a_password_overrides_the_one_in_the_url() {
+    let config = read("[source]\nurl = \"postgres://w:old@localhost/shop\"\npassword = \"new\"").expect("valid");
+    assert_eq!(config.source.url.connection().get_password(), Some(&b"new"[..]));
+}
+
+#[test]
+fn no_output_shows_a_secret() {
+    let text = "[source]\nurl = \"postgres://w:canary1@localhost/shop\"\npassword = \"canary2\"\n[clickhouse]\npassword = \"canary3\"";
+    let config = read(text).expect("valid");
+    let json = serde_json::to_string(&config).expect("JSON");
+    for output in [format!("{config:?}"), format!("{config:#?}"), toml_of(&config), json] {
+        assert!(!output.contains("canary"), "{output}");
+        assert!(output.contains("(redacted)") || output.contains("REDACTED"), "{output}");
+    }
+}
+
+#[test]
+fn no_error_shows_a_secret() {
+    for text in [
+        "source = \"postgres://w:canary@localhost/shop\"",
+        "[source]\nurl = \"postgres://w:canary@10.0.0.1/shop\"",
+        "[source]\nurl = \"postgres://w:canary@localhost/shop",
+        "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = \"canary",
+        "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = canary",
+        "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = 'canary' x",
+        "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = [\"canary\"]",
+        "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = { canary1 = 1 }",
+        "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = \"\"\"\ncanary\nx | canary\n",
+        "[source]\nurl = \"postgres://w@localhost/shop\"\nclickhouse = \"canary, expected canary\"",
+    ] {
+        let error = read(text).expect_err(text);
+        assert!(!format!("{error} {error:?}").contains("canary"), "{error}");
+    }
+}
+
+#[test]
+fn a_syntax_error_names_its_line() {
+    let error = refusal("[source]\nurl = \"postgres://w@localhost/shop\n");
+    assert!(error.contains("line 2"), "{error}");
+}
