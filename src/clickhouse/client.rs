@@ -1,0 +1,155 @@
+//! The HTTP client, and what ClickHouse's errors mean.
+//!
+//! An error's text may quote the row that it stumbled over, so only its code and that code's name
+//! are for logs: [`describe`].
+
+use clickhouse::{Client, error::Error};
+use secrecy::ExposeSecret;
+
+use crate::{config::ClickHouseConfig, retry::Kind};
+
+/// A client for the configured server and user.
+///
+/// It names no database, which may not exist yet: statements name theirs, or callers add
+/// `with_database`.
+pub fn client(config: &ClickHouseConfig) -> Client {
+    let client = Client::default().with_url(&config.url).with_user(&config.user);
+    match &config.password {
+        Some(password) => client.with_password(password.expose_secret()),
+        None => client,
+    }
+}
+
+/// `` `name` ``, escaped: the one way in which an identifier enters a statement.
+pub fn quote_identifier(name: &str) -> String {
+    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
+}
+
+/// Codes that time may mend, by the names that ClickHouse gives them (`errorCodeToName`).
+const TRANSIENT: [u32; 28] = [
+    32,  // ATTEMPT_TO_READ_AFTER_EOF: the body of an insert was cut
+    74,  // CANNOT_READ_FROM_FILE_DESCRIPTOR
+    75,  // CANNOT_WRITE_TO_FILE_DESCRIPTOR: a full disk
+    159, // TIMEOUT_EXCEEDED
+    160, // TOO_SLOW
+    198, // DNS_ERROR
+    202, // TOO_MANY_SIMULTANEOUS_QUERIES
+    203, // NO_FREE_CONNECTION
+    209, // SOCKET_TIMEOUT
+    210, // NETWORK_ERROR
+    225, // NO_ZOOKEEPER
+    236, // ABORTED
+    241, // MEMORY_LIMIT_EXCEEDED
+    242, // TABLE_IS_READ_ONLY: a replica without its Keeper
+    243, // NOT_ENOUGH_SPACE
+    252, // TOO_MANY_PARTS
+    279, // ALL_CONNECTION_TRIES_FAILED
+    285, // TOO_FEW_LIVE_REPLICAS
+    286, // UNSATISFIED_QUORUM_FOR_PREVIOUS_WRITE
+    289, // REPLICA_IS_NOT_IN_QUORUM
+    319, // UNKNOWN_STATUS_OF_INSERT
+    394, // QUERY_WAS_CANCELLED
+    425, // SYSTEM_ERROR
+    439, // CANNOT_SCHEDULE_TASK
+    473, // DEADLOCK_AVOIDED
+    499, // S3_ERROR
+    745, // SERVER_OVERLOADED
+    999, // KEEPER_EXCEPTION
+];
+
+/// Whether to try again.
+pub fn kind(error: &Error) -> Kind {
+    match error {
+        Error::Network(_) | Error::TimedOut => Kind::Transient,
+        Error::BadResponse(text) => match code(error) {
+            Some(code) if TRANSIENT.contains(&code) => Kind::Transient,
+            Some(_) => Kind::Definite,
+            None if ["502", "503", "504", "429"].iter().any(|status| text.starts_with(status)) => Kind::Transient,
+            None => Kind::Definite,
+        },
+        _ => Kind::Definite,
+    }
+}
+
+/// ClickHouse's error code: `Code: 516. DB::Exception: …`.
+pub fn code(error: &Error) -> Option<u32> {
+    let Error::BadResponse(text) = error else { return None };
+    // An exception in the middle of a response has text before it.
+    let digits = &text[text.find("Code: ")? + "Code: ".len()..];
+    let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+    digits[..end].parse().ok()
+}
+
+/// The error without anything that may come from a row.
+pub fn describe(error: &Error) -> String {
+    match (error, code(error)) {
+        (Error::BadResponse(text), Some(code)) => match name(text) {
+            Some(name) => format!("ClickHouse: {name} (code {code})"),
+            None => format!("ClickHouse: code {code}"),
+        },
+        (Error::BadResponse(_), None) => "ClickHouse: an answer that is not ClickHouse's".to_owned(),
+        (Error::Network(cause), _) => format!("ClickHouse can not be reached: {}", innermost(cause.as_ref())),
+        (Error::TimedOut, _) => "ClickHouse has not answered in time".to_owned(),
+        _ => "ClickHouse: the answer can not be read".to_owned(),
+    }
+}
+
+/// The last parenthesis that holds a code's name: `… (TYPE_MISMATCH) (version …)`.
+fn name(text: &str) -> Option<&str> {
+    let is_name = |word: &&str| {
+        word.contains('_') && word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+    };
+    text.rsplit('(').filter_map(|rest| rest.split(')').next()).find(is_name)
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bad(text: &str) -> Error {
+        Error::BadResponse(text.to_owned())
+    }
+
+    #[test]
+    fn codes_are_found_and_decide() {
+        for (text, expected, kind_expected) in [
+            (
+                "Code: 516. DB::Exception: default: Authentication failed. (AUTHENTICATION_FAILED)",
+                Some(516),
+                Kind::Definite,
+            ),
+            ("Code: 252. DB::Exception: Too many parts. (TOO_MANY_PARTS) (version 26.7)", Some(252), Kind::Transient),
+            ("Code: 241", Some(241), Kind::Transient),
+            ("503 Service Unavailable", None, Kind::Transient),
+            ("404 Not Found", None, Kind::Definite),
+            ("Code: many", None, Kind::Definite),
+        ] {
+            let error = bad(text);
+            assert_eq!((code(&error), kind(&error)), (expected, kind_expected), "{text}");
+        }
+        assert_eq!(kind(&Error::TimedOut), Kind::Transient);
+        assert_eq!(kind(&Error::RowNotFound), Kind::Definite);
+    }
+
+    #[test]
+    fn a_description_names_the_code_and_quotes_no_row() {
+        let error = bad(
+            "Code: 27. DB::Exception: Cannot parse input: expected ',' before: 'canary': (at row 1)\n: (CANNOT_PARSE_INPUT_ASSERTION_FAILED) (version 26.7.3.1)",
+        );
+        assert_eq!(describe(&error), "ClickHouse: CANNOT_PARSE_INPUT_ASSERTION_FAILED (code 27)");
+        assert!(!describe(&bad("canary")).contains("canary"));
+    }
+
+    #[test]
+    fn identifiers_are_quoted_whatever_they_hold() {
+        assert_eq!(quote_identifier(r"we`ird\na?me"), r"`we\`ird\\na?me`");
+    }
+}

@@ -1,0 +1,3 @@
+//! The target: ClickHouse.
+
+pub mod client;

@@ -1,0 +1,340 @@
+//! The tables that are meant, as the catalog shows them *now*.
+//!
+//! A table is listed with its columns and with the key that identifies its rows in ClickHouse, or
+//! with the reason why it has none: such a table must never enter the publication, since PostgreSQL
+//! would then refuse the application's UPDATEs and DELETEs. Partitions are not listed: their root
+//! stands for them (`publish_via_partition_root`).
+//!
+//! A key is usable when old rows carry it and it is unique at every moment:
+//! <https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-REPLICA-IDENTITY>.
+
+use std::collections::HashMap;
+
+use tokio_postgres::Client;
+
+use super::sql::{SqlError, quote_table};
+use crate::{config::TableFilter, event::ReplicaIdentity};
+
+/// A table or a partition root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceTable {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// The schema's name.
+    pub schema: String,
+    /// The table's name.
+    pub name: String,
+    /// What it is.
+    pub kind: TableKind,
+    /// `pg_class.relreplident`.
+    pub replica_identity: ReplicaIdentity,
+    /// In order of their attribute numbers, dropped ones left out.
+    pub columns: Vec<SourceColumn>,
+    /// What identifies a row, or why nothing does and what to do about it.
+    pub key: Result<KeyKind, String>,
+}
+
+/// What holds the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// The table itself.
+    Table,
+    /// Its partitions.
+    PartitionRoot,
+}
+
+/// Where the key comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// The primary key, under REPLICA IDENTITY DEFAULT.
+    PrimaryKey,
+    /// The index of REPLICA IDENTITY USING INDEX.
+    Index,
+    /// The primary key, under REPLICA IDENTITY FULL.
+    FullWithPrimaryKey,
+}
+
+/// A column of a [`SourceTable`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceColumn {
+    /// `pg_attribute.attnum`: what stays when a column is renamed.
+    pub attnum: i16,
+    /// The column's name.
+    pub name: String,
+    /// The type's oid; under a domain, its base type's.
+    pub type_oid: u32,
+    /// The type's modifier, the base type's under a domain; -1 where there is none.
+    pub type_modifier: i32,
+    /// Whether the type is an enum.
+    pub is_enum: bool,
+    /// Whether the column's own constraint excludes NULL. A domain's does not count: an outer join or
+    /// an empty subquery can store a NULL in spite of it.
+    pub not_null: bool,
+    /// Whether the value is computed from other columns.
+    pub generated: bool,
+    /// The column's place in the key, from 0.
+    pub key_position: Option<u16>,
+    /// Whether a value may be stored out of line, and so be left out of an UPDATE.
+    pub storage_toastable: bool,
+}
+
+impl SourceTable {
+    /// The table's name as a statement writes it.
+    pub fn quoted(&self) -> String {
+        quote_table(&self.schema, &self.name)
+    }
+}
+
+/// The tables that `filter` matches, by schema and name.
+pub async fn tables(client: &Client, filter: &TableFilter) -> Result<Vec<SourceTable>, SqlError> {
+    let listed = relations(client, filter).await?;
+    let oids: Vec<u32> = listed.iter().map(|relation| relation.oid).collect();
+    let mut columns = columns(client, &oids).await?;
+    let partitions = partitions(client, &oids).await?;
+    let below = partitions.values().flatten().map(|partition| partition.oid);
+    let with_partitions: Vec<u32> = oids.iter().copied().chain(below).collect();
+    let keys = keys(client, &with_partitions).await?;
+    let tables = listed.into_iter().map(|relation| {
+        let columns = columns.remove(&relation.oid).unwrap_or_default();
+        let own = partitions.get(&relation.oid).map_or(&[][..], Vec::as_slice);
+        relation.into_table(columns, &keys, own)
+    });
+    Ok(tables.collect())
+}
+
+/// A row of `pg_class`.
+struct Relation {
+    oid: u32,
+    schema: String,
+    name: String,
+    kind: TableKind,
+    unlogged: bool,
+    identity: ReplicaIdentity,
+}
+
+async fn relations(client: &Client, filter: &TableFilter) -> Result<Vec<Relation>, SqlError> {
+    let statement = "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', c.relpersistence = 'u', \
+                            c.relreplident::text \
+                     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't' \
+                       AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' \
+                     ORDER BY n.nspname, c.relname";
+    let rows = client.query(statement, &[]).await?;
+    let read = |row: &tokio_postgres::Row| -> Result<Relation, SqlError> {
+        Ok(Relation {
+            oid: row.try_get(0)?,
+            schema: row.try_get(1)?,
+            name: row.try_get(2)?,
+            kind: if row.try_get(3)? { TableKind::PartitionRoot } else { TableKind::Table },
+            unlogged: row.try_get(4)?,
+            identity: identity(row.try_get(5)?),
+        })
+    };
+    let all = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    Ok(all.into_iter().filter(|relation| filter.matches(&relation.schema, &relation.name)).collect())
+}
+
+/// A letter of a later PostgreSQL counts as no identity, so that its table is refused and not guessed at.
+fn identity(letter: &str) -> ReplicaIdentity {
+    letter.bytes().next().and_then(ReplicaIdentity::from_letter).unwrap_or(ReplicaIdentity::Nothing)
+}
+
+async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, SqlError> {
+    // A domain over a domain has its modifier where the chain ends.
+    let statement = "WITH RECURSIVE attribute AS ( \
+                         SELECT attrelid, attnum, attname, atttypid AS type, atttypmod AS modifier, attnotnull, \
+                                attgenerated <> '' AS generated, attstorage <> 'p' AS extended \
+                         FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped \
+                       UNION ALL \
+                         SELECT attrelid, attnum, attname, t.typbasetype, t.typtypmod, attnotnull, generated, extended \
+                         FROM attribute JOIN pg_type t ON t.oid = attribute.type WHERE t.typtype = 'd') \
+                     SELECT attrelid, attnum, attname::text, type, modifier, t.typtype = 'e', attnotnull, generated, \
+                            extended AND t.typlen = -1 \
+                     FROM attribute JOIN pg_type t ON t.oid = attribute.type \
+                     WHERE t.typtype <> 'd' ORDER BY attrelid, attnum";
+    let mut columns: HashMap<u32, Vec<SourceColumn>> = HashMap::new();
+    for row in client.query(statement, &[&oids]).await? {
+        let column = SourceColumn {
+            attnum: row.try_get(1)?,
+            name: row.try_get(2)?,
+            type_oid: row.try_get(3)?,
+            type_modifier: row.try_get(4)?,
+            is_enum: row.try_get(5)?,
+            not_null: row.try_get(6)?,
+            generated: row.try_get(7)?,
+            key_position: None,
+            storage_toastable: row.try_get(8)?,
+        };
+        columns.entry(row.try_get(0)?).or_default().push(column);
+    }
+    Ok(columns)
+}
+
+/// A partition below a listed root, on any level.
+struct Partition {
+    oid: u32,
+    quoted: String,
+    identity: ReplicaIdentity,
+}
+
+async fn partitions(client: &Client, roots: &[u32]) -> Result<HashMap<u32, Vec<Partition>>, SqlError> {
+    let statement = "SELECT root.oid, c.oid, n.nspname::text, c.relname::text, c.relreplident::text \
+                     FROM unnest($1::oid[]) AS root(oid), pg_partition_tree(root.oid) AS leaf \
+                     JOIN pg_class c ON c.oid = leaf.relid JOIN pg_namespace n ON n.oid = c.relnamespace \
+                     WHERE leaf.isleaf AND leaf.level > 0 ORDER BY root.oid, n.nspname, c.relname";
+    let mut partitions: HashMap<u32, Vec<Partition>> = HashMap::new();
+    for row in client.query(statement, &[&roots]).await? {
+        let quoted = quote_table(row.try_get(2)?, row.try_get(3)?);
+        let partition = Partition { oid: row.try_get(1)?, quoted, identity: identity(row.try_get(4)?) };
+        partitions.entry(row.try_get(0)?).or_default().push(partition);
+    }
+    Ok(partitions)
+}
+
+/// The indexes of a table that may identify its rows.
+#[derive(Default)]
+struct Keys {
+    primary: Option<Index>,
+    replica: Option<Index>,
+}
+
+#[derive(Clone)]
+struct Index {
+    immediate: bool,
+    /// By name, since a partition may number its columns differently.
+    columns: Vec<String>,
+}
+
+async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Keys>, SqlError> {
+    let statement = "SELECT i.indrelid, i.indisprimary, i.indisreplident, i.indimmediate, \
+                            ARRAY(SELECT a.attname::text \
+                                  FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, place) \
+                                  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum \
+                                  WHERE k.place <= i.indnkeyatts ORDER BY k.place) \
+                     FROM pg_index i \
+                     WHERE i.indrelid = ANY($1) AND (i.indisprimary OR i.indisreplident) AND i.indisvalid";
+    let mut keys: HashMap<u32, Keys> = HashMap::new();
+    for row in client.query(statement, &[&oids]).await? {
+        let entry = keys.entry(row.try_get(0)?).or_default();
+        let index = Index { immediate: row.try_get(3)?, columns: row.try_get(4)? };
+        if row.try_get(1)? {
+            entry.primary = Some(index.clone());
+        }
+        if row.try_get(2)? {
+            entry.replica = Some(index);
+        }
+    }
+    Ok(keys)
+}
+
+impl Relation {
+    fn into_table(
+        self,
+        mut columns: Vec<SourceColumn>,
+        keys: &HashMap<u32, Keys>,
+        partitions: &[Partition],
+    ) -> SourceTable {
+        let key = self.key(&columns, keys, partitions).map(|(kind, names)| {
+            for (place, name) in (0_u16..).zip(names) {
+                if let Some(column) = columns.iter_mut().find(|column| column.name == *name) {
+                    column.key_position = Some(place);
+                }
+            }
+            kind
+        });
+        let Self { oid, schema, name, kind, identity, .. } = self;
+        SourceTable { oid, schema, name, kind, replica_identity: identity, columns, key }
+    }
+
+    fn key<'k>(
+        &self,
+        columns: &[SourceColumn],
+        keys: &'k HashMap<u32, Keys>,
+        partitions: &[Partition],
+    ) -> Result<(KeyKind, &'k [String]), String> {
+        let table = quote_table(&self.schema, &self.name);
+        if self.unlogged {
+            return Err(format!(
+                "it is unlogged, so nothing of it is in the WAL; ALTER TABLE {table} SET LOGGED, or exclude it"
+            ));
+        }
+        let (kind, names) = choose(self.identity, keys.get(&self.oid), &table)?;
+        if let Some(column) = columns.iter().find(|column| column.generated && names.contains(&column.name)) {
+            return Err(format!(
+                "its key column {:?} is generated, and the publication does not carry it; choose another key with REPLICA IDENTITY USING INDEX",
+                column.name
+            ));
+        }
+        for partition in partitions {
+            let same = partition.identity == self.identity
+                && choose(partition.identity, keys.get(&partition.oid), &partition.quoted)?.1 == names;
+            if !same {
+                return Err(format!(
+                    "its partition {leaf} identifies rows in another way, which ALTER TABLE on the root does not change; \
+                     give both the same: ALTER TABLE {leaf} REPLICA IDENTITY …",
+                    leaf = partition.quoted
+                ));
+            }
+        }
+        Ok((kind, names))
+    }
+}
+
+/// The key that a replica identity leaves to old rows.
+fn choose<'k>(
+    identity: ReplicaIdentity,
+    keys: Option<&'k Keys>,
+    table: &str,
+) -> Result<(KeyKind, &'k [String]), String> {
+    let primary = keys.and_then(|keys| keys.primary.as_ref());
+    let add = format!("ALTER TABLE {table} ADD PRIMARY KEY (…)");
+    let usable = |kind, index: Option<&'k Index>| match index {
+        Some(index) if index.immediate => Ok((kind, index.columns.as_slice())),
+        Some(_) => Err(format!(
+            "its primary key is deferrable, so two rows may hold one key for a while; \
+             make it immediate, or ALTER TABLE {table} REPLICA IDENTITY USING INDEX …"
+        )),
+        None => Err(format!("it has no primary key; {add}, or ALTER TABLE {table} REPLICA IDENTITY USING INDEX …")),
+    };
+    match identity {
+        ReplicaIdentity::Default => usable(KeyKind::PrimaryKey, primary),
+        ReplicaIdentity::Full => usable(KeyKind::FullWithPrimaryKey, primary),
+        ReplicaIdentity::Index => match keys.and_then(|keys| keys.replica.as_ref()) {
+            Some(index) => usable(KeyKind::Index, Some(index)),
+            None => Err(format!(
+                "the index of its replica identity is gone; ALTER TABLE {table} REPLICA IDENTITY DEFAULT or USING INDEX …"
+            )),
+        },
+        ReplicaIdentity::Nothing => {
+            Err(format!("its replica identity is NOTHING; ALTER TABLE {table} REPLICA IDENTITY DEFAULT"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(immediate: bool) -> Option<Index> {
+        Some(Index { immediate, columns: vec!["id".to_owned()] })
+    }
+
+    fn kind(identity: ReplicaIdentity, primary: Option<Index>, replica: Option<Index>) -> Result<KeyKind, String> {
+        choose(identity, Some(&Keys { primary, replica }), "\"public\".\"t\"").map(|(kind, _)| kind)
+    }
+
+    #[test]
+    fn a_key_is_what_old_rows_carry() {
+        use ReplicaIdentity::{Default, Full, Index, Nothing};
+        assert_eq!(kind(Default, index(true), None), Ok(KeyKind::PrimaryKey));
+        assert_eq!(kind(Full, index(true), None), Ok(KeyKind::FullWithPrimaryKey));
+        assert_eq!(kind(Index, index(true), index(true)), Ok(KeyKind::Index));
+        assert_eq!(kind(Index, index(false), index(true)), Ok(KeyKind::Index));
+        for identity in [Default, Full] {
+            assert!(kind(identity, None, None).expect_err("no key").contains("ADD PRIMARY KEY"));
+            assert!(kind(identity, index(false), None).expect_err("deferrable").contains("deferrable"));
+        }
+        assert!(kind(Index, index(true), None).expect_err("dropped index").contains("is gone"));
+        assert!(kind(Nothing, index(true), None).expect_err("nothing").contains("NOTHING"));
+    }
+}

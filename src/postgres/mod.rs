@@ -1,0 +1,4 @@
+//! The source: PostgreSQL.
+
+pub mod catalog;
+pub mod sql;

@@ -1,0 +1,348 @@
+//! Sessions for SQL and COPY, and what their errors mean.
+//!
+//! Every session pins the settings that change how values are printed or that could cut it short:
+//! a role or a database may have its own, and then the stream and the copy would disagree. They go
+//! into the startup packet, where they win over `ALTER ROLE … SET`.
+//! Nothing is sent to an address beyond this machine: the connection is not encrypted.
+
+use std::{io, net::IpAddr, time::Duration};
+
+use tokio_postgres::{Client, Config, NoTls, error::SqlState};
+
+use crate::{
+    config::{Endpoint, SourceConfig, check_loopback},
+    retry::Kind,
+};
+
+/// What every session sets, wherever it comes from: also the replication connection.
+pub const PINNED: [(&str, &str); 11] = [
+    ("search_path", "pg_catalog"),
+    ("DateStyle", "ISO"),
+    ("IntervalStyle", "postgres"),
+    ("TimeZone", "UTC"),
+    ("bytea_output", "hex"),
+    ("extra_float_digits", "3"),
+    ("lc_monetary", "C"),
+    ("client_encoding", "UTF8"),
+    ("statement_timeout", "0"),
+    ("idle_in_transaction_session_timeout", "0"),
+    ("lock_timeout", "0"),
+];
+
+/// A server that has neither answered nor refused by then is taken to be absent.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A statement or a connection failed.
+///
+/// The message names what failed and the remedy, where there is one. It never holds a value of a
+/// row, which is why PostgreSQL's own text is kept only for the classes that speak of the server.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SqlError {
+    kind: Kind,
+    code: Option<SqlState>,
+    message: String,
+}
+
+impl SqlError {
+    /// Whether to try again.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// PostgreSQL's SQLSTATE, if it was PostgreSQL who refused.
+    pub fn code(&self) -> Option<&SqlState> {
+        self.code.as_ref()
+    }
+
+    fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, code: None, message: message.into() }
+    }
+
+    fn definite(message: impl Into<String>) -> Self {
+        Self::new(Kind::Definite, message)
+    }
+
+    /// An error of a statement in a session that stands.
+    fn of_statement(error: &tokio_postgres::Error) -> Self {
+        match error.as_db_error() {
+            Some(db) => Self {
+                kind: kind_of(db.code()),
+                code: Some(db.code().clone()),
+                message: format!("PostgreSQL: {} ({})", speakable(db), db.code().code()),
+            },
+            None if error.is_closed() || io_error(error).is_some() => {
+                Self::new(Kind::Transient, "the connection to PostgreSQL is lost")
+            }
+            None => Self::definite(format!("PostgreSQL: {error}")),
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for SqlError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::of_statement(&error)
+    }
+}
+
+/// `"name"`, with quotes inside doubled: the one way in which an identifier enters a statement.
+pub fn quote_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `"schema"."name"`.
+pub fn quote_table(schema: &str, name: &str) -> String {
+    format!("{}.{}", quote_identifier(schema), quote_identifier(name))
+}
+
+/// Opens a session. A task of its own drives the connection until the client is dropped.
+pub async fn connect(source: &SourceConfig, application_name: &str) -> Result<Client, SqlError> {
+    let place = Place::of(source);
+    let opening = open(source, &place, application_name);
+    // tokio-postgres bounds only the socket's connect, not a server that accepts and then is silent.
+    match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(place.silent()),
+    }
+}
+
+async fn open(source: &SourceConfig, place: &Place, application_name: &str) -> Result<Client, SqlError> {
+    let mut config = source.url.connection().clone();
+    let options = startup_options(config.get_options());
+    config.application_name(application_name).options(options);
+    let mut outcome = Err(SqlError::new(Kind::Transient, format!("{} has no address", place.name)));
+    // A name such as localhost has several addresses, and the server may listen on one of them only.
+    for candidate in candidates(source, &config, place).await? {
+        match candidate.connect(NoTls).await {
+            Ok((client, connection)) => {
+                tokio::spawn(async move {
+                    if let Err(error) = connection.await {
+                        tracing::debug!(error = %SqlError::from(error), "a session ended");
+                    }
+                });
+                unbind_later_timeouts(&client).await?;
+                return Ok(client);
+            }
+            Err(error) => outcome = Err(place.refused(&error)),
+        }
+    }
+    outcome
+}
+
+/// The URL's own options come first, so that ours win.
+fn startup_options(given: Option<&str>) -> String {
+    let pinned = PINNED.iter().map(|(name, value)| format!("-c {name}={value}"));
+    given.map(str::to_owned).into_iter().chain(pinned).collect::<Vec<_>>().join(" ")
+}
+
+/// Timeouts that not every supported server has: in the startup packet, an unknown one is fatal.
+async fn unbind_later_timeouts(client: &Client) -> Result<(), SqlError> {
+    let statement = "SELECT set_config(name, '0', false) FROM pg_settings \
+                     WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
+    Ok(client.batch_execute(statement).await?)
+}
+
+/// One configuration for each address, each checked to be on this machine.
+async fn candidates(source: &SourceConfig, config: &Config, place: &Place) -> Result<Vec<Config>, SqlError> {
+    if !config.get_hostaddrs().is_empty() || matches!(source.url.endpoint(), Endpoint::Unix(_)) {
+        return Ok(vec![config.clone()]);
+    }
+    let at = |address: IpAddr| {
+        let mut config = config.clone();
+        if config.get_hosts().is_empty() {
+            config.host(address.to_string());
+        }
+        config.hostaddr(address);
+        config
+    };
+    Ok(resolve(&source.url.endpoint(), place).await?.into_iter().map(at).collect())
+}
+
+async fn resolve(endpoint: &Endpoint, place: &Place) -> Result<Vec<IpAddr>, SqlError> {
+    let Endpoint::Tcp { host, port } = endpoint else { return Ok(Vec::new()) };
+    let addresses = tokio::net::lookup_host((host.as_str(), *port)).await.map_err(|error| {
+        // The resolver's errors have no kind of their own; glibc's and musl's texts begin alike.
+        let text = error.to_string();
+        let passing = ["Temporary failure", "Try again"].iter().any(|start| text.contains(start));
+        let kind = if passing { Kind::Transient } else { Kind::Definite };
+        SqlError::new(
+            kind,
+            format!(
+                "the host {host:?} of source.url can not be resolved ({text}); correct the name, or use an address"
+            ),
+        )
+    })?;
+    addresses
+        .map(|address| {
+            check_loopback(address.ip()).map_err(|why| SqlError::definite(format!("{}: {why}", place.name)))?;
+            Ok(address.ip())
+        })
+        .collect()
+}
+
+/// The words for who was asked for what.
+struct Place {
+    name: String,
+    user: String,
+    database: String,
+}
+
+impl Place {
+    fn of(source: &SourceConfig) -> Self {
+        let name = match source.url.endpoint() {
+            Endpoint::Unix(path) => path.display().to_string(),
+            Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
+            Endpoint::Tcp { host, port } => format!("{host}:{port}"),
+        };
+        Self { name, user: source.url.user().to_owned(), database: source.url.database().to_owned() }
+    }
+
+    fn silent(&self) -> SqlError {
+        let seconds = CONNECT_TIMEOUT.as_secs();
+        SqlError::new(Kind::Transient, format!("PostgreSQL at {} has not answered for {seconds} s", self.name))
+    }
+
+    /// Why no session came about.
+    fn refused(&self, error: &tokio_postgres::Error) -> SqlError {
+        if let Some(db) = error.as_db_error() {
+            let message = self.remedy(db);
+            return SqlError { kind: kind_of(db.code()), code: Some(db.code().clone()), message };
+        }
+        if let Some(io) = io_error(error) {
+            return self.unreachable(io);
+        }
+        let cause = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+        if cause.contains("password") {
+            let user = &self.user;
+            return SqlError::definite(format!(
+                "PostgreSQL at {} asks for the password of role {user:?}, and none is configured; set source.password_file",
+                self.name
+            ));
+        }
+        let kind = if error.is_closed() { Kind::Transient } else { Kind::Definite };
+        SqlError::new(kind, format!("PostgreSQL at {}: {cause}", self.name))
+    }
+
+    fn unreachable(&self, error: &io::Error) -> SqlError {
+        use io::ErrorKind as E;
+        let name = &self.name;
+        match error.kind() {
+            E::ConnectionRefused => SqlError::new(
+                Kind::Transient,
+                format!("{name} refuses connections; is PostgreSQL running, and does it listen there?"),
+            ),
+            E::NotFound => SqlError::new(
+                Kind::Transient,
+                format!("there is no socket {name}; is PostgreSQL running, and is this its unix_socket_directories?"),
+            ),
+            E::PermissionDenied => {
+                SqlError::definite(format!("{name} may not be opened by this user; see unix_socket_permissions"))
+            }
+            E::TimedOut => self.silent(),
+            // How tokio-postgres tells of bytes that are no message.
+            E::InvalidInput | E::InvalidData | E::Other => {
+                SqlError::definite(format!("{name} does not answer as PostgreSQL does; correct the port in source.url"))
+            }
+            _ => SqlError::new(Kind::Transient, format!("{name} can not be reached: {error}")),
+        }
+    }
+
+    fn remedy(&self, error: &tokio_postgres::error::DbError) -> String {
+        let Self { name, user, database } = self;
+        let said = error.message();
+        match error.code().code() {
+            "28P01" => {
+                format!("{name} does not take the password of role {user:?}; correct source.password_file or the URL")
+            }
+            "28000" => {
+                format!("{name} does not let role {user:?} in ({said}); add a pg_hba.conf entry for it, or create it")
+            }
+            "3D000" => format!("{name} has no database {database:?}; correct source.url or create it"),
+            "42501" => format!(
+                "role {user:?} may not connect to {database:?} ({said}); GRANT CONNECT ON DATABASE {} TO {}",
+                quote_identifier(database),
+                quote_identifier(user)
+            ),
+            "53300" => format!("{name} has no connection left ({said}); raise max_connections, or end idle sessions"),
+            "57P03" => format!("{name} does not take connections yet ({said}); wait"),
+            "57P01" | "57P02" => format!("{name} is shutting down ({said}); wait"),
+            code => format!("PostgreSQL at {name}: {} ({code})", speakable(error)),
+        }
+    }
+}
+
+fn io_error(error: &tokio_postgres::Error) -> Option<&io::Error> {
+    std::error::Error::source(error).and_then(|source| source.downcast_ref())
+}
+
+/// Which SQLSTATEs time may mend: <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
+pub fn kind_of(code: &SqlState) -> Kind {
+    match code.code() {
+        // A dropped database does not come back.
+        "57P04" => Kind::Definite,
+        // A slot or an object in use; a lock that was not to be had.
+        "55006" | "55P03" => Kind::Transient,
+        code if ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => Kind::Transient,
+        _ => Kind::Definite,
+    }
+}
+
+/// PostgreSQL's own words, unless they may quote a row.
+fn speakable(error: &tokio_postgres::error::DbError) -> &str {
+    let classes = ["08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58"];
+    // A syntax error in a value has a class of its own (22); in a statement, the statement is ours.
+    if classes.iter().any(|class| error.code().code().starts_with(class)) { error.message() } else { "an error" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_are_quoted_whatever_they_hold() {
+        assert_eq!(quote_table("public", "we\"ird na.me"), "\"public\".\"we\"\"ird na.me\"");
+    }
+
+    #[test]
+    fn settings_of_the_url_do_not_win_over_the_pinned_ones() {
+        let options = startup_options(Some("-c DateStyle=German"));
+        assert!(options.starts_with("-c DateStyle=German -c search_path=pg_catalog "), "{options}");
+        assert!(options.contains("-c DateStyle=ISO "), "{options}");
+    }
+
+    #[test]
+    fn what_time_mends_is_transient_and_nothing_else() {
+        for code in ["57P01", "57P03", "53300", "53100", "40001", "40P01", "08006", "55006"] {
+            assert_eq!(kind_of(&SqlState::from_code(code)), Kind::Transient, "{code}");
+        }
+        for code in ["28P01", "28000", "3D000", "42501", "42704", "42P01", "57P04", "22P02", "55000", "XX000"] {
+            assert_eq!(kind_of(&SqlState::from_code(code)), Kind::Definite, "{code}");
+        }
+    }
+
+    fn source(url: &str) -> SourceConfig {
+        SourceConfig::new(url.parse().expect(url))
+    }
+
+    #[tokio::test]
+    async fn a_port_where_nobody_listens_is_named_as_such() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        drop(listener);
+        let error = connect(&source(&format!("postgres://w@127.0.0.1:{port}/shop")), "test").await.expect_err("closed");
+        assert_eq!(error.kind(), Kind::Transient);
+        assert!(error.to_string().contains(&format!("127.0.0.1:{port} refuses connections")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_is_not_there_is_named_as_such() {
+        let error = connect(&source("postgres://w@/shop?host=/nowhere"), "test").await.expect_err("absent");
+        assert!(error.to_string().contains("no socket /nowhere/.s.PGSQL.5432"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_host_that_does_not_resolve_is_named() {
+        let error = connect(&source("postgres://w@no-such-host.invalid/shop"), "test").await.expect_err("invalid");
+        assert!(error.to_string().contains("\"no-such-host.invalid\" of source.url can not be resolved"), "{error}");
+    }
+}
