@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod cli;
 pub mod clickhouse;
+pub mod commands;
 pub mod config;
 pub mod event;
 pub mod lane;
@@ -10,3 +11,4 @@ pub mod postgres;
 pub mod quote;
 pub mod retry;
 pub mod telemetry;
+pub mod verify;

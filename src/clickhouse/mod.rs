@@ -1,9 +1,47 @@
-//! ClickHouse: from PostgreSQL's text forms to blocks that a server takes as they are.
+//! The warehouse: how changes become rows of `ReplacingMergeTree` tables, and what is remembered
+//! beside them.
 //!
-//! [`types`] says which ClickHouse type holds a PostgreSQL type, [`text`] reads the text forms,
-//! [`column`] builds one column of them and [`block`] the columns of one table.
+//! In the order of the data: [`table`] lays a source's table onto a target, [`batch`] turns changes
+//! into rows of a [`block`], whose [`column`]s parse PostgreSQL's [`text`] forms; [`toast`] completes
+//! rows that lack values; [`insert`] sends blocks; [`sink`] is the lane that drives all of this
+//! and keeps the [`ledger`] of what is durable. [`state`] is what survives.
 
+pub mod batch;
 pub mod block;
+pub mod client;
 pub mod column;
+pub mod insert;
+pub mod job;
+pub mod ledger;
+pub mod sink;
+pub mod state;
+pub mod table;
 pub mod text;
+pub mod toast;
 pub mod types;
+
+use crate::retry::{Backoff, Kind};
+use clickhouse::error::Error;
+use std::{future::Future, time::Duration};
+
+/// Runs a statement that may be repeated until ClickHouse has answered it, waiting out whatever
+/// is transient for as long as it takes.
+///
+/// # Errors
+/// What is definite.
+pub async fn retrying<T, F: Future<Output = Result<T, Error>>>(
+    doing: &'static str,
+    mut statement: impl FnMut() -> F,
+) -> Result<T, Error> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        match statement().await {
+            Err(error) if client::kind(&error) == Kind::Transient => {
+                let pause = backoff.next_delay();
+                tracing::warn!(doing, ?pause, error = client::describe(&error), "ClickHouse is not ready; trying again");
+                tokio::time::sleep(pause).await;
+            }
+            result => return result,
+        }
+    }
+}

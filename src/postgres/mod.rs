@@ -1,5 +1,12 @@
 //! The source: what walhouse knows about PostgreSQL, and says outwards in the words of
 //! [`event`](crate::event) alone.
 
+pub mod assembler;
+pub mod catalog;
+pub mod connection;
+pub mod lookup;
 pub mod pgoutput;
+pub mod slot;
+pub mod sql;
+pub mod streaming;
 pub mod wire;

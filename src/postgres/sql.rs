@@ -17,7 +17,7 @@ use crate::{
 /// What every session sets, wherever it comes from: also the replication connection.
 pub const PINNED: [(&str, &str); 11] = [
     ("search_path", "pg_catalog"),
-    ("DateStyle", "ISO"),
+    ("DateStyle", "ISO,MDY"),
     ("IntervalStyle", "postgres"),
     ("TimeZone", "UTC"),
     ("bytea_output", "hex"),
@@ -112,7 +112,7 @@ async fn open(source: &SourceConfig, place: &Place, application_name: &str) -> R
     config.application_name(application_name).options(options);
     let mut outcome = Err(SqlError::new(Kind::Transient, format!("{} has no address", place.name)));
     // A name such as localhost has several addresses, and the server may listen on one of them only.
-    for candidate in candidates(source, &config, place).await? {
+    for candidate in candidates(source, &config).await? {
         match candidate.connect(NoTls).await {
             Ok((client, connection)) => {
                 tokio::spawn(async move {
@@ -124,6 +124,10 @@ async fn open(source: &SourceConfig, place: &Place, application_name: &str) -> R
                 return Ok(client);
             }
             Err(error) => outcome = Err(place.refused(&error)),
+        }
+        // Who refuses for a reason has answered for the other addresses too.
+        if outcome.as_ref().is_err_and(|error| error.kind() == Kind::Definite) {
+            break;
         }
     }
     outcome
@@ -143,7 +147,7 @@ async fn unbind_later_timeouts(client: &Client) -> Result<(), SqlError> {
 }
 
 /// One configuration for each address, each checked to be on this machine.
-async fn candidates(source: &SourceConfig, config: &Config, place: &Place) -> Result<Vec<Config>, SqlError> {
+async fn candidates(source: &SourceConfig, config: &Config) -> Result<Vec<Config>, SqlError> {
     if !config.get_hostaddrs().is_empty() || matches!(source.url.endpoint(), Endpoint::Unix(_)) {
         return Ok(vec![config.clone()]);
     }
@@ -155,12 +159,13 @@ async fn candidates(source: &SourceConfig, config: &Config, place: &Place) -> Re
         config.hostaddr(address);
         config
     };
-    Ok(resolve(&source.url.endpoint(), place).await?.into_iter().map(at).collect())
+    Ok(resolve(source).await?.into_iter().map(at).collect())
 }
 
-async fn resolve(endpoint: &Endpoint, place: &Place) -> Result<Vec<IpAddr>, SqlError> {
-    let Endpoint::Tcp { host, port } = endpoint else { return Ok(Vec::new()) };
-    let addresses = tokio::net::lookup_host((host.as_str(), *port)).await.map_err(|error| {
+/// The addresses of the source's host, each checked to be on this machine; none for a Unix socket.
+pub async fn resolve(source: &SourceConfig) -> Result<Vec<IpAddr>, SqlError> {
+    let Endpoint::Tcp { host, port } = source.url.endpoint() else { return Ok(Vec::new()) };
+    let addresses = tokio::net::lookup_host((host.as_str(), port)).await.map_err(|error| {
         // The resolver's errors have no kind of their own; glibc's and musl's texts begin alike.
         let text = error.to_string();
         let passing = ["Temporary failure", "Try again"].iter().any(|start| text.contains(start));
@@ -174,7 +179,7 @@ async fn resolve(endpoint: &Endpoint, place: &Place) -> Result<Vec<IpAddr>, SqlE
     })?;
     addresses
         .map(|address| {
-            check_loopback(address.ip()).map_err(|why| SqlError::definite(format!("{}: {why}", place.name)))?;
+            check_loopback(address.ip()).map_err(|why| SqlError::definite(format!("{host}: {why}")))?;
             Ok(address.ip())
         })
         .collect()
@@ -307,7 +312,7 @@ mod tests {
     fn settings_of_the_url_do_not_win_over_the_pinned_ones() {
         let options = startup_options(Some("-c DateStyle=German"));
         assert!(options.starts_with("-c DateStyle=German -c search_path=pg_catalog "), "{options}");
-        assert!(options.contains("-c DateStyle=ISO "), "{options}");
+        assert!(options.contains("-c DateStyle=ISO,MDY "), "{options}");
     }
 
     #[test]

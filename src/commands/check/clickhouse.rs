@@ -1,0 +1,172 @@
+//! The target's half of `walhouse check`.
+
+use std::{future::Future, time::Duration};
+
+use clickhouse::{Client, error::Error};
+
+use super::{Found, Report, failed, fine, warning};
+use crate::{
+    clickhouse::client::{client, code, describe, quote_identifier},
+    config::ClickHouseConfig,
+};
+
+const AREA: &str = "ClickHouse";
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// The oldest release that walhouse's settings and statements are meant for.
+const OLDEST: (u32, u32) = (24, 8);
+/// What walhouse does in its database. CREATE VIEW is for the views of current rows.
+const RIGHTS: [&str; 9] = [
+    "CREATE TABLE",
+    "CREATE VIEW",
+    "DROP TABLE",
+    "DROP VIEW",
+    "ALTER TABLE",
+    "SELECT",
+    "INSERT",
+    "OPTIMIZE",
+    "TRUNCATE",
+];
+
+pub(super) async fn check(config: &ClickHouseConfig) -> Report {
+    let mut report = Report::default();
+    let client = client(config);
+    let version: String = match bounded(client.query("SELECT version()").fetch_one()).await {
+        Ok(version) => version,
+        Err(error) => {
+            report.push(AREA, "connection", refused(config, &error));
+            return report;
+        }
+    };
+    report.push(AREA, "connection", fine(format!("{} as {}", config.url, config.user)));
+    report.push(AREA, "version", version_found(&version));
+    let database = quote_identifier(&config.database);
+    let engine = client.query("SELECT engine FROM system.databases WHERE name = ?").bind(&config.database);
+    let exists = match bounded(engine.fetch_optional::<String>()).await {
+        Ok(engine) => {
+            let exists = engine.is_some();
+            report.push(AREA, "database", database_found(&client, &config.user, &database, engine).await);
+            exists
+        }
+        Err(error) => {
+            report.push(
+                AREA,
+                "database",
+                failed(describe(&error), format!("GRANT SELECT ON system.databases TO {}", config.user)),
+            );
+            return report;
+        }
+    };
+    report.push(AREA, "rights", rights(&client, &config.user, &database, exists).await);
+    report
+}
+
+/// The crate itself waits for ever.
+async fn bounded<T>(query: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(TIMEOUT, query).await.unwrap_or(Err(Error::TimedOut))
+}
+
+fn refused(config: &ClickHouseConfig, error: &Error) -> Found {
+    let (url, user) = (&config.url, &config.user);
+    match code(error) {
+        // Since 26.x a missing password is 194.
+        Some(516 | 194 | 193 | 192) => failed(
+            format!("{url} does not let user {user:?} in: {}", describe(error)),
+            "correct clickhouse.user and clickhouse.password_file",
+        ),
+        Some(_) => failed(format!("{url}: {}", describe(error)), "see the server's log"),
+        None => failed(
+            format!("{url}: {}", describe(error)),
+            "is ClickHouse running, and is clickhouse.url its HTTP interface (8123, not 9000)?",
+        ),
+    }
+}
+
+fn version_found(version: &str) -> Found {
+    let mut numbers = version.split('.').map_while(|part| part.parse().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < OLDEST => {
+            warning(version, format!("walhouse is tested from {}.{} on; upgrade", OLDEST.0, OLDEST.1))
+        }
+        _ => fine(version),
+    }
+}
+
+async fn database_found(client: &Client, user: &str, database: &str, engine: Option<String>) -> Found {
+    match engine.as_deref() {
+        Some("Atomic" | "Replicated" | "Shared") => fine(format!("{database} exists")),
+        Some(engine) => failed(
+            format!("{database} has the engine {engine}, without EXCHANGE TABLES"),
+            "name a database of its own in clickhouse.database; it will be created",
+        ),
+        None => match granted(client, "CREATE DATABASE", database).await {
+            Ok(true) => fine(format!("{database} will be created")),
+            Ok(false) => failed(
+                format!("user {user:?} sees no database {database}, and may not create it"),
+                format!(
+                    "CREATE DATABASE {database}, or GRANT CREATE DATABASE ON {database}.* TO {}",
+                    quote_identifier(user)
+                ),
+            ),
+            Err(error) => warning(
+                format!("{database} does not exist; {}", describe(&error)),
+                "create it, or see whether the first run can",
+            ),
+        },
+    }
+}
+
+async fn rights(client: &Client, user: &str, database: &str, exists: bool) -> Found {
+    let mut missing = Vec::new();
+    for right in RIGHTS {
+        match granted(client, right, database).await {
+            Ok(true) => {}
+            Ok(false) => missing.push(right),
+            Err(error) => return warning(format!("not known: {}", describe(&error)), "the first run will tell"),
+        }
+    }
+    if missing.is_empty() {
+        return fine(if exists { "all that is needed" } else { "all that is needed, once it is created" });
+    }
+    let missing = missing.join(", ");
+    failed(
+        format!("user {user:?} lacks {missing}"),
+        format!("GRANT {missing} ON {database}.* TO {}", quote_identifier(user)),
+    )
+}
+
+async fn granted(client: &Client, right: &str, database: &str) -> Result<bool, Error> {
+    // A name may hold a question mark, which `query` would take for a parameter.
+    let statement = format!("CHECK GRANT {right} ON {database}.*");
+    bounded(client.query_raw(&statement).fetch_one::<u8>()).await.map(|granted| granted == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Outcome, *};
+
+    #[test]
+    fn an_old_server_is_a_warning_and_an_unknown_version_is_not() {
+        for (version, outcome) in [
+            ("26.7.2.1", Outcome::Ok),
+            ("24.8.1.2684", Outcome::Ok),
+            ("24.7.6.8", Outcome::Warning),
+            ("23.12.1.1", Outcome::Warning),
+            ("nightly", Outcome::Ok),
+        ] {
+            assert_eq!(version_found(version).outcome, outcome, "{version}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_where_nobody_listens_is_named_with_what_to_look_at() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        drop(listener);
+        let mut config = ClickHouseConfig::default();
+        config.url.clone_from(&url);
+        let report = check(&config).await;
+        assert_eq!(report.checks.len(), 1);
+        assert!(report.checks[0].what.contains(&url), "{report}");
+        assert!(report.to_string().contains("8123"), "{report}");
+    }
+}

@@ -1,0 +1,3 @@
+//! What the command line can ask for, besides `run`.
+
+pub mod check;

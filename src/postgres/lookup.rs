@@ -1,0 +1,148 @@
+//! Reads single rows of the source as they are now, for a lane that needs a value which the stream
+//! does not carry.
+//!
+//! The transaction whose change asks must be visible to the reader. It is committed and its WAL is
+//! flushed, or it would not have been streamed; but it may still wait for a synchronous standby,
+//! and until then no snapshot shows it. So the snapshot is asked, and taken anew until it does.
+
+use super::sql::{self, SqlError};
+use crate::{
+    config::SourceConfig,
+    event::Lsn,
+    lane::{RowAnswer, RowError, RowRequest, RowSource},
+    quote,
+};
+use futures_util::future::BoxFuture;
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+
+/// How long to wait before a new snapshot is taken.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// A reader with one session, opened when it is first needed.
+pub struct Lookup {
+    config: SourceConfig,
+    session: Mutex<Option<Client>>,
+}
+
+impl Lookup {
+    /// A reader of the configured source.
+    pub fn new(config: SourceConfig) -> Self {
+        Self { config, session: Mutex::new(None) }
+    }
+
+    async fn read(&self, request: &RowRequest) -> Result<RowAnswer, SqlError> {
+        let mut session = self.session.lock().await;
+        let client = match session.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => {
+                let client = sql::connect(&self.config, "walhouse lookup").await?;
+                // Rows that a policy hides would look deleted; with this it is an error.
+                client.batch_execute("SET row_security = off").await?;
+                client
+            }
+        };
+        let select = statement(&client, request).await?;
+        let answer = loop {
+            if let Some(answer) = once(&client, request, &select).await? {
+                break answer;
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+        // Only a session without an open transaction is kept.
+        *session = Some(client);
+        Ok(answer)
+    }
+}
+
+impl RowSource for Lookup {
+    fn current(&self, request: RowRequest) -> BoxFuture<'_, Result<RowAnswer, RowError>> {
+        Box::pin(async move {
+            let answer = self.read(&request).await;
+            answer.map_err(|error| RowError { kind: error.kind(), message: error.to_string() })
+        })
+    }
+}
+
+/// The SELECT for the row. Literals without a type take the column's, and the simple protocol
+/// gives back text, as the stream does.
+async fn statement(client: &Client, request: &RowRequest) -> Result<String, SqlError> {
+    let row = client
+        .query_opt(
+            "SELECT n.nspname::text, c.relname::text, c.relkind = 'p' FROM pg_class c \
+             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+            &[&request.table],
+        )
+        .await?;
+    let row = row.ok_or_else(|| SqlError::definite("a table was dropped while one of its rows was looked up".to_owned()))?;
+    let (schema, name, root): (&str, &str, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let condition = request.key.iter().map(|(column, value)| {
+        format!("{} = {}", quote::postgres(column), quote::postgres_string(&String::from_utf8_lossy(value)))
+    });
+    let columns: Vec<String> = request.columns.iter().map(|column| quote::postgres(column)).collect();
+    Ok(format!(
+        "SELECT {} FROM {}{}.{} WHERE {}",
+        columns.join(", "),
+        if root { "" } else { "ONLY " },
+        quote::postgres(schema),
+        quote::postgres(name),
+        condition.collect::<Vec<_>>().join(" AND ")
+    ))
+}
+
+/// One snapshot; `None` if the transaction is not visible in it.
+async fn once(client: &Client, request: &RowRequest, select: &str) -> Result<Option<RowAnswer>, SqlError> {
+    let rows = client
+        .simple_query(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+             SELECT pg_snapshot_xmax(pg_current_snapshot()), pg_current_snapshot(), pg_current_wal_insert_lsn()",
+        )
+        .await?;
+    let head = first(&rows);
+    let xmax: u64 = field(head, 0).parse().unwrap_or_default();
+    let snapshot = quote::postgres_string(field(head, 1));
+    let position: Lsn = field(head, 2).parse().unwrap_or_default();
+    let xid = full_xid(request.xid, xmax);
+    let visible = client.simple_query(&format!("SELECT pg_visible_in_snapshot('{xid}', {snapshot})")).await?;
+    if field(first(&visible), 0) != "t" {
+        client.batch_execute("COMMIT").await?;
+        return Ok(None);
+    }
+    let rows = client.simple_query(select).await?;
+    client.batch_execute("COMMIT").await?;
+    let values = first(&rows)
+        .map(|row| (0..request.columns.len()).map(|index| row.get(index).map(|text| text.as_bytes().to_vec())).collect());
+    Ok(Some(RowAnswer { values, position }))
+}
+
+fn first(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
+    messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })
+}
+
+fn field(row: Option<&SimpleQueryRow>, index: usize) -> &str {
+    row.and_then(|row| row.get(index)).unwrap_or_default()
+}
+
+/// The 64-bit transaction id that a 32-bit one of the recent past stands for.
+fn full_xid(xid: u32, xmax: u64) -> u64 {
+    let near = (xmax & !u64::from(u32::MAX)) | u64::from(xid);
+    // At most half of the id space lies between two ids that are alive.
+    if near > xmax + (1 << 31) { near.saturating_sub(1 << 32) } else { near }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_transaction_id_is_completed_across_a_wrap() {
+        assert_eq!(full_xid(700, 750), 700);
+        assert_eq!(full_xid(760, 750), 760);
+        assert_eq!(full_xid(u32::MAX - 1, (3 << 32) + 5), (3 << 32) - 2);
+        assert_eq!(full_xid(3, (3 << 32) + 5), (3 << 32) + 3);
+    }
+}

@@ -1,0 +1,484 @@
+//! The slot and the publication: what the server keeps for us, and whether it still fits what is
+//! stored.
+//!
+//! PostgreSQL skips in silence what a client has missed: a slot that was advanced, dropped and
+//! made again, a start position beyond the end of the WAL, a publication that was away for a
+//! while. Nothing in the stream tells of it. So [`Server::gap`] compares, at every connect, and
+//! whatever does not fit is a halt with the way out.
+
+use super::{
+    connection::{ConnectionError, ReplicationConnection},
+    sql::SqlError,
+};
+use crate::{event::Lsn, quote};
+use std::{collections::HashMap, time::Duration};
+use tokio_postgres::Client;
+
+/// What is stored of the source, to be compared with the source itself.
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    /// Everything up to here is durable.
+    pub lsn: Lsn,
+    /// No row of a commit beyond this was ever sent.
+    pub ceiling: Lsn,
+    /// The cluster.
+    pub system_identifier: u64,
+    /// The timeline.
+    pub timeline: u32,
+    /// The publication's identity.
+    pub publication: String,
+}
+
+/// What the server says of itself and of what it keeps for us.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// The cluster.
+    pub system_identifier: u64,
+    /// Its timeline.
+    pub timeline: u32,
+    /// The end of its WAL.
+    pub position: Lsn,
+    /// The slot, if it exists.
+    pub slot: Option<Slot>,
+    /// The publication's identity.
+    pub publication: String,
+}
+
+/// A row of `pg_replication_slots`.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    /// The output plugin; `None` for a physical slot.
+    pub plugin: Option<String>,
+    /// Whether it belongs to the database that we are in.
+    pub ours: bool,
+    /// Whether it ends with its session.
+    pub temporary: bool,
+    /// The process that uses it.
+    pub active_pid: Option<i32>,
+    /// The acknowledged position; `None` while it is being created.
+    pub confirmed: Option<Lsn>,
+    /// Whether WAL that it needs is gone.
+    pub lost: bool,
+}
+
+/// Something was missed, or can not be ruled out to have been.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}. What was missed can not be told, so nothing was written. {remedy}")]
+pub struct Gap {
+    /// What does not fit.
+    pub what: String,
+    /// What an operator does about it.
+    pub remedy: String,
+}
+
+impl Server {
+    /// Asks the server.
+    pub async fn ask(
+        client: &Client,
+        replication: &mut ReplicationConnection,
+        slot_name: &str,
+        publication: &Publication,
+    ) -> Result<Self, AskError> {
+        let rows = replication.command("to identify the system", "IDENTIFY_SYSTEM").await?;
+        let row = rows.into_iter().next().unwrap_or_default();
+        let field = |index: usize| row.get(index).and_then(Option::as_deref).unwrap_or_default();
+        let odd = || ConnectionError::Protocol("an answer to IDENTIFY_SYSTEM that is not one");
+        Ok(Self {
+            system_identifier: field(0).parse().map_err(|_| odd())?,
+            timeline: field(1).parse().map_err(|_| odd())?,
+            position: field(2).parse().map_err(|_| odd())?,
+            slot: slot(client, slot_name).await?,
+            publication: publication.identity.clone(),
+        })
+    }
+
+    /// What may have been missed since `stored`, if anything. `switch` is where the stored timeline
+    /// ended, if the server is on another one now.
+    pub fn gap(&self, stored: &Remembered, slot_name: &str, switch: Option<Lsn>) -> Option<Gap> {
+        let anew = format!(
+            "To copy everything anew: stop walhouse, drop the ClickHouse database (or configure another), run SELECT \
+             pg_drop_replication_slot('{slot_name}') in PostgreSQL if the slot exists, and start walhouse"
+        );
+        let gap = |what: String, remedy: &str| {
+            Some(Gap { what, remedy: if remedy.is_empty() { anew.clone() } else { format!("{remedy} {anew}") } })
+        };
+        if self.system_identifier != stored.system_identifier {
+            return gap(
+                format!(
+                    "this is another PostgreSQL cluster (system identifier {}) than the one that was replicated so far ({})",
+                    self.system_identifier, stored.system_identifier
+                ),
+                "If source.url is wrong, correct it.",
+            );
+        }
+        if self.timeline != stored.timeline && switch.is_none_or(|switch| switch < stored.ceiling) {
+            let at = switch.map_or("an unknown position".to_owned(), |lsn| lsn.to_string());
+            return gap(
+                format!(
+                    "the cluster is on timeline {} now and left timeline {} at {at}, but changes up to {} may have \
+                     been taken from the old one",
+                    self.timeline, stored.timeline, stored.ceiling
+                ),
+                "",
+            );
+        }
+        if self.position < stored.lsn {
+            return gap(
+                format!(
+                    "the server's WAL ends at {}, before the checkpoint {}: it was restored from an older state",
+                    self.position, stored.lsn
+                ),
+                "",
+            );
+        }
+        let Some(slot) = &self.slot else {
+            return gap(format!("the replication slot {slot_name} is gone, though everything up to {} is stored", stored.lsn), "");
+        };
+        if slot.lost {
+            return gap(
+                format!("the server has removed WAL that the slot {slot_name} needs"),
+                "Raise max_slot_wal_keep_size, or keep walhouse running.",
+            );
+        }
+        if let Some(confirmed) = slot.confirmed.filter(|confirmed| *confirmed > stored.lsn) {
+            return gap(
+                format!(
+                    "the slot {slot_name} stands at {confirmed}, beyond the checkpoint {}: somebody else has advanced it, \
+                     or it was made anew",
+                    stored.lsn
+                ),
+                "",
+            );
+        }
+        if self.publication != stored.publication {
+            return gap(
+                format!(
+                    "the publication was altered or made anew since it was last read (was {}, is {}), and may have left \
+                     changes out meanwhile",
+                    stored.publication, self.publication
+                ),
+                "",
+            );
+        }
+        None
+    }
+}
+
+/// The server could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Over SQL.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    /// Over the replication connection.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+}
+
+impl From<tokio_postgres::Error> for AskError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Sql(error.into())
+    }
+}
+
+/// Where the cluster left `timeline`, from the history of its present one.
+pub async fn switch_point(
+    replication: &mut ReplicationConnection,
+    present: u32,
+    timeline: u32,
+) -> Result<Option<Lsn>, ConnectionError> {
+    let rows = replication.command("to read the timeline's history", &format!("TIMELINE_HISTORY {present}")).await?;
+    let history = rows.into_iter().next().and_then(|row| row.into_iter().nth(1).flatten()).unwrap_or_default();
+    Ok(parse_switch_point(&history, timeline))
+}
+
+/// A history file has a line for each timeline that was left: its number, where, and why.
+fn parse_switch_point(history: &str, timeline: u32) -> Option<Lsn> {
+    history.lines().find_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        (fields.next()?.parse::<u32>().ok()? == timeline).then(|| fields.next()?.parse().ok()).flatten()
+    })
+}
+
+/// Looks at the slot.
+pub async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, SqlError> {
+    let row = client
+        .query_opt(
+            "SELECT plugin::text, database = current_database(), temporary, active_pid, confirmed_flush_lsn::text, \
+             wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let confirmed: Option<&str> = row.try_get(4)?;
+    Ok(Some(Slot {
+        plugin: row.try_get(0)?,
+        ours: row.try_get::<_, Option<bool>>(1)?.unwrap_or(false),
+        temporary: row.try_get(2)?,
+        active_pid: row.try_get(3)?,
+        confirmed: confirmed.and_then(|lsn| lsn.parse().ok()),
+        lost: row.try_get::<_, Option<bool>>(5)?.unwrap_or(false),
+    }))
+}
+
+impl Slot {
+    /// Why the slot can not be ours.
+    pub fn misfit(&self, name: &str) -> Option<String> {
+        let wrong = match (&self.plugin, self.ours, self.temporary) {
+            (None, ..) => "is a physical slot".to_owned(),
+            (Some(plugin), ..) if plugin != "pgoutput" => format!("has the output plugin {plugin}, not pgoutput"),
+            (_, false, _) => "belongs to another database".to_owned(),
+            (_, _, true) => "is temporary".to_owned(),
+            _ => return None,
+        };
+        Some(format!("the replication slot {name} exists and {wrong}: choose another source.slot, or drop it"))
+    }
+}
+
+/// Creates the slot and returns its consistent point. It waits for every transaction that is
+/// running anywhere in the cluster; `watcher` tells meanwhile for whom.
+pub async fn create_slot(client: &Client, watcher: &Client, name: &str) -> Result<Lsn, SqlError> {
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&name];
+    let created =
+        client.query_one("SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')", &parameters);
+    tokio::pin!(created);
+    loop {
+        tokio::select! {
+            row = &mut created => {
+                let lsn: String = row?.try_get(0)?;
+                return Ok(lsn.parse().unwrap_or_default());
+            }
+            () = tokio::time::sleep(Duration::from_secs(3)) => {
+                for who in blockers(watcher).await? {
+                    tracing::warn!(slot = name, who, "creating the slot waits for a transaction to end");
+                }
+            }
+        }
+    }
+}
+
+/// Who holds a transaction open, oldest first.
+async fn blockers(client: &Client) -> Result<Vec<String>, SqlError> {
+    let rows = client
+        .query(
+            "SELECT format('session %s in database %s, transaction open for %s s', pid, datname, \
+                    round(extract(epoch FROM now() - xact_start))) AS who, xact_start AS since \
+             FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
+             UNION ALL SELECT format('prepared transaction %s in database %s, for %s s', gid, database, \
+                    round(extract(epoch FROM now() - prepared))), prepared FROM pg_prepared_xacts \
+             ORDER BY since LIMIT 5",
+            &[],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// The publication.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// `pg_publication.oid`.
+    pub oid: u32,
+    /// What changes whenever it is altered or made anew.
+    pub identity: String,
+}
+
+/// Looks at the publication, and creates it without any table if it is absent.
+///
+/// # Errors
+/// If it leaves out what a true copy needs.
+pub async fn publication(client: &Client, name: &str) -> Result<Publication, SqlError> {
+    let look = || async {
+        let found = client
+            .query_opt(
+                "SELECT oid, oid || ':' || xmin, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot \
+                 FROM pg_publication WHERE pubname = $1",
+                &[&name],
+            )
+            .await?;
+        Ok::<_, SqlError>(found)
+    };
+    let mut row = look().await?;
+    if row.is_none() {
+        let quoted = quote::postgres(name);
+        client
+            .batch_execute(&format!("CREATE PUBLICATION {quoted} WITH (publish_via_partition_root = true)"))
+            .await?;
+        tracing::info!(publication = name, "publication created");
+        row = look().await?;
+    }
+    let Some(row) = row else {
+        return Err(SqlError::definite(format!("the publication {name} vanished while it was looked at")));
+    };
+    let (all, via_root): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
+    let quoted = quote::postgres(name);
+    if !all {
+        return Err(SqlError::definite(format!(
+            "the publication {name} does not publish every kind of change, so the copy would drift; run ALTER PUBLICATION \
+             {quoted} SET (publish = 'insert, update, delete, truncate')"
+        )));
+    }
+    if !via_root {
+        return Err(SqlError::definite(format!(
+            "the publication {name} publishes partitions as tables of their own; run ALTER PUBLICATION {quoted} SET \
+             (publish_via_partition_root = true)"
+        )));
+    }
+    Ok(Publication { oid: row.try_get(0)?, identity: row.try_get(1)? })
+}
+
+/// A table's membership in the publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// What changes whenever the table leaves and comes back, or its filter or columns change.
+    pub identity: String,
+    /// Whether only some of its rows or columns are published.
+    pub partial: bool,
+}
+
+/// The publication's tables, by oid.
+pub async fn memberships(client: &Client, publication: &Publication) -> Result<HashMap<u32, Membership>, SqlError> {
+    let rows = client
+        .query(
+            "SELECT prrelid, 'table ' || oid || ':' || xmin || ':' || md5(to_jsonb(r)::text), \
+                    coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL \
+             FROM pg_publication_rel r WHERE prpubid = $1 \
+             UNION ALL SELECT c.oid, 'all', false FROM pg_class c, pg_publication p \
+             WHERE p.oid = $1 AND p.puballtables AND c.relkind IN ('r', 'p')",
+            &[&publication.oid],
+        )
+        .await?;
+    let mut found = HashMap::new();
+    for row in rows {
+        found.insert(row.try_get(0)?, Membership { identity: row.try_get(1)?, partial: row.try_get(2)? });
+    }
+    let schemas = client.query_one("SELECT to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL", &[]).await?;
+    if schemas.try_get(0)? {
+        let rows = client
+            .query(
+                "SELECT c.oid, 'schema ' || n.oid || ':' || n.xmin FROM pg_publication_namespace n \
+                 JOIN pg_class c ON c.relnamespace = n.pnnspid AND c.relkind IN ('r', 'p') WHERE n.pnpubid = $1",
+                &[&publication.oid],
+            )
+            .await?;
+        for row in rows {
+            let identity = row.try_get(1)?;
+            found.entry(row.try_get(0)?).or_insert(Membership { identity, partial: false });
+        }
+    }
+    Ok(found)
+}
+
+/// Adds a table to the publication, and returns its membership. Writers of the table are kept out
+/// in the same transaction, so that no change of it is neither streamed nor copied.
+pub async fn add_to_publication(client: &Client, publication: &str, table: &str) -> Result<(), SqlError> {
+    let statement = format!(
+        "BEGIN; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE; ALTER PUBLICATION {} ADD TABLE {table}; COMMIT",
+        quote::postgres(publication)
+    );
+    if let Err(error) = client.batch_execute(&statement).await {
+        client.batch_execute("ROLLBACK").await?;
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+/// The advisory lock of a slot. Whoever holds it may write; the lock goes with its session.
+pub struct SlotLock {
+    client: Client,
+}
+
+impl SlotLock {
+    /// Takes the lock, and waits for it if it must, saying who has it.
+    pub async fn take(client: Client, slot: &str) -> Result<Self, SqlError> {
+        let mut said = None;
+        loop {
+            let row = client.query_one("SELECT pg_try_advisory_lock(hashtextextended('walhouse ' || $1, 0))", &[&slot]).await?;
+            if row.try_get(0)? {
+                return Ok(Self { client });
+            }
+            let holder = holder(&client, slot).await?;
+            if said != holder {
+                let who = holder.clone().unwrap_or_else(|| "a session that is about to end".to_owned());
+                tracing::warn!(slot, who, "another walhouse holds this slot; waiting for it to end");
+                said = holder;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Whether the session that holds the lock still answers.
+    pub async fn is_held(&self) -> bool {
+        let answer = tokio::time::timeout(Duration::from_secs(10), self.client.simple_query("SELECT 1")).await;
+        matches!(answer, Ok(Ok(_)))
+    }
+}
+
+async fn holder(client: &Client, slot: &str) -> Result<Option<String>, SqlError> {
+    let row = client
+        .query_opt(
+            "SELECT format('process %s (%s) of role %s from %s, since %s', a.pid, a.application_name, a.usename, \
+                    coalesce(host(a.client_addr), 'a local socket'), to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS')) \
+             FROM pg_locks l JOIN pg_stat_activity a USING (pid), \
+                  (SELECT hashtextextended('walhouse ' || $1, 0) AS key) k \
+             WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 \
+               AND l.classid::bigint = (k.key >> 32) & 4294967295 AND l.objid::bigint = k.key & 4294967295",
+            &[&slot],
+        )
+        .await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stored() -> Remembered {
+        Remembered { lsn: Lsn(100), ceiling: Lsn(150), system_identifier: 7, timeline: 1, publication: "p:1".into() }
+    }
+
+    fn server() -> Server {
+        let slot = Slot {
+            plugin: Some("pgoutput".into()),
+            ours: true,
+            temporary: false,
+            active_pid: None,
+            confirmed: Some(Lsn(100)),
+            lost: false,
+        };
+        Server { system_identifier: 7, timeline: 1, position: Lsn(200), slot: Some(slot), publication: "p:1".into() }
+    }
+
+    #[test]
+    fn what_fits_is_no_gap() {
+        assert_eq!(server().gap(&stored(), "s", None), None);
+        let promoted = Server { timeline: 2, ..server() };
+        assert_eq!(promoted.gap(&stored(), "s", Some(Lsn(150))), None);
+    }
+
+    #[test]
+    fn whatever_does_not_fit_is_a_gap() {
+        let slot = server().slot.unwrap();
+        let servers = [
+            Server { system_identifier: 8, ..server() },
+            Server { timeline: 2, ..server() },
+            Server { position: Lsn(99), ..server() },
+            Server { slot: None, ..server() },
+            Server { slot: Some(Slot { lost: true, ..slot.clone() }), ..server() },
+            Server { slot: Some(Slot { confirmed: Some(Lsn(101)), ..slot }), ..server() },
+            Server { publication: "p:2".into(), ..server() },
+        ];
+        for server in servers {
+            let gap = server.gap(&stored(), "s", None).expect("a gap");
+            assert!(gap.to_string().contains("pg_drop_replication_slot('s')"), "{gap}");
+        }
+        let too_early = Server { timeline: 2, ..server() };
+        assert!(too_early.gap(&stored(), "s", Some(Lsn(149))).is_some(), "rows beyond the switch may have been sent");
+    }
+
+    #[test]
+    fn a_history_tells_where_a_timeline_was_left() {
+        let history = "1\t0/3000000\tno recovery target specified\n\n2\t0/5000060\tbefore 2020-01-01\n";
+        assert_eq!(parse_switch_point(history, 2), Some(Lsn(0x500_0060)));
+        assert_eq!(parse_switch_point(history, 3), None);
+    }
+}
