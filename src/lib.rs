@@ -1,3 +1,5 @@
 //! walhouse
 
 pub mod event;
+pub mod quote;
+pub mod verify;
