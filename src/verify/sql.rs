@@ -11,8 +11,10 @@
 use super::table::{ColumnPair, Rendering, TablePair};
 use crate::quote;
 
-/// PostgreSQL functions take 100 arguments at most; each column needs three.
-const COLUMNS_PER_CONCAT: usize = 30;
+/// PostgreSQL functions take 100 arguments at most.
+const FIELDS_PER_CONCAT: usize = 90;
+/// Longer bytes are rendered as their digest: PostgreSQL has no text above 1 GB.
+const BYTES_AS_HEX: usize = 1024;
 
 /// Which rows a statement is about.
 pub(super) enum Rows<'a> {
@@ -87,8 +89,8 @@ impl<'a> PostgresSql<'a> {
             [self.table.filter.as_deref(), condition].into_iter().flatten().map(|c| format!("({c})")).collect();
         format!(
             "SELECT {key} AS key_hash, {row} AS row_hash{key_text} FROM (SELECT {rendered} FROM {only}{schema}.{name} AS walhouse_row{filter} OFFSET 0) AS rendered OFFSET 0",
-            key = postgres_hash(&key),
-            row = postgres_hash(&row),
+            key = self.hash(&key),
+            row = self.hash(&row),
             key_text = if with_key { ", key_text" } else { "" },
             rendered = rendered.join(", "),
             only = if self.source.partitioned { "" } else { "ONLY " },
@@ -99,12 +101,19 @@ impl<'a> PostgresSql<'a> {
     }
 
     fn field(&self, text: &str) -> String {
-        let length = if self.source.utf8 {
-            format!("octet_length({text})")
-        } else {
-            format!("octet_length(convert_to({text}, 'UTF8'))")
-        };
-        format!("coalesce({length} || ':' || {text}, 'N')")
+        format!("CASE WHEN {text} IS NULL THEN 'N' ELSE concat(octet_length({}), ':', {text}) END", self.utf8(text))
+    }
+
+    fn hash(&self, fields: &[String]) -> String {
+        let groups: Vec<_> =
+            fields.chunks(FIELDS_PER_CONCAT).map(|group| format!("concat({})", group.join(", "))).collect();
+        let text = if groups.len() == 1 { groups.concat() } else { format!("concat({})", groups.join(", ")) };
+        format!("('x' || substr(md5({}), 1, 16))::bit(64)::bigint", self.utf8(&text))
+    }
+
+    /// The bytes of a text in UTF-8, whatever the database's encoding is.
+    fn utf8(&self, text: &str) -> String {
+        if self.source.utf8 { text.to_owned() } else { format!("convert_to({text}, 'UTF8')") }
     }
 
     /// The literals have no type, so each takes its column's and the key's index serves.
@@ -200,7 +209,9 @@ fn postgres_text(column: &ColumnPair, key: bool) -> String {
         Rendering::Float4 => postgres_float(&name, "float4", key),
         Rendering::Float8 => postgres_float(&name, "float8", key),
         Rendering::Decimal { .. } => format!("concat(trim_scale({name}))"),
-        Rendering::Bytes => format!("md5({name})"),
+        Rendering::Bytes => {
+            format!("CASE WHEN octet_length({name}) <= {BYTES_AS_HEX} THEN encode({name}, 'hex') ELSE md5({name}) END")
+        }
         Rendering::TimestampTz => format!("concat({name} AT TIME ZONE 'UTC')"),
     };
     format!("CASE WHEN {name} IS NOT NULL THEN {text} END")
@@ -222,13 +233,6 @@ fn postgres_shown(column: &ColumnPair) -> String {
     }
 }
 
-fn postgres_hash(fields: &[String]) -> String {
-    let groups: Vec<_> =
-        fields.chunks(COLUMNS_PER_CONCAT).map(|group| format!("concat({})", group.join(", "))).collect();
-    let text = if groups.len() == 1 { groups.concat() } else { format!("concat({})", groups.join(", ")) };
-    format!("('x' || substr(md5(convert_to({text}, 'UTF8')), 1, 16))::bit(64)::bigint")
-}
-
 /// Qualified, since ClickHouse would else take an alias of the same name for the column.
 fn clickhouse_column(column: &ColumnPair) -> String {
     format!("walhouse_row.{}", quote::clickhouse(&column.name))
@@ -244,7 +248,9 @@ fn clickhouse_text(column: &ColumnPair, key: bool) -> String {
         Rendering::Bool => format!("toString(toUInt8({name}))"),
         Rendering::Float4 => clickhouse_float(&name, 32, key),
         Rendering::Float8 => clickhouse_float(&name, 64, key),
-        Rendering::Bytes => format!("lower(hex(MD5({name})))"),
+        Rendering::Bytes => {
+            format!("lower(if(length({name}) <= {BYTES_AS_HEX}, hex({name}), hex(MD5({name}))))")
+        }
         Rendering::Timestamp | Rendering::TimestampTz => {
             format!("trim(TRAILING '.' FROM trim(TRAILING '0' FROM toString({name})))")
         }
@@ -289,4 +295,139 @@ fn clickhouse_hash(fields: &[String]) -> String {
 
 fn join(numbers: &[i64], separator: &str) -> String {
     numbers.iter().map(i64::to_string).collect::<Vec<_>>().join(separator)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> TablePair {
+        let column = |name: &str, kind| ColumnPair { name: name.into(), kind };
+        TablePair {
+            schema: "my \"shop\"".into(),
+            name: "order".into(),
+            target: "my_order".into(),
+            key: vec!["id".into(), "at`".into()],
+            columns: vec![
+                column("note", Rendering::Text),
+                column("at`", Rendering::Float8),
+                column("id", Rendering::Integer),
+                column("rate", Rendering::Float8),
+            ],
+            filter: Some("paid".into()),
+        }
+    }
+
+    const UTF8: SourceTraits = SourceTraits { utf8: true, partitioned: false };
+
+    fn postgres(source: SourceTraits, rows: Option<&Rows<'_>>) -> String {
+        let table = table();
+        let key = table.key_columns().unwrap();
+        let sql = PostgresSql::new(&table, &key, source);
+        rows.map_or_else(|| sql.sums(16), |rows| sql.rows(rows))
+    }
+
+    fn clickhouse(rows: Option<&Rows<'_>>) -> String {
+        let table = table();
+        let key = table.key_columns().unwrap();
+        let sql = ClickHouseSql::new(&table, &key);
+        rows.map_or_else(|| sql.sums(16), |rows| sql.rows(rows))
+    }
+
+    fn assert_has(sql: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(sql.contains(part), "{part}\nis not in\n{sql}");
+        }
+    }
+
+    #[test]
+    fn postgres_sums_by_bucket_of_the_key() {
+        let sql = postgres(UTF8, None);
+        assert_has(
+            &sql,
+            &[
+                "SELECT key_hash & 15 AS bucket, count(*) AS rows, sum(row_hash)::text AS sum FROM (",
+                r#"FROM ONLY "my ""shop"""."order" AS walhouse_row WHERE (paid) OFFSET 0"#,
+                r#"CASE WHEN walhouse_row."note" IS NOT NULL THEN concat(walhouse_row."note") END AS c0"#,
+                // The key in its own order, the row in the columns'.
+                "md5(concat(CASE WHEN c2 IS NULL THEN 'N' ELSE concat(octet_length(c2), ':', c2) END, CASE WHEN c1 IS",
+                "md5(concat(CASE WHEN c0 IS NULL",
+            ],
+        );
+        assert!(!sql.contains("key_text"), "the keys stay in the server");
+    }
+
+    #[test]
+    fn zeros_are_one_in_a_key_and_two_elsewhere() {
+        assert_has(
+            &postgres(UTF8, None),
+            &[
+                r#"float8send((CASE WHEN walhouse_row."at`" = 0 THEN 0 ELSE walhouse_row."at`" END)::float8)"#,
+                r#"float8send((walhouse_row."rate")::float8)"#,
+            ],
+        );
+        assert_has(
+            &clickhouse(None),
+            &[
+                r"reinterpretAsUInt64(if(walhouse_row.`at\`` = 0, toFloat64(0), walhouse_row.`at\``))",
+                "reinterpretAsUInt64(walhouse_row.`rate`)",
+            ],
+        );
+    }
+
+    #[test]
+    fn another_encoding_is_measured_in_utf8_and_a_root_is_read_with_its_partitions() {
+        let sql = postgres(SourceTraits { utf8: false, partitioned: true }, None);
+        assert_has(&sql, &["octet_length(convert_to(c0, 'UTF8'))", "md5(convert_to(concat(", r#"FROM "my ""shop"""."#]);
+    }
+
+    #[test]
+    fn clickhouse_sums_live_rows_by_bucket_of_the_key() {
+        let sql = clickhouse(None);
+        assert_has(
+            &sql,
+            &[
+                "SELECT bitAnd(key_hash, toInt64(15)) AS bucket, count() AS rows, sum(toInt128(row_hash)) AS sum FROM (",
+                "FROM `my_order` AS walhouse_row FINAL WHERE walhouse_row._is_deleted = 0)",
+                "ifNull(concat(toString(length(toString(walhouse_row.`note`))), ':', toString(walhouse_row.`note`)), 'N')",
+            ],
+        );
+        assert!(!sql.contains("paid"), "the source's filter has done its work");
+    }
+
+    #[test]
+    fn rows_are_found_by_bucket_by_key_and_by_hash() {
+        let buckets = Rows::Buckets { of: 16, wanted: &[3, 4] };
+        assert_has(&postgres(UTF8, Some(&buckets)), &["WHERE key_hash & 15 IN (3, 4) ORDER BY 1, 2", "AS key_text"]);
+        assert_has(&clickhouse(Some(&buckets)), &["WHERE bitAnd(key_hash, toInt64(15)) IN (3, 4) ORDER BY"]);
+
+        let hashes = Rows::KeyHashes(&[-5, 7]);
+        assert_has(&postgres(UTF8, Some(&hashes)), &["WHERE key_hash IN (-5, 7) ORDER BY"]);
+        assert_has(&clickhouse(Some(&hashes)), &["WHERE key_hash IN (-5, 7) ORDER BY"]);
+
+        let key = ["7".to_owned(), r"it's \".to_owned()];
+        let keys = [key.as_slice()];
+        let keys = Rows::Keys(&keys);
+        assert_has(
+            &postgres(UTF8, Some(&keys)),
+            &[r#"WHERE (paid) AND ((walhouse_row."id", walhouse_row."at`") IN (('7', 'it''s \')))"#],
+        );
+        assert_has(
+            &clickhouse(Some(&keys)),
+            &[r"_is_deleted = 0 AND (walhouse_row.`id`, walhouse_row.`at\``) IN ((7, 'it\'s \\'))"],
+        );
+    }
+
+    #[test]
+    fn a_wide_row_stays_within_the_arguments_that_a_function_takes() {
+        let columns: Vec<_> =
+            (0..200).map(|i| ColumnPair { name: format!("n{i}"), kind: Rendering::Integer }).collect();
+        let table = TablePair { key: vec!["n0".into()], columns, ..table() };
+        let key = table.key_columns().unwrap();
+        let sql = PostgresSql::new(&table, &key, UTF8).sums(16);
+        assert_has(
+            &sql,
+            &["md5(concat(concat(CASE WHEN c0 IS", ", concat(CASE WHEN c90 IS", ", concat(CASE WHEN c180 IS"],
+        );
+    }
 }

@@ -63,8 +63,7 @@ pub enum Rendering {
         /// Digits after the point.
         scale: u8,
     },
-    /// A digest of the bytes: as hexadecimal text, large values would pass PostgreSQL's limit of
-    /// 1 GB for one value.
+    /// Hexadecimal digits, or a digest when they would be many.
     Bytes,
     /// Lower-case, with hyphens.
     Uuid,

@@ -1,16 +1,23 @@
 //! `walhouse verify` against both servers. Each side is filled by SQL of its own.
 
+#![allow(clippy::unwrap_used)]
+
+mod columns;
+
 use std::{
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use tokio_postgres::NoTls;
 use walhouse::{
     event::Lsn,
     quote,
     verify::{CheckpointError, ColumnPair, Difference, Error, Options, Rendering, TablePair, TableReport, Verifier},
 };
+
+use columns::COLUMNS;
 
 /// A database of its own on both servers.
 struct Sides {
@@ -65,7 +72,10 @@ impl Sides {
     {
         let (postgres, clickhouse) = (&mut self.postgres, &self.clickhouse);
         let progress = |line: &str| println!("{line}");
-        Verifier { postgres, clickhouse, checkpoint: at, options, progress: &progress }.verify(table).await
+        let mut verifier = Verifier { postgres, clickhouse, checkpoint: at, options, progress: &progress };
+        // Boxed as what can move between threads.
+        let verify: BoxFuture<'_, _> = Box::pin(verifier.verify(table));
+        verify.await
     }
 
     async fn drop(self) {
@@ -102,258 +112,6 @@ fn found(report: &TableReport) -> Vec<(String, Difference)> {
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found
 }
-
-/// A column's name, its types, its values as both servers write them, and another value in ClickHouse.
-struct Column {
-    name: &'static str,
-    source: &'static str,
-    target: &'static str,
-    kind: Rendering,
-    values: &'static [(&'static str, &'static str)],
-    other: &'static str,
-}
-
-const COLUMNS: &[Column] = &[
-    Column {
-        name: "c0",
-        source: "bool",
-        target: "Bool",
-        kind: Rendering::Bool,
-        values: &[("true", "true"), ("false", "false")],
-        other: "NOT assumeNotNull(c0)",
-    },
-    Column {
-        name: "key_hash",
-        source: "int2",
-        target: "Int16",
-        kind: Rendering::Integer,
-        values: &[("-32768", "-32768"), ("32767", "32767"), ("0", "0")],
-        other: "5",
-    },
-    Column {
-        name: "row_hash",
-        source: "int8",
-        target: "Int64",
-        kind: Rendering::Integer,
-        values: &[("-9223372036854775808", "-9223372036854775808"), ("9223372036854775807", "9223372036854775807")],
-        other: "5",
-    },
-    Column {
-        name: "walhouse_row",
-        source: "oid",
-        target: "UInt32",
-        kind: Rendering::Integer,
-        values: &[("4294967295", "4294967295"), ("0", "0")],
-        other: "5",
-    },
-    Column {
-        name: "f4",
-        source: "float4",
-        target: "Float32",
-        kind: Rendering::Float4,
-        values: &[
-            ("'NaN'", "nan"),
-            ("'Infinity'", "inf"),
-            ("'-Infinity'", "-inf"),
-            ("'-0'", "-0."),
-            ("0", "0"),
-            ("1e-45", "1e-45"),
-            ("3.4028235e38", "3.4028235e38"),
-            ("0.1", "0.1"),
-        ],
-        other: "if(f4 = 0, -f4, 0.25)",
-    },
-    Column {
-        name: "f8",
-        source: "float8",
-        target: "Float64",
-        kind: Rendering::Float8,
-        values: &[
-            ("'NaN'", "nan"),
-            ("'Infinity'", "inf"),
-            ("'-0'", "-0."),
-            ("0", "0"),
-            ("5e-324", "5e-324"),
-            ("1.7976931348623157e308", "1.7976931348623157e308"),
-            ("0.1", "0.1"),
-        ],
-        other: "reinterpretAsFloat64(bitXor(reinterpretAsUInt64(toFloat64(0.2)), toUInt64(1)))",
-    },
-    Column {
-        name: "money",
-        source: "numeric(12,2)",
-        target: "Decimal(12, 2)",
-        kind: Rendering::Decimal { scale: 2 },
-        values: &[
-            ("0", "0"),
-            ("-0.05", "'-0.05'"),
-            ("100", "100"),
-            ("9999999999.99", "'9999999999.99'"),
-            ("1.50", "'1.5'"),
-        ],
-        other: "'0.01'",
-    },
-    Column {
-        name: "fraction",
-        source: "numeric(2,2)",
-        target: "Decimal(2, 2)",
-        kind: Rendering::Decimal { scale: 2 },
-        values: &[("0.5", "'0.5'"), ("-0.99", "'-0.99'")],
-        other: "'0.01'",
-    },
-    Column {
-        name: "huge",
-        source: "numeric(76,10)",
-        target: "Decimal(76, 10)",
-        kind: Rendering::Decimal { scale: 10 },
-        values: &[
-            (
-                "123456789012345678901234567890123456789012345678901234567890123456.0123456789",
-                "'123456789012345678901234567890123456789012345678901234567890123456.0123456789'",
-            ),
-            ("-1", "-1"),
-        ],
-        other: "'0.0000000001'",
-    },
-    Column {
-        name: "loose",
-        source: "numeric",
-        target: "String",
-        kind: Rendering::Text,
-        values: &[("1.500", "'1.500'"), ("'NaN'", "'NaN'"), ("1e30", "'1000000000000000000000000000000'")],
-        other: "'1.5'",
-    },
-    Column {
-        name: "t",
-        source: "text",
-        target: "String",
-        kind: Rendering::Text,
-        values: &[
-            ("''", "''"),
-            ("'N'", "'N'"),
-            ("E'tab\\t nl\\n \\\\ '' \" `'", "'tab\\t nl\\n \\\\ \\' \" `'"),
-            ("'😀 é ß'", "'😀 é ß'"),
-            ("'1:a'", "'1:a'"),
-        ],
-        other: "'x'",
-    },
-    Column {
-        name: "c",
-        source: "char(5)",
-        target: "String",
-        kind: Rendering::Text,
-        values: &[("'ab'", "'ab   '"), ("''", "'     '")],
-        other: "'ab'",
-    },
-    Column {
-        name: "b",
-        source: "bytea",
-        target: "String",
-        kind: Rendering::Bytes,
-        values: &[("'\\x'", "''"), ("'\\x00ff5c27'", "unhex('00ff5c27')")],
-        other: "unhex('00ff5c28')",
-    },
-    Column {
-        name: "u",
-        source: "uuid",
-        target: "UUID",
-        kind: Rendering::Uuid,
-        values: &[("'6A0B0F9A-0000-4000-8000-00000000000F'", "'6a0b0f9a-0000-4000-8000-00000000000f'")],
-        other: "'6a0b0f9a-0000-4000-8000-00000000000e'",
-    },
-    Column {
-        name: "d",
-        source: "date",
-        target: "Date32",
-        kind: Rendering::Date,
-        values: &[("'1900-01-01'", "'1900-01-01'"), ("'2299-12-31'", "'2299-12-31'"), ("'2024-02-29'", "'2024-02-29'")],
-        other: "'2024-02-28'",
-    },
-    Column {
-        name: "ts",
-        source: "timestamp",
-        target: "DateTime64(6, 'UTC')",
-        kind: Rendering::Timestamp,
-        values: &[
-            ("'2024-02-29 23:59:59.999999'", "'2024-02-29 23:59:59.999999'"),
-            ("'1969-12-31 23:59:59.1'", "'1969-12-31 23:59:59.1'"),
-            ("'2000-01-01 00:00:00'", "'2000-01-01 00:00:00'"),
-            ("'1900-01-01 00:00:00.000001'", "'1900-01-01 00:00:00.000001'"),
-        ],
-        other: "'2024-02-29 23:59:59.999998'",
-    },
-    Column {
-        name: "tz",
-        source: "timestamptz",
-        target: "DateTime64(6, 'UTC')",
-        kind: Rendering::TimestampTz,
-        values: &[
-            ("'2024-07-01 02:00:00.5+02'", "'2024-07-01 00:00:00.5'"),
-            ("'1965-01-01 00:00:00.000010+00'", "'1965-01-01 00:00:00.00001'"),
-            ("'2200-01-01 00:00:10Z'", "'2200-01-01 00:00:10'"),
-        ],
-        other: "'2024-07-01 02:00:00.5'",
-    },
-    Column {
-        name: "e",
-        source: "mood",
-        target: "LowCardinality(String)",
-        kind: Rendering::Text,
-        values: &[("'sad'", "'sad'"), ("'so ''so'''", "'so \\'so\\''")],
-        other: "'ok'",
-    },
-    Column {
-        name: "j",
-        source: "jsonb",
-        target: "String",
-        kind: Rendering::Text,
-        values: &[
-            ("'{\"b\":1, \"a\":9007199254740993}'", "'{\"a\": 9007199254740993, \"b\": 1}'"),
-            ("'null'", "'null'"),
-        ],
-        other: "'{}'",
-    },
-    Column {
-        name: "span",
-        source: "interval",
-        target: "String",
-        kind: Rendering::Text,
-        values: &[("'1 mon -2 days 03:04:05.6'", "'1 mon -2 days +03:04:05.6'")],
-        other: "''",
-    },
-    Column {
-        name: "moments",
-        source: "tstzrange",
-        target: "String",
-        kind: Rendering::Text,
-        values: &[("'[2024-01-01 01:00+01,)'", "'[\"2024-01-01 00:00:00+00\",)'")],
-        other: "''",
-    },
-    Column {
-        name: "cents",
-        source: "money",
-        target: "String",
-        kind: Rendering::Text,
-        values: &[("'1234.5'", "'$1,234.50'")],
-        other: "''",
-    },
-    Column {
-        name: "address",
-        source: "inet",
-        target: "String",
-        kind: Rendering::Text,
-        values: &[("'10.0.0.1'", "'10.0.0.1'"), ("'10.0.0.0/8'", "'10.0.0.0/8'")],
-        other: "'10.0.0.1/32'",
-    },
-    Column {
-        name: "odd \" ` ? \\ {} 😀",
-        source: "short",
-        target: "String",
-        kind: Rendering::Text,
-        values: &[("'plain'", "'plain'")],
-        other: "'other'",
-    },
-];
 
 const EVERY: i64 = 40;
 
@@ -395,7 +153,7 @@ async fn every_type(sides: &Sides) -> TablePair {
 /// The first row in which the column has a value.
 fn row_with(index: usize) -> i64 {
     let values = COLUMNS[index].values.len();
-    (0..EVERY).find(|id| (*id as usize + index) % (values + 1) == 0).unwrap()
+    (0..EVERY).find(|id| (*id as usize + index).is_multiple_of(values + 1)).unwrap()
 }
 
 #[tokio::test]
@@ -473,7 +231,7 @@ async fn missing_extra_and_deleted_rows_are_told_apart_and_a_few_are_named() {
 async fn keys_of_every_kind_find_their_rows_again() {
     use Rendering::*;
     let mut sides = Sides::new("UTF8").await;
-    sides.source("CREATE TYPE mood AS ENUM ('sad', 'ok')").await;
+    sides.source("CREATE TYPE mood AS ENUM ('sad', 'ok'); CREATE EXTENSION citext; CREATE EXTENSION ltree").await;
     for (name, source, target, kind, rows, shown) in [
         ("k_bool", "bool", "Bool", Bool, [("true", "true"), ("false", "false")], "1"),
         ("k_int", "int4", "Int32", Integer, [("-5", "-5"), ("7", "7")], "-5"),
@@ -518,6 +276,9 @@ async fn keys_of_every_kind_find_their_rows_again() {
             [("'1950-01-02 03:04:05.06+01'", "'1950-01-02 02:04:05.06'"), ("'2024-01-01Z'", "'2024-01-01 00:00:00'")],
             "1950-01-02 02:04:05.06",
         ),
+        // Their operators are not in the search path.
+        ("k_citext", "citext", "String", Text, [("'Ab'", "'Ab'"), ("'c'", "'c'")], "Ab"),
+        ("k_ltree", "ltree", "String", Text, [("'a.b'", "'a.b'"), ("'c'", "'c'")], "a.b"),
         // PostgreSQL can not even read a label that it does not know: its hash finds it.
         ("k_enum", "mood", "LowCardinality(String)", Text, [("'sad'", "'sad'"), ("'ok'", "'ok'")], "sad"),
     ] {
