@@ -1,3 +1,7 @@
+//! The course of one comparison: sums, then the rows of buckets that differ, then the keys that stay
+//! different. Every look has a snapshot and a fence of its own, and no look keeps a transaction open
+//! longer than its reading takes.
+
 use std::{
     cmp::Ordering,
     collections::HashMap,
@@ -47,7 +51,7 @@ where
 /// The limits of a comparison.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Sums per table: a power of two.
+    /// Sums per table, rounded up to a power of two of at most 65,536.
     pub buckets: u32,
     /// How long ClickHouse may take to reach a fence.
     pub fence_timeout: Duration,

@@ -1,3 +1,5 @@
+//! Why a table could not be compared, in words for the operator who asked.
+
 use std::time::Duration;
 
 use crate::event::Lsn;
