@@ -39,6 +39,13 @@ pub struct CellError {
     pub error: ValueError,
 }
 
+impl CellError {
+    /// A tuple that is none.
+    pub fn protocol() -> Self {
+        Self { column: "?".into(), error: ValueError::Malformed("a row that is not one") }
+    }
+}
+
 /// What the last row of a key is, inside a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {

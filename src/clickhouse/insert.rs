@@ -6,11 +6,12 @@
 //! retry: whoever needs to know that nothing more arrives (a barrier) calls
 //! [`Inserter::settle`], which kills such attempts and waits until they are gone.
 
-use super::{block::Block, client, retrying};
+use super::{client, retrying};
 use crate::{
     event::Lsn,
     quote,
     retry::{Backoff, Kind},
+    telemetry::names,
 };
 use bytes::Bytes;
 use clickhouse::{Client, error::Error};
@@ -51,7 +52,7 @@ const SETTINGS: &[(&str, &str)] = &[
 #[derive(Debug, thiserror::Error)]
 pub enum InsertError {
     /// ClickHouse will never take these rows into this table as it is.
-    #[error("ClickHouse refuses rows for {target}: {source}")]
+    #[error("ClickHouse refuses rows for {target}: {}", client::describe(.source))]
     Refused {
         /// The table.
         target: String,
@@ -59,7 +60,7 @@ pub enum InsertError {
         source: Error,
     },
     /// Something that an operator must mend before anything can go on.
-    #[error("{0}")]
+    #[error("{}", client::describe(.0))]
     Halt(#[from] Error),
     /// This process no longer holds the slot's lock, so it must not write.
     #[error("the lock of the slot was lost")]
@@ -106,15 +107,13 @@ impl Inserter {
         Self { client, state, ids, allowed, unanswered: Mutex::default() }
     }
 
-    /// Inserts `block` into `target`, and returns once ClickHouse has confirmed it. `commit` is
-    /// the highest commit among its rows.
+    /// Inserts a block of `rows` in the Native format into `target`, and returns once ClickHouse has
+    /// confirmed it. `commit` is the highest commit among its rows.
     ///
     /// # Errors
     /// Transient trouble is waited out; what comes back is definite.
-    pub async fn insert(&self, target: &str, block: &Block, commit: Lsn) -> Result<(), InsertError> {
+    pub async fn insert(&self, target: &str, rows: usize, data: Bytes, commit: Lsn) -> Result<(), InsertError> {
         self.state.reserve(commit).await?;
-        let rows = block.rows();
-        let data = Bytes::from(block.to_native());
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             if !self.allowed.load(Ordering::SeqCst) {
@@ -124,7 +123,7 @@ impl Inserter {
             let begun = Instant::now();
             let mut attempt = Attempt { unanswered: &self.unanswered, id, answered: false };
             let result = self.send(target, &attempt.id, data.clone()).await;
-            metrics::histogram!("walhouse_insert_seconds").record(begun.elapsed().as_secs_f64());
+            metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
             let Err(error) = result else {
                 attempt.answered = true;
                 return Ok(());
@@ -132,18 +131,19 @@ impl Inserter {
             // An error of the server is an answer; silence is not.
             attempt.answered = client::code(&error).is_some();
             drop(attempt);
-            let class = client::insert_kind(&error);
-            metrics::counter!("walhouse_insert_errors_total", "kind" => class.label()).increment(1);
+            let class = Class::of(&error);
+            metrics::counter!(names::INSERT_ERRORS, "kind" => class.label()).increment(1);
             match class {
-                client::InsertKind::Transient => {
-                    let pause = backoff.next();
-                    tracing::warn!(target_table = target, rows, ?pause, %error, "ClickHouse did not take an insert; sending it again");
+                Class::Transient => {
+                    let pause = backoff.next_delay();
+                    let error = client::describe(&error);
+                    tracing::warn!(table = target, rows, ?pause, error, "an insert did not go in; sending it again");
                     tokio::time::sleep(pause).await;
                 }
-                client::InsertKind::Refused => {
+                Class::Refused => {
                     return Err(InsertError::Refused { target: target.to_owned(), source: error });
                 }
-                client::InsertKind::Halt => return Err(InsertError::Halt(error)),
+                Class::Halt => return Err(InsertError::Halt(error)),
             }
         }
     }
@@ -166,8 +166,7 @@ impl Inserter {
 
     /// Returns once no attempt without an answer can land any more.
     ///
-    /// To be called between two inserts of a table only: attempts of inserts that are still
-    /// running count as unanswered, and are killed and sent again.
+    /// Attempts that are still waited for are left alone.
     pub async fn settle(&self) -> Result<(), Error> {
         let ids: Vec<String> = lock(&self.unanswered).iter().cloned().collect();
         if ids.is_empty() {
@@ -179,7 +178,7 @@ impl Inserter {
     }
 }
 
-/// One attempt; it counts as unanswered from the moment it begins until it has an answer.
+/// One attempt; it counts as unanswered if it is given up, or dropped, without an answer.
 struct Attempt<'a> {
     unanswered: &'a Mutex<HashSet<String>>,
     id: String,
@@ -222,7 +221,30 @@ async fn kill(client: &Client, condition: &str) -> Result<(), Error> {
     }
 }
 
-/// Whether an error of ClickHouse may pass by itself.
-pub fn is_transient(error: &Error) -> bool {
-    client::kind(error) == Kind::Transient
+/// What an insert's error means for the rows.
+#[derive(Clone, Copy)]
+enum Class {
+    Transient,
+    Refused,
+    Halt,
+}
+
+impl Class {
+    fn of(error: &Error) -> Self {
+        match (client::kind(error), client::code(error)) {
+            (Kind::Transient, _) => Self::Transient,
+            // Whose fault is not the table's: no such user or password, no such database, no right
+            // to write.
+            (Kind::Definite, Some(81 | 192 | 193 | 194 | 497 | 516) | None) => Self::Halt,
+            (Kind::Definite, Some(_)) => Self::Refused,
+        }
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::Refused => "refused",
+            Self::Halt => "halt",
+        }
+    }
 }

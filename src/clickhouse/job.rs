@@ -32,7 +32,7 @@ pub enum Failure {
     #[error("{0}")]
     Table(String),
     /// ClickHouse says something that an operator must mend.
-    #[error("ClickHouse: {0}")]
+    #[error("{}", super::client::describe(.0))]
     ClickHouse(#[from] clickhouse::error::Error),
     /// The source could not be asked for a row.
     #[error(transparent)]
@@ -183,8 +183,9 @@ impl From<InsertError> for Failure {
     fn from(error: InsertError) -> Self {
         match error {
             InsertError::Refused { source, .. } => Self::Table(format!(
-                "ClickHouse refuses its rows: {source}. Was its table altered or dropped there? Restore it, or \
-                 replicate the table from the beginning"
+                "ClickHouse refuses its rows: {}. Was its table altered or dropped there? Restore it, or \
+                 replicate the table from the beginning",
+                super::client::describe(&source)
             )),
             InsertError::Halt(error) => Self::ClickHouse(error),
             InsertError::LockLost => Self::LockLost,

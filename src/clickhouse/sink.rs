@@ -66,6 +66,8 @@ struct Entry {
     feed: Feed,
     plan: Option<Plan>,
     batch: Option<Batch>,
+    /// What the batch held when it was last looked at.
+    bytes: usize,
     queue: VecDeque<Job>,
     running: usize,
     exclusive: bool,
@@ -82,6 +84,7 @@ impl Entry {
             feed,
             plan: None,
             batch: None,
+            bytes: 0,
             queue: VecDeque::new(),
             running: 0,
             exclusive: false,
@@ -100,6 +103,11 @@ pub struct Sink {
     receiver: LaneReceiver,
     adoptions: mpsc::Receiver<Adoption>,
     tables: HashMap<u32, Entry>,
+    announced: HashMap<u32, Arc<Relation>>,
+    /// Tables with an open batch.
+    open: BTreeSet<u32>,
+    open_bytes: usize,
+    /// Tables with jobs that have not begun.
     queued: BTreeSet<u32>,
     running: JoinSet<(u32, Done)>,
     ledger: Ledger,
@@ -131,6 +139,9 @@ impl Sink {
             receiver,
             adoptions,
             tables: known.into_iter().map(entry).collect(),
+            announced: HashMap::new(),
+            open: BTreeSet::new(),
+            open_bytes: 0,
             queued: BTreeSet::new(),
             running: JoinSet::new(),
             ledger: Ledger::new(start),
@@ -150,8 +161,7 @@ impl Sink {
         let mut tick = tokio::time::interval(Duration::from_millis(250));
         loop {
             self.start_jobs();
-            let open = self.open_bytes();
-            let room = open + self.sealed_bytes < self.limits.budget;
+            let room = self.open_bytes + self.sealed_bytes < self.limits.budget;
             if !room {
                 self.seal_where(|_, _| true);
                 self.start_jobs();
@@ -171,7 +181,7 @@ impl Sink {
                     let (now, limits) = (Instant::now(), self.limits);
                     self.seal_where(|entry, batch| is_due(&limits, entry, batch, now));
                 }
-                _ = tick.tick() => self.measure(open),
+                _ = tick.tick() => self.measure(),
                 delivery = self.receiver.deliveries.recv(), if room && !self.draining => match delivery {
                     Some(delivery) => self.process(&delivery)?,
                     None => {
@@ -182,7 +192,7 @@ impl Sink {
             }
             self.publish();
             if self.draining && self.running.is_empty() && self.queued.is_empty() {
-                self.measure(0);
+                self.measure();
                 return Ok(());
             }
         }
@@ -213,17 +223,23 @@ impl Sink {
                 }
             }
         }
-        let limits = self.limits;
         for oid in touched {
-            let full = |batch: &Batch| batch.rows() >= limits.max_rows || batch.bytes() >= limits.max_bytes;
-            if self.tables.get(&oid).and_then(|entry| entry.batch.as_ref()).is_some_and(full) {
+            let Some(entry) = self.tables.get_mut(&oid) else { continue };
+            let Some(batch) = &entry.batch else { continue };
+            self.open.insert(oid);
+            let bytes = batch.bytes();
+            self.open_bytes = self.open_bytes - entry.bytes + bytes;
+            entry.bytes = bytes;
+            if batch.rows() >= self.limits.max_rows || bytes >= self.limits.max_bytes {
                 self.seal(oid);
             }
         }
         Ok(())
     }
 
-    fn relation(&mut self, relation: &Relation) {
+    fn relation(&mut self, relation: &Arc<Relation>) {
+        // Kept for tables that are adopted later: a relation is announced once in a session.
+        self.announced.insert(relation.oid, Arc::clone(relation));
         let Some(entry) = self.tables.get_mut(&relation.oid) else { return };
         if entry.stopped {
             return;
@@ -235,6 +251,7 @@ impl Sink {
                     "its shape has changed since walhouse began to replicate it: {difference}. This version does not \
                      follow such a change: give the table its old shape back, or replicate it from the beginning"
                 );
+                self.seal(relation.oid);
                 let row = self.ledger.row();
                 self.ledger.open(row);
                 self.stop(relation.oid, reason, vec![row]);
@@ -278,7 +295,7 @@ impl Sink {
         at: At,
         row: u64,
     ) -> Result<Outcome, CellError> {
-        let Some(plan) = &entry.plan else { return Ok(Outcome::Added) };
+        let Some(plan) = &entry.plan else { return Err(CellError::protocol()) };
         let spec = &entry.table.spec;
         let batch = entry.batch.get_or_insert_with(|| {
             ledger.open(row);
@@ -337,6 +354,9 @@ impl Sink {
         let oid = adoption.table.spec.oid;
         let feed = Feed { from: self.position, floor: Version::COPY };
         self.tables.insert(oid, Entry::new(adoption.table, feed, false));
+        if let Some(relation) = self.announced.get(&oid).cloned() {
+            self.relation(&relation);
+        }
         // If nobody waits for the answer any more, the adoption is repeated from its beginning.
         let _ = adoption.from.send(self.position);
     }
@@ -344,20 +364,26 @@ impl Sink {
     /// Stops a table: its open entries close when the stop is stored, and no earlier.
     fn stop(&mut self, oid: u32, reason: String, mut rows: Vec<u64>) {
         let Some(entry) = self.tables.get_mut(&oid) else { return };
-        tracing::error!(table = entry.table.spec.full_name(), reason, "a table stops; the others go on");
+        if !entry.stopped {
+            tracing::error!(table = entry.table.spec.full_name(), reason, "a table stops; the others go on");
+            metrics::gauge!(names::TABLES_STOPPED).increment(1);
+        }
         entry.stopped = true;
         if let Some(batch) = entry.batch.take() {
             rows.push(batch.first_row);
+            self.open.remove(&oid);
+            self.open_bytes -= std::mem::take(&mut entry.bytes);
         }
         // What is queued ahead of the stop may still go its way, unless it is the stop's cause.
         entry.queue.push_back(Job::Stop { reason, rows });
         self.queued.insert(oid);
-        metrics::gauge!(names::TABLES_STOPPED).increment(1);
     }
 
     fn seal(&mut self, oid: u32) {
         let Some(entry) = self.tables.get_mut(&oid) else { return };
         if let Some(batch) = entry.batch.take() {
+            self.open.remove(&oid);
+            self.open_bytes -= std::mem::take(&mut entry.bytes);
             let bytes = batch.bytes();
             self.sealed_bytes += bytes;
             entry.queue.push_back(Job::Insert { batch: Box::new(batch), bytes });
@@ -366,8 +392,11 @@ impl Sink {
     }
 
     fn seal_where(&mut self, which: impl Fn(&Entry, &Batch) -> bool) {
-        let chosen = self.tables.iter().filter(|(_, entry)| entry.batch.as_ref().is_some_and(|batch| which(entry, batch)));
-        let chosen: Vec<u32> = chosen.map(|(&oid, _)| oid).collect();
+        let chosen = |oid: &&u32| {
+            let entry = self.tables.get(oid);
+            entry.is_some_and(|entry| entry.batch.as_ref().is_some_and(|batch| which(entry, batch)))
+        };
+        let chosen: Vec<u32> = self.open.iter().filter(chosen).copied().collect();
         chosen.into_iter().for_each(|oid| self.seal(oid));
     }
 
@@ -429,15 +458,12 @@ impl Sink {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        self.tables.values().filter_map(|entry| due(&self.limits, entry, entry.batch.as_ref()?)).min()
+        let entries = self.open.iter().filter_map(|oid| self.tables.get(oid));
+        entries.filter_map(|entry| due(&self.limits, entry, entry.batch.as_ref()?)).min()
     }
 
-    fn open_bytes(&self) -> usize {
-        self.tables.values().filter_map(|entry| entry.batch.as_ref()).map(Batch::bytes).sum()
-    }
-
-    fn measure(&self, open: usize) {
-        metrics::gauge!(names::MEMORY).set((open + self.sealed_bytes) as f64);
+    fn measure(&self) {
+        metrics::gauge!(names::MEMORY).set((self.open_bytes + self.sealed_bytes) as f64);
         let age = self.ledger.oldest().and_then(|time| time.elapsed().ok()).unwrap_or_default();
         metrics::gauge!(names::LAG_SECONDS).set(age.as_secs_f64());
     }

@@ -74,7 +74,7 @@ impl TableSpec {
 
     /// Whether an update can leave a value out of the stream.
     pub fn toastable(&self) -> bool {
-        self.sources.iter().any(|column| column.toastable)
+        self.sources.iter().any(|column| column.storage_toastable)
     }
 
     /// The source's columns, to be stored.

@@ -42,7 +42,7 @@ const SLICE: usize = 256;
 #[derive(Debug, thiserror::Error)]
 pub enum ToastError {
     /// ClickHouse could not be asked.
-    #[error("a lookup of unchanged TOAST failed: {0}")]
+    #[error("a lookup of unchanged TOAST failed: {}", super::client::describe(.0))]
     ClickHouse(#[from] clickhouse::error::Error),
     /// PostgreSQL could not be asked.
     #[error(transparent)]

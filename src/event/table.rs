@@ -1,4 +1,6 @@
-/// A table of the source as its catalog shows it now.
+use super::ReplicaIdentity;
+
+/// A table of the source, or the root of a partition tree, as the catalog shows it now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceTable {
     /// `pg_class.oid`.
@@ -7,55 +9,73 @@ pub struct SourceTable {
     pub schema: String,
     /// The table's name.
     pub name: String,
-    /// A plain table or the root of a partition tree.
+    /// What it is.
     pub kind: TableKind,
-    /// What identifies an old row.
-    pub identity: super::ReplicaIdentity,
-    /// Its columns in the order of attribute numbers, dropped ones left out.
+    /// `pg_class.relreplident`.
+    pub replica_identity: ReplicaIdentity,
+    /// In order of their attribute numbers, dropped ones left out.
     pub columns: Vec<SourceColumn>,
-    /// Whether rows can be told apart by a key, or why they can not and what to do about it.
-    pub key: Result<(), String>,
+    /// What identifies a row, or why nothing does and what to do about it.
+    pub key: Result<KeyKind, String>,
 }
 
-/// What kind of relation a [`SourceTable`] is.
+/// What holds the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableKind {
-    /// It has rows of its own.
+    /// The table itself.
     Table,
-    /// Its rows are in its partitions.
+    /// Its partitions.
     PartitionRoot,
+}
+
+/// Where the key comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// The primary key, under REPLICA IDENTITY DEFAULT.
+    PrimaryKey,
+    /// The index of REPLICA IDENTITY USING INDEX.
+    Index,
+    /// The primary key, under REPLICA IDENTITY FULL.
+    FullWithPrimaryKey,
 }
 
 /// A column of a [`SourceTable`].
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct SourceColumn {
-    /// `pg_attribute.attnum`.
+    /// `pg_attribute.attnum`: what stays when a column is renamed.
     pub attnum: i16,
     /// The column's name.
     pub name: String,
-    /// The declared type, `pg_attribute.atttypid`: what a Relation message carries.
+    /// The declared type's oid, `pg_attribute.atttypid`: what a Relation message carries.
     pub declared_oid: u32,
     /// The declared type's modifier, `pg_attribute.atttypmod`.
     pub declared_modifier: i32,
-    /// The type behind it: a domain is resolved to its base type.
+    /// The type's oid; under a domain, its base type's.
     pub type_oid: u32,
-    /// The modifier that goes with `type_oid`; -1 where there is none.
+    /// The type's modifier, the base type's under a domain; -1 where there is none.
     pub type_modifier: i32,
-    /// Whether `type_oid` is an enum.
+    /// Whether the type is an enum.
     pub is_enum: bool,
-    /// Whether it can not be NULL.
+    /// Whether the column's own constraint excludes NULL. A domain's does not count: an outer join or
+    /// an empty subquery can store a NULL in spite of it.
     pub not_null: bool,
-    /// Whether it is generated.
+    /// Whether the value is computed from other columns.
     pub generated: bool,
-    /// Its place in the key, counted from 0 in index order.
+    /// The column's place in the key, from 0.
     pub key_position: Option<u16>,
-    /// Whether a value can be moved out of line.
-    pub toastable: bool,
+    /// Whether a value may be stored out of line, and so be left out of an UPDATE.
+    pub storage_toastable: bool,
 }
 
 impl SourceTable {
     /// `schema.name`, for people.
     pub fn full_name(&self) -> String {
         format!("{}.{}", self.schema, self.name)
+    }
+
+    /// The table's name as a statement writes it.
+    pub fn quoted(&self) -> String {
+        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
+        format!("{}.{}", quoted(&self.schema), quoted(&self.name))
     }
 }

@@ -13,77 +13,10 @@ use std::collections::HashMap;
 use tokio_postgres::Client;
 
 use super::sql::{SqlError, quote_table};
-use crate::{config::TableFilter, event::ReplicaIdentity};
-
-/// A table or a partition root.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceTable {
-    /// `pg_class.oid`.
-    pub oid: u32,
-    /// The schema's name.
-    pub schema: String,
-    /// The table's name.
-    pub name: String,
-    /// What it is.
-    pub kind: TableKind,
-    /// `pg_class.relreplident`.
-    pub replica_identity: ReplicaIdentity,
-    /// In order of their attribute numbers, dropped ones left out.
-    pub columns: Vec<SourceColumn>,
-    /// What identifies a row, or why nothing does and what to do about it.
-    pub key: Result<KeyKind, String>,
-}
-
-/// What holds the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableKind {
-    /// The table itself.
-    Table,
-    /// Its partitions.
-    PartitionRoot,
-}
-
-/// Where the key comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KeyKind {
-    /// The primary key, under REPLICA IDENTITY DEFAULT.
-    PrimaryKey,
-    /// The index of REPLICA IDENTITY USING INDEX.
-    Index,
-    /// The primary key, under REPLICA IDENTITY FULL.
-    FullWithPrimaryKey,
-}
-
-/// A column of a [`SourceTable`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceColumn {
-    /// `pg_attribute.attnum`: what stays when a column is renamed.
-    pub attnum: i16,
-    /// The column's name.
-    pub name: String,
-    /// The type's oid; under a domain, its base type's.
-    pub type_oid: u32,
-    /// The type's modifier, the base type's under a domain; -1 where there is none.
-    pub type_modifier: i32,
-    /// Whether the type is an enum.
-    pub is_enum: bool,
-    /// Whether the column's own constraint excludes NULL. A domain's does not count: an outer join or
-    /// an empty subquery can store a NULL in spite of it.
-    pub not_null: bool,
-    /// Whether the value is computed from other columns.
-    pub generated: bool,
-    /// The column's place in the key, from 0.
-    pub key_position: Option<u16>,
-    /// Whether a value may be stored out of line, and so be left out of an UPDATE.
-    pub storage_toastable: bool,
-}
-
-impl SourceTable {
-    /// The table's name as a statement writes it.
-    pub fn quoted(&self) -> String {
-        quote_table(&self.schema, &self.name)
-    }
-}
+use crate::{
+    config::TableFilter,
+    event::{KeyKind, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
+};
 
 /// The tables that `filter` matches, by schema and name.
 pub async fn tables(client: &Client, filter: &TableFilter) -> Result<Vec<SourceTable>, SqlError> {
@@ -142,14 +75,15 @@ fn identity(letter: &str) -> ReplicaIdentity {
 async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, SqlError> {
     // A domain over a domain has its modifier where the chain ends.
     let statement = "WITH RECURSIVE attribute AS ( \
-                         SELECT attrelid, attnum, attname, atttypid AS type, atttypmod AS modifier, attnotnull, \
-                                attgenerated <> '' AS generated, attstorage <> 'p' AS extended \
+                         SELECT attrelid, attnum, attname, atttypid AS declared, atttypmod AS declared_modifier, \
+                                atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, attstorage <> 'p' AS extended \
                          FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped \
                        UNION ALL \
-                         SELECT attrelid, attnum, attname, t.typbasetype, t.typtypmod, attnotnull, generated, extended \
+                         SELECT attrelid, attnum, attname, declared, declared_modifier, t.typbasetype, t.typtypmod, \
+                                attnotnull, generated, extended \
                          FROM attribute JOIN pg_type t ON t.oid = attribute.type WHERE t.typtype = 'd') \
                      SELECT attrelid, attnum, attname::text, type, modifier, t.typtype = 'e', attnotnull, generated, \
-                            extended AND t.typlen = -1 \
+                            extended AND t.typlen = -1, declared, declared_modifier \
                      FROM attribute JOIN pg_type t ON t.oid = attribute.type \
                      WHERE t.typtype <> 'd' ORDER BY attrelid, attnum";
     let mut columns: HashMap<u32, Vec<SourceColumn>> = HashMap::new();
@@ -164,6 +98,8 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Sourc
             generated: row.try_get(7)?,
             key_position: None,
             storage_toastable: row.try_get(8)?,
+            declared_oid: row.try_get(9)?,
+            declared_modifier: row.try_get(10)?,
         };
         columns.entry(row.try_get(0)?).or_default().push(column);
     }

@@ -28,28 +28,12 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
-use tokio_postgres::config::Host;
+use tokio_postgres::{config::Host, error::SqlState};
 
 /// How long connecting and authenticating may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a command of replication mode may take. Creating a slot is not one of them.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Settings that decide how values look as text, and timeouts that could cut a session short.
-/// Every session of ours has them, whatever role and database say.
-pub const SESSION: &[(&str, &str)] = &[
-    ("search_path", "pg_catalog"),
-    ("DateStyle", "ISO, MDY"),
-    ("IntervalStyle", "postgres"),
-    ("TimeZone", "UTC"),
-    ("bytea_output", "hex"),
-    ("extra_float_digits", "3"),
-    ("lc_monetary", "C"),
-    ("client_encoding", "UTF8"),
-    ("statement_timeout", "0"),
-    ("lock_timeout", "0"),
-    ("idle_in_transaction_session_timeout", "0"),
-];
 
 /// The replication connection failed.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +94,7 @@ impl ConnectionError {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Io { .. } | Self::TimedOut { .. } => Kind::Transient,
-            Self::Server { code, .. } => super::sql::kind_of_state(code),
+            Self::Server { code, .. } => super::sql::kind_of(&SqlState::from_code(code)),
             _ => Kind::Definite,
         }
     }
@@ -160,7 +144,7 @@ impl ReplicationConnection {
             ("replication", "database"),
             ("application_name", application),
         ];
-        parameters.extend_from_slice(SESSION);
+        parameters.extend_from_slice(&super::sql::PINNED);
         let mut out = BytesMut::new();
         frontend::startup_message(parameters, &mut out).map_err(|source| self.io(source))?;
         self.write(&mut out).await?;

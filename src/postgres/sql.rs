@@ -59,7 +59,7 @@ impl SqlError {
         Self { kind, code: None, message: message.into() }
     }
 
-    fn definite(message: impl Into<String>) -> Self {
+    pub(crate) fn definite(message: impl Into<String>) -> Self {
         Self::new(Kind::Definite, message)
     }
 

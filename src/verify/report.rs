@@ -1,0 +1,203 @@
+//! What was found, for machines (serde) and for people.
+
+use std::{borrow::Cow, fmt::Write as _};
+
+use serde::Serialize;
+
+/// A key longer than this is cut where people read it.
+const KEY_CHARS: usize = 200;
+
+/// What the comparison of one table found.
+#[derive(Clone, Debug, Serialize)]
+pub struct TableReport {
+    /// `schema.name` in the source.
+    pub table: String,
+    /// Rows in PostgreSQL's snapshot.
+    pub rows_postgres: u64,
+    /// Live rows in ClickHouse, read after the snapshot's fence: writers may have gone on meanwhile.
+    pub rows_clickhouse: u64,
+    /// Whether counts and checksums were equal at first sight.
+    pub checksum_equal: bool,
+    /// The first keys that differ and stayed so.
+    pub differing: Vec<KeyDifference>,
+    /// How many keys differ and stayed so.
+    pub differing_total: u64,
+    /// Keys that differed at each look, but changed between the looks.
+    pub still_changing: u64,
+    /// Rows that differed at first sight, beyond the number that is followed.
+    pub unexamined: u64,
+    /// Looks at the rows that differed; 1 when there were none.
+    pub rounds: u32,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl TableReport {
+    /// Whether every row is the same on both sides.
+    pub fn is_equal(&self) -> bool {
+        self.differing_total == 0 && self.still_changing == 0 && self.unexamined == 0
+    }
+
+    fn outcome(&self) -> String {
+        let mut parts = Vec::new();
+        for (count, singular, plural) in [
+            (self.differing_total, "key differs", "keys differ"),
+            (self.still_changing, "key still changing", "keys still changing"),
+            (self.unexamined, "more row differed at first sight", "more rows differed at first sight"),
+        ] {
+            match count {
+                0 => {}
+                1 => parts.push(format!("1 {singular}")),
+                _ => parts.push(format!("{count} {plural}")),
+            }
+        }
+        match (parts.is_empty(), self.checksum_equal) {
+            (true, true) => "equal".to_owned(),
+            (true, false) => format!("equal, after {} looks at what was changing", self.rounds),
+            (false, _) => parts.join(", "),
+        }
+    }
+}
+
+/// A key under which the two sides differ. The key alone: no other value leaves the servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeyDifference {
+    /// `id=42`, or `merchant_account_id=7, id=42`.
+    pub key: String,
+    /// In which way.
+    pub difference: Difference,
+}
+
+impl KeyDifference {
+    pub(super) fn new(names: &[String], key: &[String], difference: Difference) -> Self {
+        let parts: Vec<_> = names.iter().zip(key).map(|(name, part)| format!("{name}={part}")).collect();
+        Self { key: parts.join(", "), difference }
+    }
+}
+
+/// How a row differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Difference {
+    /// PostgreSQL has it, ClickHouse has not.
+    Missing,
+    /// ClickHouse has it, PostgreSQL has not.
+    Extra,
+    /// Both have it, not with the same values.
+    Different,
+}
+
+impl Difference {
+    fn phrase(self) -> &'static str {
+        match self {
+            Self::Missing => "missing in ClickHouse",
+            Self::Extra => "extra in ClickHouse",
+            Self::Different => "different",
+        }
+    }
+}
+
+/// The reports as a table, with the keys that differ below each.
+pub fn render(reports: &[TableReport]) -> String {
+    let header = [" ", "table", "PostgreSQL", "ClickHouse", "seconds", "outcome"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = reports
+        .iter()
+        .map(|report| {
+            [
+                if report.is_equal() { "✓" } else { "✗" }.to_owned(),
+                shown(&report.table).into_owned(),
+                report.rows_postgres.to_string(),
+                report.rows_clickhouse.to_string(),
+                format!("{:.1}", report.seconds),
+                report.outcome(),
+            ]
+        })
+        .collect();
+    let width = |i: usize| std::iter::once(&header).chain(&rows).map(|row| row[i].chars().count()).max().unwrap_or(0);
+    let [mark, table, postgres, clickhouse, seconds] = [0, 1, 2, 3, 4].map(width);
+    let mut text = String::new();
+    for (i, row) in std::iter::once(&header).chain(&rows).enumerate() {
+        let [m, t, p, c, s, outcome] = row;
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "{m:mark$}  {t:table$}  {p:>postgres$}  {c:>clickhouse$}  {s:>seconds$}  {outcome}");
+        if let Some(report) = i.checked_sub(1).and_then(|i| reports.get(i)) {
+            render_keys(&mut text, report);
+        }
+    }
+    text
+}
+
+fn render_keys(text: &mut String, report: &TableReport) {
+    for found in &report.differing {
+        let _ = writeln!(text, "     {}: {}", shown(&found.key), found.difference.phrase());
+    }
+    let rest = report.differing_total - report.differing_total.min(report.differing.len() as u64);
+    if rest > 0 {
+        let _ = writeln!(text, "     and {rest} more");
+    }
+}
+
+/// A terminal is no place for what a key may hold.
+fn shown(text: &str) -> Cow<'_, str> {
+    if text.chars().count() <= KEY_CHARS && !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut short: String = text.chars().take(KEY_CHARS).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(KEY_CHARS).is_some() {
+        short.push('…');
+    }
+    Cow::Owned(short)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(table: &str) -> TableReport {
+        TableReport {
+            table: table.into(),
+            rows_postgres: 1200,
+            rows_clickhouse: 1200,
+            checksum_equal: true,
+            differing: Vec::new(),
+            differing_total: 0,
+            still_changing: 0,
+            unexamined: 0,
+            rounds: 1,
+            seconds: 0.25,
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_names_the_keys() {
+        let names = ["merchant".to_owned(), "id".to_owned()];
+        let different = TableReport {
+            rows_clickhouse: 7,
+            checksum_equal: false,
+            differing: vec![KeyDifference::new(&names, &["7".into(), "a\nb".into()], Difference::Missing)],
+            differing_total: 3,
+            still_changing: 1,
+            ..report("public.sales_order")
+        };
+        assert!(!different.is_equal());
+        assert_eq!(
+            render(&[report("public.ünïcode"), different]),
+            "   table               PostgreSQL  ClickHouse  seconds  outcome\n\
+             ✓  public.ünïcode            1200        1200      0.2  equal\n\
+             ✗  public.sales_order        1200           7      0.2  3 keys differ, 1 key still changing\n     \
+             merchant=7, id=a\u{fffd}b: missing in ClickHouse\n     \
+             and 2 more\n"
+        );
+    }
+
+    #[test]
+    fn a_long_key_is_cut() {
+        assert_eq!(shown(&"é".repeat(300)).chars().count(), KEY_CHARS + 1);
+    }
+
+    #[test]
+    fn a_machine_reads_keys_and_no_other_values() {
+        let found = KeyDifference::new(&["id".to_owned()], &["42".to_owned()], Difference::Extra);
+        assert_eq!(serde_json::to_string(&found).unwrap(), r#"{"key":"id=42","difference":"extra"}"#);
+    }
+}
