@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::{
-    ClickHouse, ClickHouseOptions, Postgres, PostgresOptions, TestDb, assert_equal, difference, eventually,
+    ClickHouse, ClickHouseOptions, Postgres, PostgresOptions, TestDb, assert_equal, difference, eventually, user,
 };
 
 /// What walhouse would create for `SOURCE`, filled by hand.
@@ -107,6 +107,37 @@ async fn clickhouse_comes_back_from_a_crash_with_its_data() {
     db.ch.try_query("SELECT 1").await.expect_err("a killed server does not answer");
     clickhouse.start();
     assert_eq!(db.ch.query("SELECT count() FROM t").await, "1000");
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clickhouse_user_needs_the_password_and_the_right() {
+    let options = ClickHouseOptions { users: user("reader", "s3cret", &["GRANT SELECT ON *.*"]), ..Default::default() };
+    let db = TestDb::on(Postgres::shared(), ClickHouse::private(options), "users").await;
+    db.ch.create_database().await;
+    assert_eq!(db.ch.try_query_as("reader", "s3cret", "SELECT currentUser()").await.as_deref(), Ok("reader"));
+    let refused = db.ch.try_query_as("reader", "wrong", "SELECT 1").await.expect_err("the password is wrong");
+    assert!(refused.contains("AUTHENTICATION_FAILED"), "{refused}");
+    let refused = db.ch.try_query_as("reader", "s3cret", "CREATE DATABASE x").await.expect_err("the right is missing");
+    assert!(refused.contains("ACCESS_DENIED"), "{refused}");
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_role_needs_the_password() {
+    let hba = vec!["host all alice 127.0.0.1/32 scram-sha-256".to_owned()];
+    let settings = vec![("wal_level", "replica".to_owned())];
+    let db = TestDb::on(
+        Postgres::private(PostgresOptions { hba, settings, ..Default::default() }),
+        ClickHouse::shared(),
+        "hba",
+    )
+    .await;
+    db.pg.execute("CREATE ROLE alice LOGIN PASSWORD 's3cret'").await;
+    assert_eq!(db.pg.value("SHOW wal_level").await, "replica");
+    let refused = db.pg.connect_as("alice:wrong").await.expect_err("the password is wrong");
+    assert!(refused.starts_with("28P01"), "{refused}");
+    db.pg.connect_as("alice:s3cret").await.expect("the password is right");
     db.cleanup().await;
 }
 

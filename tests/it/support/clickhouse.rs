@@ -1,18 +1,30 @@
 //! A real ClickHouse: the one that all tests share, or one of a test's own that it may kill.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use super::http::post;
-use super::process::{Server, free_port, signal};
+use super::process::{Server, free_port, run_directory, signal};
 
 /// What a private ClickHouse differs in.
 #[derive(Default)]
 pub(crate) struct ClickHouseOptions {
-    /// Users with passwords, server settings: see `--config-file` of `clickhouse local`.
-    pub(crate) config_file: Option<PathBuf>,
+    /// XML of users beside `default`, who may do everything: see `user`.
+    pub(crate) users: String,
+    /// XML of server settings.
+    pub(crate) settings: String,
     /// The bytes that the whole server may use.
     pub(crate) memory: Option<u64>,
+}
+
+/// A user for `ClickHouseOptions::users`, who may do what `grants` say: `GRANT SELECT ON *.*` and the like.
+pub(crate) fn user(name: &str, password: &str, grants: &[&str]) -> String {
+    let grants: String = grants.iter().map(|grant| format!("<query>{grant}</query>")).collect();
+    format!(
+        "<{name}><password>{password}</password><networks><ip>::/0</ip></networks><profile>default</profile>
+        <quota>default</quota><grants>{grants}</grants></{name}>"
+    )
 }
 
 /// A ClickHouse server with an HTTP port.
@@ -36,7 +48,8 @@ impl ClickHouse {
     fn started(name: &str, options: ClickHouseOptions) -> Arc<Self> {
         let port = free_port();
         let mut arguments = vec!["--http-port".to_owned(), port.to_string()];
-        if let Some(file) = options.config_file {
+        if !options.users.is_empty() || !options.settings.is_empty() {
+            let file = write_configuration(name, &options);
             arguments.extend(["--config-file".to_owned(), file.display().to_string()]);
         }
         if let Some(bytes) = options.memory {
@@ -77,6 +90,22 @@ impl ClickHouse {
     }
 }
 
+/// Writes both configuration files into the server's directory, and returns the one that names the other.
+fn write_configuration(name: &str, options: &ClickHouseOptions) -> PathBuf {
+    let directory = run_directory().join(name);
+    fs::create_dir(&directory).expect("the directory of a server can be made");
+    let (main, users) = (directory.join("walhouse-config.xml"), directory.join("walhouse-users.xml"));
+    let grants = ["GRANT ALL ON *.* WITH GRANT OPTION"];
+    let all = user("default", "", &grants) + &options.users;
+    let profiles = "<profiles><default/></profiles><quotas><default/></quotas>";
+    let users_xml = format!("<clickhouse><users>{all}</users>{profiles}</clickhouse>");
+    fs::write(&users, users_xml).expect("the users of a server can be written");
+    let reference = format!("<users_config>{}</users_config>", users.display());
+    let xml = format!("<clickhouse>{reference}{}</clickhouse>", options.settings);
+    fs::write(&main, xml).expect("the configuration of a server can be written");
+    main
+}
+
 /// One database of a ClickHouse server.
 #[derive(Clone)]
 pub(crate) struct Ch {
@@ -97,6 +126,11 @@ impl Ch {
     /// As `query`, with ClickHouse's message as the error.
     pub(crate) async fn try_query(&self, sql: &str) -> Result<String, String> {
         self.send(&format!("&database={}", self.database), sql).await
+    }
+
+    /// As `try_query`, for somebody else.
+    pub(crate) async fn try_query_as(&self, user: &str, password: &str, sql: &str) -> Result<String, String> {
+        self.send(&format!("&user={user}&password={password}"), sql).await
     }
 
     /// Creates the database; walhouse would do so by itself.

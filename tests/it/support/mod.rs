@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-pub(crate) use clickhouse::{Ch, ClickHouse, ClickHouseOptions};
+pub(crate) use clickhouse::{Ch, ClickHouse, ClickHouseOptions, user};
 pub(crate) use daemon::{Daemon, Exit, walhouse};
 pub(crate) use database::TestDb;
 pub(crate) use equal::{assert_equal, assert_equal_within, difference};

@@ -144,7 +144,12 @@ impl Pg {
 
     /// A session of its own, for tests of concurrent transactions.
     pub(crate) async fn connect(&self) -> Result<Client, String> {
-        let url = self.url();
+        self.connect_as("postgres").await
+    }
+
+    /// A session as `user` or as `user:password`.
+    pub(crate) async fn connect_as(&self, who: &str) -> Result<Client, String> {
+        let url = self.url_as(who);
         let (client, connection) = tokio_postgres::connect(&url, NoTls).await.map_err(describe)?;
         // Ends with the client; an error reaches whoever uses that.
         tokio::spawn(connection);
@@ -153,7 +158,12 @@ impl Pg {
 
     /// Over TCP, as the superuser, whom every address of this machine may be.
     pub(crate) fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/{}", self.server.port(), self.database)
+        self.url_as("postgres")
+    }
+
+    /// Over TCP, as `user` or as `user:password`.
+    pub(crate) fn url_as(&self, who: &str) -> String {
+        format!("postgres://{who}@127.0.0.1:{}/{}", self.server.port(), self.database)
     }
 
     async fn client(&self) -> Result<Arc<Client>, String> {

@@ -192,9 +192,21 @@ fn remove_dead_runs(base: &Path) {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.split('-').next());
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            signal("KILL", &left_running(&entry.path()));
             let _ = fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// The daemons of a killed run, which no pipe ties to it: what has that run's directory among its arguments.
+fn left_running(run: &Path) -> Vec<u32> {
+    let run = format!("{}/", run.display());
+    let processes = fs::read_dir("/proc").expect("/proc can be read").flatten();
+    let running = processes.filter_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).ok()?).contains(&run).then_some(pid)
+    });
+    running.collect()
 }
 
 /// The last lines of a log, for the message of a failed test.
