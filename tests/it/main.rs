@@ -1,0 +1,7 @@
+//! The integration tests: walhouse's own binary between a real PostgreSQL and a real ClickHouse.
+//!
+//! `support` starts the servers, one pair for the whole run, and holds the oracle that compares the two sides. Each test
+//! has a database of its own on both, so all of them run at once.
+
+mod servers;
+mod support;

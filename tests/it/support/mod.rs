@@ -1,0 +1,57 @@
+//! What every test stands on: servers, databases, the daemon, the oracle.
+//!
+//! Nothing in here uses walhouse's own code: a mistake of the daemon must not be repeated by what judges it.
+//! Tests use a multi-threaded runtime, because starting and stopping a server blocks its thread.
+
+// The scenarios come one by one; what one of them will need may wait here for it.
+#![allow(dead_code, unused_imports)]
+
+mod clickhouse;
+mod daemon;
+mod database;
+mod equal;
+mod http;
+mod postgres;
+mod process;
+mod toml;
+
+use std::time::{Duration, Instant};
+
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+pub(crate) use clickhouse::{Ch, ClickHouse, ClickHouseOptions, user};
+pub(crate) use daemon::{Daemon, Exit, walhouse};
+pub(crate) use database::TestDb;
+pub(crate) use equal::{assert_equal, assert_equal_within, difference};
+pub(crate) use http::{Response, get};
+pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
+pub(crate) use process::free_port;
+
+/// Tries until `attempt` succeeds, and fails the test with its last error once `timeout` has passed.
+pub(crate) async fn eventually<T>(timeout: Duration, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + timeout;
+    let mut last = "no attempt came to an end".to_owned();
+    let mut pause = Duration::from_millis(10);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(left, attempt()).await {
+            Ok(Ok(value)) => return value,
+            Ok(Err(error)) => last = error,
+            Err(_elapsed) => panic!("not within {timeout:?}, and the attempt hangs; the last error was: {last}"),
+        }
+        assert!(Instant::now() < deadline, "not within {timeout:?}: {last}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_millis(250));
+    }
+}
+
+/// A random generator whose seed is printed, and taken from `WALHOUSE_SEED` to repeat a run.
+pub(crate) fn seeded_rng() -> StdRng {
+    let seed = match std::env::var("WALHOUSE_SEED") {
+        Ok(text) => text.parse().expect("WALHOUSE_SEED is a whole number"),
+        Err(_unset) => rand::random(),
+    };
+    println!("repeat with WALHOUSE_SEED={seed}");
+    StdRng::seed_from_u64(seed)
+}

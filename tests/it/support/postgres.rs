@@ -1,0 +1,183 @@
+//! A real PostgreSQL: the one that all tests share, or one of a test's own that it may kill.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::Mutex;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use super::process::{Server, family, free_port, signal};
+
+/// What a private PostgreSQL differs in.
+pub(crate) struct PostgresOptions {
+    /// `"15"` or `"18"`.
+    pub(crate) version: &'static str,
+    /// `("wal_level", "replica")` and the like.
+    pub(crate) settings: Vec<(&'static str, String)>,
+    /// Lines of `pg_hba.conf` that go before those that trust everybody.
+    pub(crate) hba: Vec<String>,
+}
+
+impl Default for PostgresOptions {
+    fn default() -> Self {
+        Self { version: "15", settings: Vec::new(), hba: Vec::new() }
+    }
+}
+
+/// A PostgreSQL server with logical decoding, on a TCP port and on a Unix socket.
+pub(crate) struct Postgres {
+    server: Server,
+    port: u16,
+}
+
+impl Postgres {
+    /// The server of this test run.
+    pub(crate) fn shared() -> Arc<Self> {
+        static SHARED: OnceLock<Arc<Postgres>> = OnceLock::new();
+        SHARED.get_or_init(|| Self::started("postgres", PostgresOptions::default())).clone()
+    }
+
+    /// A server for this test alone.
+    pub(crate) fn private(options: PostgresOptions) -> Arc<Self> {
+        Self::started(&format!("postgres-{:08x}", rand::random::<u32>()), options)
+    }
+
+    fn started(name: &str, options: PostgresOptions) -> Arc<Self> {
+        let port = free_port();
+        let mut arguments =
+            vec!["--version".to_owned(), options.version.to_owned(), "--port".to_owned(), port.to_string()];
+        for (key, value) in options.settings {
+            arguments.extend(["--setting".to_owned(), format!("{key}={value}")]);
+        }
+        for line in options.hba {
+            arguments.extend(["--hba".to_owned(), line]);
+        }
+        let server = Server::new("postgres", name, arguments);
+        server.start();
+        Arc::new(Self { server, port })
+    }
+
+    /// The TCP port, the same after each restart.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The directory of the data and of the Unix socket.
+    pub(crate) fn directory(&self) -> &Path {
+        self.server.directory()
+    }
+
+    /// The postmaster's process.
+    pub(crate) fn pid(&self) -> u32 {
+        let path = self.directory().join("postmaster.pid");
+        let text = fs::read_to_string(path).expect("a running PostgreSQL has a postmaster.pid");
+        text.lines().next().and_then(|line| line.parse().ok()).expect("postmaster.pid begins with a pid")
+    }
+
+    /// A crash of the postmaster; its children notice and follow.
+    pub(crate) fn kill9(&self) {
+        self.server.kill9(self.pid());
+    }
+
+    /// Starts it again on the same directory and port: crash recovery.
+    pub(crate) fn start(&self) {
+        self.server.start();
+    }
+
+    /// Every process of the server stands still; its connections stay open.
+    pub(crate) fn freeze(&self) {
+        signal("STOP", &family(self.pid()));
+    }
+
+    pub(crate) fn resume(&self) {
+        signal("CONT", &family(self.pid()));
+    }
+}
+
+/// SQL on one database. Reconnects after a restart of the server.
+#[derive(Clone)]
+pub(crate) struct Pg {
+    server: Arc<Postgres>,
+    database: String,
+    client: Arc<Mutex<Option<Arc<Client>>>>,
+}
+
+/// One row, each column as PostgreSQL's text.
+pub(crate) type TextRow = Vec<Option<String>>;
+
+impl Pg {
+    pub(crate) fn new(server: Arc<Postgres>, database: &str) -> Self {
+        Self { server, database: database.to_owned(), client: Arc::default() }
+    }
+
+    /// Runs statements, in one transaction unless they say otherwise.
+    pub(crate) async fn execute(&self, sql: &str) {
+        self.try_execute(sql).await.unwrap_or_else(|error| panic!("PostgreSQL: {sql}: {error}"));
+    }
+
+    /// As `execute`, with PostgreSQL's message as the error.
+    pub(crate) async fn try_execute(&self, sql: &str) -> Result<(), String> {
+        self.client().await?.batch_execute(sql).await.map_err(describe)
+    }
+
+    /// All rows as text.
+    pub(crate) async fn query(&self, sql: &str) -> Vec<TextRow> {
+        self.try_query(sql).await.unwrap_or_else(|error| panic!("PostgreSQL: {sql}: {error}"))
+    }
+
+    /// As `query`, with PostgreSQL's message as the error.
+    pub(crate) async fn try_query(&self, sql: &str) -> Result<Vec<TextRow>, String> {
+        let messages = self.client().await?.simple_query(sql).await.map_err(describe)?;
+        let rows = messages.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
+            _ => None,
+        });
+        Ok(rows.collect())
+    }
+
+    /// The one value that `sql` selects; fails on no row and on NULL.
+    pub(crate) async fn value(&self, sql: &str) -> String {
+        let first = self.query(sql).await.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+        first.unwrap_or_else(|| panic!("PostgreSQL: {sql}: no value"))
+    }
+
+    /// A session of its own, for tests of concurrent transactions.
+    pub(crate) async fn connect(&self) -> Result<Client, String> {
+        self.connect_as("postgres").await
+    }
+
+    /// A session as `user` or as `user:password`.
+    pub(crate) async fn connect_as(&self, who: &str) -> Result<Client, String> {
+        let url = self.url_as(who);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.map_err(describe)?;
+        // Ends with the client; an error reaches whoever uses that.
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Over TCP, as the superuser, whom every address of this machine may be.
+    pub(crate) fn url(&self) -> String {
+        self.url_as("postgres")
+    }
+
+    /// Over TCP, as `user` or as `user:password`.
+    pub(crate) fn url_as(&self, who: &str) -> String {
+        format!("postgres://{who}@127.0.0.1:{}/{}", self.server.port(), self.database)
+    }
+
+    async fn client(&self) -> Result<Arc<Client>, String> {
+        let mut client = self.client.lock().await;
+        match client.as_ref().filter(|client| !client.is_closed()) {
+            Some(client) => Ok(client.clone()),
+            None => Ok(client.insert(Arc::new(self.connect().await?)).clone()),
+        }
+    }
+}
+
+fn describe(error: tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(database) => format!("{}: {}", database.code().code(), database.message()),
+        None => error.to_string(),
+    }
+}
