@@ -5,8 +5,9 @@ use tokio_postgres::{Client, Row};
 use super::{Found, Report, failed, failed_as_told, fine, plural, warning};
 use crate::{
     config::SourceConfig,
+    event::{SourceTable, TableKind},
     postgres::{
-        catalog::{SourceTable, TableKind, tables},
+        catalog::tables,
         sql::{SqlError, connect, quote_identifier},
     },
 };
