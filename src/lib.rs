@@ -6,6 +6,7 @@ pub mod clickhouse;
 pub mod commands;
 pub mod config;
 pub mod event;
+pub mod http;
 pub mod lane;
 pub mod pipeline;
 pub mod postgres;

@@ -38,7 +38,12 @@ pub async fn retrying<T, F: Future<Output = Result<T, Error>>>(
         match statement().await {
             Err(error) if client::kind(&error) == Kind::Transient => {
                 let pause = backoff.next_delay();
-                tracing::warn!(doing, ?pause, error = client::describe(&error), "ClickHouse is not ready; trying again");
+                tracing::warn!(
+                    doing,
+                    ?pause,
+                    error = client::describe(&error),
+                    "ClickHouse is not ready; trying again"
+                );
                 tokio::time::sleep(pause).await;
             }
             result => return result,

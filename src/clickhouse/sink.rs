@@ -131,7 +131,8 @@ impl Sink {
         adoptions: mpsc::Receiver<Adoption>,
         known: Vec<(Arc<Table>, Feed, bool)>,
     ) -> Self {
-        let entry = |(table, feed, stopped): (Arc<Table>, Feed, bool)| (table.spec.oid, Entry::new(table, feed, stopped));
+        let entry =
+            |(table, feed, stopped): (Arc<Table>, Feed, bool)| (table.spec.oid, Entry::new(table, feed, stopped));
         Self {
             shared,
             limits,

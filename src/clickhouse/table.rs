@@ -47,11 +47,16 @@ impl TableSpec {
         table.key.clone()?;
         let target = target_name(&table.schema, &table.name);
         if RESERVED.contains(&target.as_str()) {
-            return Err(format!("its name in ClickHouse would be {target}, which is walhouse's own: exclude it in source.exclude"));
+            return Err(format!(
+                "its name in ClickHouse would be {target}, which is walhouse's own: exclude it in source.exclude"
+            ));
         }
         let sources: Vec<_> = table.columns.iter().filter(|column| !column.generated).cloned().collect();
         if let Some(column) = sources.iter().find(|column| [VERSION, IS_DELETED].contains(&column.name.as_str())) {
-            return Err(format!("its column {} has a name that every table in ClickHouse needs: rename it", column.name));
+            return Err(format!(
+                "its column {} has a name that every table in ClickHouse needs: rename it",
+                column.name
+            ));
         }
         let columns = sources.iter().map(|source| ColumnSpec {
             name: source.name.clone(),
@@ -64,7 +69,15 @@ impl TableSpec {
         if key.is_empty() {
             return Err("its key has no column that is replicated".into());
         }
-        Ok(Self { oid: table.oid, schema: table.schema.clone(), name: table.name.clone(), target, sources, columns, key })
+        Ok(Self {
+            oid: table.oid,
+            schema: table.schema.clone(),
+            name: table.name.clone(),
+            target,
+            sources,
+            columns,
+            key,
+        })
     }
 
     /// The view of current rows beside the target.
