@@ -46,8 +46,15 @@ pub enum Error {
         slot: String,
     },
     /// ClickHouse refused, or was lost.
-    #[error("{}", describe(.0))]
-    ClickHouse(clickhouse::error::Error),
+    #[error("{}; it is asked at clickhouse.url = {url} as clickhouse.user = {user}", describe(source))]
+    ClickHouse {
+        /// The configured server.
+        url: String,
+        /// The configured user.
+        user: String,
+        /// What it said.
+        source: clickhouse::error::Error,
+    },
     /// PostgreSQL refused, or was lost.
     #[error(transparent)]
     Postgres(#[from] SqlError),
@@ -192,7 +199,10 @@ async fn records(config: &Config, target: &Client) -> Result<HashMap<u32, TableR
         Ok(state) => state,
         // Neither the database nor walhouse's own tables are there: UNKNOWN_DATABASE, UNKNOWN_TABLE.
         Err(error) if matches!(code(&error), Some(81 | 60)) => return Err(not_run()),
-        Err(error) => return Err(Error::ClickHouse(error)),
+        Err(source) => {
+            let (url, user) = (config.clickhouse.url.clone(), config.clickhouse.user.clone());
+            return Err(Error::ClickHouse { url, user, source });
+        }
     };
     if state.checkpoint().await.is_none() {
         return Err(not_run());
