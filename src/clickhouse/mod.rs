@@ -10,6 +10,8 @@ pub mod batch;
 pub mod block;
 pub mod client;
 pub mod column;
+pub mod copied;
+pub mod ddl;
 pub mod insert;
 pub mod job;
 pub mod ledger;
@@ -38,7 +40,12 @@ pub async fn retrying<T, F: Future<Output = Result<T, Error>>>(
         match statement().await {
             Err(error) if client::kind(&error) == Kind::Transient => {
                 let pause = backoff.next_delay();
-                tracing::warn!(doing, ?pause, error = client::describe(&error), "ClickHouse is not ready; trying again");
+                tracing::warn!(
+                    doing,
+                    ?pause,
+                    error = client::describe(&error),
+                    "ClickHouse is not ready; trying again"
+                );
                 tokio::time::sleep(pause).await;
             }
             result => return result,

@@ -72,7 +72,9 @@ pub enum ConnectionError {
     #[error("the server broke the protocol: {0}")]
     Protocol(&'static str),
     /// An authentication method that walhouse does not have.
-    #[error("the server asks for {0}, which walhouse does not speak: use scram-sha-256, md5, password or trust in pg_hba.conf")]
+    #[error(
+        "the server asks for {0}, which walhouse does not speak: use scram-sha-256, md5, password or trust in pg_hba.conf"
+    )]
     Authentication(&'static str),
     /// No password where one is needed.
     #[error("the server asks for a password: set it in source.url, source.password or source.password_file")]
@@ -225,7 +227,9 @@ impl ReplicationConnection {
             match self.message(doing).await? {
                 Message::DataRow(body) => {
                     let field = |range: Option<std::ops::Range<usize>>| {
-                        range.and_then(|range| body.buffer().get(range)).map(|b| String::from_utf8_lossy(b).into_owned())
+                        range
+                            .and_then(|range| body.buffer().get(range))
+                            .map(|b| String::from_utf8_lossy(b).into_owned())
                     };
                     rows.push(body.ranges().map(|range| Ok(field(range))).collect().map_err(|source| self.io(source))?);
                 }
@@ -372,7 +376,9 @@ async fn open_tcp(name: &str, port: u16) -> Result<(TcpStream, String), Connecti
         match TcpStream::connect(address).await {
             Ok(stream) => {
                 // Status updates are small and urgent.
-                stream.set_nodelay(true).map_err(|source| ConnectionError::Io { endpoint: endpoint.clone(), source })?;
+                stream
+                    .set_nodelay(true)
+                    .map_err(|source| ConnectionError::Io { endpoint: endpoint.clone(), source })?;
                 return Ok((stream, endpoint));
             }
             Err(source) => failure = ConnectionError::Io { endpoint: endpoint.clone(), source },

@@ -75,7 +75,8 @@ async fn statement(client: &Client, request: &RowRequest) -> Result<String, SqlE
             &[&request.table],
         )
         .await?;
-    let row = row.ok_or_else(|| SqlError::definite("a table was dropped while one of its rows was looked up".to_owned()))?;
+    let row =
+        row.ok_or_else(|| SqlError::definite("a table was dropped while one of its rows was looked up".to_owned()))?;
     let (schema, name, root): (&str, &str, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let condition = request.key.iter().map(|(column, value)| {
         format!("{} = {}", quote::postgres(column), quote::postgres_string(&String::from_utf8_lossy(value)))
@@ -111,8 +112,9 @@ async fn once(client: &Client, request: &RowRequest, select: &str) -> Result<Opt
     }
     let rows = client.simple_query(select).await?;
     client.batch_execute("COMMIT").await?;
-    let values = first(&rows)
-        .map(|row| (0..request.columns.len()).map(|index| row.get(index).map(|text| text.as_bytes().to_vec())).collect());
+    let values = first(&rows).map(|row| {
+        (0..request.columns.len()).map(|index| row.get(index).map(|text| text.as_bytes().to_vec())).collect()
+    });
     Ok(Some(RowAnswer { values, position }))
 }
 

@@ -132,7 +132,10 @@ impl Server {
             );
         }
         let Some(slot) = &self.slot else {
-            return gap(format!("the replication slot {slot_name} is gone, though everything up to {} is stored", stored.lsn), "");
+            return gap(
+                format!("the replication slot {slot_name} is gone, though everything up to {} is stored", stored.lsn),
+                "",
+            );
         };
         if slot.lost {
             return gap(
@@ -300,9 +303,7 @@ pub async fn publication(client: &Client, name: &str) -> Result<Publication, Sql
     let mut row = look().await?;
     if row.is_none() {
         let quoted = quote::postgres(name);
-        client
-            .batch_execute(&format!("CREATE PUBLICATION {quoted} WITH (publish_via_partition_root = true)"))
-            .await?;
+        client.batch_execute(&format!("CREATE PUBLICATION {quoted} WITH (publish_via_partition_root = true)")).await?;
         tracing::info!(publication = name, "publication created");
         row = look().await?;
     }
@@ -351,7 +352,8 @@ pub async fn memberships(client: &Client, publication: &Publication) -> Result<H
     for row in rows {
         found.insert(row.try_get(0)?, Membership { identity: row.try_get(1)?, partial: row.try_get(2)? });
     }
-    let schemas = client.query_one("SELECT to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL", &[]).await?;
+    let schemas =
+        client.query_one("SELECT to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL", &[]).await?;
     if schemas.try_get(0)? {
         let rows = client
             .query(
@@ -392,7 +394,9 @@ impl SlotLock {
     pub async fn take(client: Client, slot: &str) -> Result<Self, SqlError> {
         let mut said = None;
         loop {
-            let row = client.query_one("SELECT pg_try_advisory_lock(hashtextextended('walhouse ' || $1, 0))", &[&slot]).await?;
+            let row = client
+                .query_one("SELECT pg_try_advisory_lock(hashtextextended('walhouse ' || $1, 0))", &[&slot])
+                .await?;
             if row.try_get(0)? {
                 return Ok(Self { client });
             }
