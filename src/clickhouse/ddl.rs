@@ -53,13 +53,15 @@ pub async fn create(client: &Client, spec: &TableSpec) -> Result<String, Error> 
 
 /// Why the name of a target can not be used, if it can not: [`create`] would drop what is there.
 pub async fn taken(client: &Client, slot: &str, target: &str) -> Result<Option<String>, Error> {
-    let sql = "SELECT (SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = {name: String}) > 0 \
-               AND (SELECT count() FROM system.columns WHERE database = currentDatabase() AND table = {name: String} \
-                    AND name IN ('_version', '_is_deleted')) < 2 AS foreign, \
-               (SELECT anyLast(slot) FROM _tables WHERE target = {name: String} AND slot != {slot: String}) AS other";
-    let look = || client.query_raw(sql).param("name", target).param("slot", slot).fetch_one::<(bool, String)>();
+    // A UInt8 and a String, neither of them Nullable: that is what the client is told to expect.
+    let sql = "WITH (SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = {name: String}) AS tables, \
+               (SELECT count() FROM system.columns WHERE database = currentDatabase() AND table = {name: String} \
+                AND name IN ('_version', '_is_deleted')) AS own \
+               SELECT ifNull(tables > 0 AND own < 2, 0) AS foreign, \
+               ifNull((SELECT max(slot) FROM _tables WHERE target = {name: String} AND slot != {slot: String}), '') AS other";
+    let look = || client.query_raw(sql).param("name", target).param("slot", slot).fetch_one::<(u8, String)>();
     let (foreign, other) = retrying("look at a target", look).await?;
-    Ok(if foreign {
+    Ok(if foreign != 0 {
         Some(format!(
             "ClickHouse has a table {target} that is not walhouse's: rename that one, or choose another database"
         ))
