@@ -13,7 +13,14 @@ use crate::config::{Glob, Timespan};
     after_help = "Examples:
   walhouse --config /etc/walhouse.toml                 stream until stopped
   walhouse check                                       see what is missing before the first run
-  WALHOUSE__CLICKHOUSE__PASSWORD=… walhouse run        any key of the file, from the environment"
+  WALHOUSE__CLICKHOUSE__PASSWORD=… walhouse run        any key of the file, from the environment
+
+Exit codes:
+  0  it ended well; for run: it was stopped by a signal, and drained
+  1  check or verify found something, or an error that a restart may mend
+  2  the command line, the configuration or http.listen is wrong
+  3  run halted: an operator has to act first, as the message says
+A supervisor should not restart after 2 and 3; systemd: RestartPreventExitStatus=2 3"
 )]
 pub struct Cli {
     /// The configuration, a TOML file.
@@ -29,6 +36,18 @@ impl Cli {
     pub fn command_or_run(&self) -> Command {
         self.command.clone().unwrap_or(Command::Run)
     }
+}
+
+/// What a supervisor may conclude from the end of the process; told in `--help`.
+pub mod exit {
+    /// All is well, or it was stopped by a signal.
+    pub const FINE: u8 = 0;
+    /// A check or a comparison found something, or an error that a restart may mend.
+    pub const FOUND: u8 = 1;
+    /// The command line, the configuration or an address in it is wrong; as clap has it.
+    pub const USAGE: u8 = 2;
+    /// An operator has to act before the next start.
+    pub const HALTED: u8 = 3;
 }
 
 /// What to do.

@@ -7,6 +7,7 @@ pub mod commands;
 pub mod config;
 pub mod copy;
 pub mod event;
+pub mod http;
 pub mod lane;
 pub mod pipeline;
 pub mod postgres;

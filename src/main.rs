@@ -1,1 +1,175 @@
-fn main() {}
+//! The `walhouse` program: arguments, runtime, signals, exit code. [`exit`] says what a supervisor
+//! may conclude from that.
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Parser;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+use walhouse::{
+    cli::{Cli, Command, ConfigArgs, VerifyArgs, exit},
+    commands::{check, verify},
+    config::{self, Config},
+    http, pipeline,
+    status::Status,
+    telemetry,
+};
+
+/// Supervisors lose patience after 30 s at the most, and 20 s are promised.
+const DRAIN: Duration = Duration::from_secs(19);
+/// How often histograms are condensed, in case that nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why the process ends, and with which code.
+struct Failure(u8, String);
+
+impl Failure {
+    fn new(code: u8, error: impl Display) -> Self {
+        Self(code, error.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start(&cli) {
+        Ok(code) => code.into(),
+        Err(Failure(code, message)) => {
+            say(&format!("walhouse: {message}"));
+            code.into()
+        }
+    }
+}
+
+fn start(cli: &Cli) -> Result<u8, Failure> {
+    let config = config::load(&cli.config).map_err(|error| Failure::new(exit::USAGE, error))?;
+    telemetry::logging(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure(exit::FOUND, format!("no threads to run on: {error}")))?;
+    let outcome = runtime.block_on(async {
+        match cli.command_or_run() {
+            Command::Run => run(config).await.inspect_err(|Failure(_, message)| tracing::error!("{message}")),
+            Command::Check(args) => {
+                let report = check::run(&config).await;
+                print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
+                Ok(report.exit_code())
+            }
+            Command::Verify(args) => compare(&config, &args).await,
+            Command::Config(args) => show(&config, &args),
+        }
+    });
+    // A name that is still being resolved must not hold the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// `walhouse run`: the pipeline, and what surrounds it.
+async fn run(config: Config) -> Result<u8, Failure> {
+    let listener = http::bind(config.http.listen).await.map_err(|error| Failure::new(exit::USAGE, error))?;
+    let metrics = telemetry::metrics().map_err(|error| Failure::new(exit::FOUND, error))?;
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let status = Arc::<Status>::default();
+    tokio::spawn(http::serve(listener, metrics.clone(), Arc::clone(&status)));
+    tokio::spawn(async move {
+        loop {
+            sleep(UPKEEP).await;
+            metrics.run_upkeep();
+        }
+    });
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), http = %config.http.listen, "walhouse starts");
+    // A task of its own, so that a panic in it is an exit code like the others.
+    let mut pipeline = tokio::spawn(pipeline::run(Arc::new(config), status, stop.clone()));
+    let late = async {
+        stop.cancelled().await;
+        sleep(DRAIN).await;
+    };
+    tokio::select! {
+        ended = &mut pipeline => match ended {
+            Ok(Ok(())) => {
+                tracing::info!("walhouse has stopped");
+                Ok(exit::FINE)
+            }
+            Ok(Err(halt)) => Err(Failure::new(exit::HALTED, halt)),
+            Err(_) => Err(Failure(exit::FOUND, "a part of walhouse has panicked, which is a mistake in walhouse; the next start goes on from the checkpoint".to_owned())),
+        },
+        () = late => Err(Failure(
+            exit::FOUND,
+            format!("not drained within {} s; what is not durable is read again from the checkpoint at the next start", DRAIN.as_secs()),
+        )),
+    }
+}
+
+/// The first signal drains, the second ends at once.
+fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
+    let listen =
+        |kind| signal(kind).map_err(|error| Failure(exit::FOUND, format!("signals can not be received: {error}")));
+    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        let name = next(&mut terminate, &mut interrupt).await;
+        tracing::info!("{name}: stopping; a second signal ends at once");
+        stop.cancel();
+        let name = next(&mut terminate, &mut interrupt).await;
+        tracing::warn!("{name} again: what is not durable is read again from the checkpoint at the next start");
+        std::process::exit(exit::FOUND.into());
+    });
+    Ok(())
+}
+
+async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
+}
+
+async fn compare(config: &Config, args: &VerifyArgs) -> Result<u8, Failure> {
+    let report = verify::run(config, args, &say).await.map_err(|error| {
+        let code = if error.is_usage() { exit::USAGE } else { exit::FOUND };
+        Failure::new(code, error)
+    })?;
+    print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
+    Ok(report.exit_code())
+}
+
+fn show(config: &Config, args: &ConfigArgs) -> Result<u8, Failure> {
+    let failed = |error: &dyn Display| Failure(exit::FOUND, format!("the configuration can not be shown: {error}"));
+    let text = if args.json {
+        serde_json::to_string_pretty(config).map_err(|error| failed(&error))?
+    } else {
+        config.redacted_toml().map_err(|error| failed(&error))?
+    };
+    print(text)?;
+    Ok(exit::FINE)
+}
+
+fn pretty(value: &serde_json::Value) -> String {
+    format!("{value:#}")
+}
+
+/// To standard output. A reader that has seen enough (`| head`) is no error.
+fn print(text: String) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure(exit::FOUND, format!("standard output can not be written: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// To standard error, where there may be nobody.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}

@@ -3,7 +3,38 @@
 //! No row value and no secret ever goes into either. Labels are tables and error classes, so
 //! their number is bounded by the source's tables.
 
+use std::io::{self, IsTerminal};
+
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, registry::LookupSpan};
+
+use crate::config::{LogConfig, LogFormat};
+
+/// Sends the log to standard error, as `[log]` has it. Does nothing if there is a log already.
+///
+/// Only what walhouse itself tells is in it, at whatever level: libraries quote statements and
+/// their parameters at `debug`, and there may be values of rows among them.
+pub fn logging(config: &LogConfig) {
+    // The configuration was checked; the fallback is for callers that made their own.
+    let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let own = filter_fn(|event| event.target().split("::").next() == Some(env!("CARGO_CRATE_NAME")));
+    let log = tracing_subscriber::registry().with(filter).with(own).with(lines(config.format));
+    // Not `try_init`, which would also gather what libraries tell through the `log` crate.
+    let _ = tracing::subscriber::set_global_default(log);
+}
+
+fn lines<S>(format: LogFormat) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    // Nobody may be reading any more: a line that can not be written is lost, and that is all.
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).log_internal_errors(false).with_ansi(colours);
+    match format {
+        LogFormat::Text => layer.with_target(false).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    }
+}
 
 /// The names of all metrics.
 pub mod names {

@@ -1,3 +1,4 @@
 //! What the command line can ask for, besides `run`.
 
 pub mod check;
+pub mod verify;

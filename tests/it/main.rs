@@ -3,5 +3,7 @@
 //! `support` starts the servers, one pair for the whole run, and holds the oracle that compares the two sides. Each test
 //! has a database of its own on both, so all of them run at once.
 
+mod commands;
 mod servers;
 mod support;
+mod verify;

@@ -1,6 +1,4 @@
-//! `walhouse verify` against both servers. Each side is filled by SQL of its own.
-
-#![allow(clippy::unwrap_used)]
+//! The comparison behind `walhouse verify`, against both servers. Each side is filled by SQL of its own.
 
 mod columns;
 
@@ -10,47 +8,37 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use tokio_postgres::NoTls;
 use walhouse::{
     event::Lsn,
     quote,
     verify::{CheckpointError, ColumnPair, Difference, Error, Options, Rendering, TablePair, TableReport, Verifier},
 };
 
+use crate::support::{Pg, TestDb};
 use columns::COLUMNS;
 
 /// A database of its own on both servers.
 struct Sides {
+    db: TestDb,
     postgres: tokio_postgres::Client,
-    postgres_url: String,
     clickhouse: clickhouse::Client,
-    name: String,
-}
-
-async fn connect(url: &str) -> tokio_postgres::Client {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
 }
 
 impl Sides {
     async fn new(encoding: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("verify_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let postgres_base = std::env::var("WALHOUSE_TEST_POSTGRES").expect("WALHOUSE_TEST_POSTGRES: key=value pairs");
-        let clickhouse_url = std::env::var("WALHOUSE_TEST_CLICKHOUSE").expect("WALHOUSE_TEST_CLICKHOUSE: a URL");
-        let admin = connect(&format!("{postgres_base} dbname=postgres")).await;
-        let create = format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'");
-        admin.batch_execute(&create).await.unwrap();
+        let db = TestDb::new("verify").await;
+        let (admin, name) = (Pg::new(db.postgres.clone(), "postgres"), &db.name);
+        admin.execute(&format!("DROP DATABASE {name}")).await;
+        admin.execute(&format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'")).await;
         // What a role or a database may have set must not matter.
         for setting in ["datestyle = 'SQL, DMY'", "timezone = 'Asia/Kolkata'", "extra_float_digits = -5"] {
-            admin.batch_execute(&format!("ALTER DATABASE {name} SET {setting}")).await.unwrap();
+            admin.execute(&format!("ALTER DATABASE {name} SET {setting}")).await;
         }
-        let postgres_url = format!("{postgres_base} dbname={name}");
-        let postgres = connect(&postgres_url).await;
-        let clickhouse = clickhouse::Client::default().with_url(clickhouse_url);
-        clickhouse.query_raw(&format!("CREATE DATABASE {name}")).execute().await.unwrap();
-        Self { postgres, postgres_url, clickhouse: clickhouse.with_database(&name), name }
+        db.ch.create_database().await;
+        let postgres = db.pg.connect().await.unwrap();
+        let url = format!("http://127.0.0.1:{}", db.clickhouse.port());
+        let clickhouse = clickhouse::Client::default().with_url(url).with_database(name);
+        Self { db, postgres, clickhouse }
     }
 
     async fn source(&self, sql: &str) {
@@ -58,7 +46,7 @@ impl Sides {
     }
 
     async fn target(&self, sql: &str) {
-        self.clickhouse.query_raw(sql).execute().await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        self.db.ch.query(sql).await;
     }
 
     async fn verify(&mut self, table: &TablePair) -> TableReport {
@@ -78,10 +66,8 @@ impl Sides {
         verify.await
     }
 
-    async fn drop(self) {
-        self.target(&format!("DROP DATABASE {}", self.name)).await;
-        let admin = connect(&self.postgres_url.replace(&format!("dbname={}", self.name), "dbname=postgres")).await;
-        admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name)).await.unwrap();
+    async fn cleanup(self) {
+        self.db.cleanup().await;
     }
 }
 
@@ -156,7 +142,7 @@ fn row_with(index: usize) -> i64 {
     (0..EVERY).find(|id| (*id as usize + index).is_multiple_of(values + 1)).unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn every_type_is_equal_and_a_change_of_any_is_named() {
     let mut sides = Sides::new("UTF8").await;
     let table = every_type(&sides).await;
@@ -188,10 +174,10 @@ async fn every_type_is_equal_and_a_change_of_any_is_named() {
         }
     }
     assert!(sides.verify(&table).await.is_equal());
-    sides.drop().await;
+    sides.cleanup().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn missing_extra_and_deleted_rows_are_told_apart_and_a_few_are_named() {
     let mut sides = Sides::new("UTF8").await;
     sides.source("CREATE TABLE t (a int8, b text, v text, PRIMARY KEY (a, b))").await;
@@ -224,10 +210,10 @@ async fn missing_extra_and_deleted_rows_are_told_apart_and_a_few_are_named() {
     let report = sides.try_verify(&table, few, &arrived).await.unwrap();
     assert_eq!((report.differing_total, report.unexamined), (1000, 2000));
     assert!(!report.is_equal());
-    sides.drop().await;
+    sides.cleanup().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_of_every_kind_find_their_rows_again() {
     use Rendering::*;
     let mut sides = Sides::new("UTF8").await;
@@ -304,10 +290,10 @@ async fn keys_of_every_kind_find_their_rows_again() {
         }
         assert_eq!(found(&sides.verify(&table).await), expected, "{name}");
     }
-    sides.drop().await;
+    sides.cleanup().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_comes_late_is_no_difference_and_one_in_motion_is_said_to_change() {
     let mut sides = Sides::new("UTF8").await;
     sides.source("CREATE TABLE t (id int8 PRIMARY KEY, v int8); INSERT INTO t VALUES (1, 1), (2, 1)").await;
@@ -329,7 +315,7 @@ async fn a_row_that_comes_late_is_no_difference_and_one_in_motion_is_said_to_cha
     assert!(report.is_equal() && !report.checksum_equal, "{report:?}");
     assert_eq!(report.rounds, 3);
 
-    let writer = connect(&sides.postgres_url).await;
+    let writer = sides.db.pg.connect().await.unwrap();
     sides.source("UPDATE t SET v = 2 WHERE id = 1").await;
     let writing = || {
         let writing = writer.batch_execute("UPDATE t SET v = v + 1 WHERE id = 1");
@@ -341,10 +327,10 @@ async fn a_row_that_comes_late_is_no_difference_and_one_in_motion_is_said_to_cha
     let report = sides.try_verify(&table, options(), &writing).await.unwrap();
     assert_eq!((report.still_changing, report.differing_total, report.rounds), (1, 0, 10));
     assert!(!report.is_equal());
-    sides.drop().await;
+    sides.cleanup().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_fence_that_is_not_reached_is_said_with_both_positions() {
     let mut sides = Sides::new("UTF8").await;
     sides.source("CREATE TABLE t (id int8 PRIMARY KEY)").await;
@@ -359,10 +345,10 @@ async fn a_fence_that_is_not_reached_is_said_with_both_positions() {
     assert!(matches!(error, Error::ClickHouse { .. }), "{error:?}");
     let error = sides.try_verify(&pair("nope", &["id"], &[("id", Rendering::Integer)]), options(), &arrived).await;
     assert_eq!(error.unwrap_err().to_string(), "public.nope: PostgreSQL has no such table");
-    sides.drop().await;
+    sides.cleanup().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn partitions_children_and_row_filters_are_read_as_they_are_published() {
     let mut sides = Sides::new("UTF8").await;
     sides
@@ -381,10 +367,10 @@ async fn partitions_children_and_row_filters_are_read_as_they_are_published() {
     let filtered =
         TablePair { filter: Some("(id > 1)".into()), ..pair("root", &["id"], &[("id", Rendering::Integer)]) };
     assert_eq!(found(&sides.verify(&filtered).await), [("id=1".to_owned(), Difference::Extra)]);
-    sides.drop().await;
+    sides.cleanup().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_database_in_another_encoding_is_compared_as_utf8() {
     let mut sides = Sides::new("LATIN1").await;
     sides
@@ -396,10 +382,10 @@ async fn a_database_in_another_encoding_is_compared_as_utf8() {
     assert!(sides.verify(&table).await.checksum_equal);
     sides.target("INSERT INTO `té` VALUES ('é', 'x', 2, 0)").await;
     assert_eq!(found(&sides.verify(&table).await), [("k=é".to_owned(), Difference::Different)]);
-    sides.drop().await;
+    sides.cleanup().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wide_table_is_compared_whole() {
     let mut sides = Sides::new("UTF8").await;
     let columns: Vec<_> = (0..600).map(|i| format!("c{i}")).collect();
@@ -418,10 +404,10 @@ async fn a_wide_table_is_compared_whole() {
     let table = pair("wide", &["c599"], &columns.iter().map(|c| (c.as_str(), Rendering::Integer)).collect::<Vec<_>>());
     let report = sides.verify(&table).await;
     assert!(report.checksum_equal, "{report:?}");
-    sides.drop().await;
+    sides.cleanup().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn sums_of_a_hundred_thousand_random_rows_are_equal() {
     let mut sides = Sides::new("UTF8").await;
     let rows: u64 = std::env::var("WALHOUSE_TEST_ROWS").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000);
@@ -454,5 +440,5 @@ async fn sums_of_a_hundred_thousand_random_rows_are_equal() {
     let report = sides.verify(&table).await;
     assert_eq!(report.differing_total, rows / 10_000);
     println!("{} differing of {rows} rows in {:.2} s", report.differing_total, report.seconds);
-    sides.drop().await;
+    sides.cleanup().await;
 }

@@ -21,7 +21,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 pub(crate) use clickhouse::{Ch, ClickHouse, ClickHouseOptions, user};
-pub(crate) use daemon::{Daemon, Exit, walhouse};
+pub(crate) use daemon::{Daemon, Exit, walhouse, write_config};
 pub(crate) use database::TestDb;
 pub(crate) use equal::{assert_equal, assert_equal_within, difference};
 pub(crate) use http::{Response, get};

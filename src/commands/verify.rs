@@ -1,0 +1,317 @@
+//! `walhouse verify`: which tables are to be compared, the comparison of each, and one verdict.
+//!
+//! What [`crate::verify`] compares is told apart here from what can not be equal yet or any more: a
+//! table whose copy is not complete, one that stopped. Both count as differences. A table without a
+//! usable key is never replicated; it is named, and counts as none.
+
+use std::{collections::HashMap, fmt, future::Future, time::Duration};
+
+use clickhouse::Client;
+use serde::Serialize;
+
+use crate::{
+    cli::VerifyArgs,
+    clickhouse::{
+        client::{client, code, describe},
+        state::{State, TableRecord, TableStatus},
+        table::TableSpec,
+    },
+    config::Config,
+    event::{Lsn, SourceTable},
+    postgres::{
+        catalog,
+        sql::{self, SqlError},
+    },
+    verify::{self, CheckpointError, ColumnPair, Options, Rendering, TablePair, TableReport, Verifier},
+};
+
+/// For the small statements; the crate itself would wait for ever.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why nothing, or not everything, was compared.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The patterns match nothing.
+    #[error("no table of the source matches {0}; correct it, or see the tables with: walhouse check")]
+    NoTable(&'static str),
+    /// There is nothing to compare with.
+    #[error(
+        "ClickHouse's database {database:?} has no checkpoint of the slot {slot:?}: walhouse has not run yet with this \
+         configuration; start it with: walhouse run"
+    )]
+    NotRunYet {
+        /// The configured database.
+        database: String,
+        /// The configured slot.
+        slot: String,
+    },
+    /// ClickHouse refused, or was lost.
+    #[error("{}", describe(.0))]
+    ClickHouse(clickhouse::error::Error),
+    /// PostgreSQL refused, or was lost.
+    #[error(transparent)]
+    Postgres(#[from] SqlError),
+    /// It will not go better with the next table.
+    #[error("{0}")]
+    Ended(String),
+}
+
+impl Error {
+    /// Whether it is the command line or the configuration that is wrong.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::NoTable(_))
+    }
+}
+
+/// Why a table was not compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Absence {
+    /// Its changes are dropped until somebody acts.
+    Stopped,
+    /// Its initial copy is not complete.
+    Copying,
+    /// It could not be read on one side.
+    Failed,
+    /// It has no usable key, which is no difference.
+    NotReplicated,
+}
+
+/// A table that was not compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct NotCompared {
+    /// `schema.name`.
+    pub table: String,
+    /// In which way.
+    pub state: Absence,
+    /// Why, and what to do about it.
+    pub reason: String,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// By schema and name.
+    pub compared: Vec<TableReport>,
+    /// By schema and name.
+    pub not_compared: Vec<NotCompared>,
+}
+
+impl Report {
+    /// Whether every table that is to be equal is equal.
+    pub fn is_equal(&self) -> bool {
+        self.differing() == 0
+    }
+
+    /// 0 when all is equal, otherwise 1.
+    pub fn exit_code(&self) -> u8 {
+        u8::from(!self.is_equal())
+    }
+
+    /// For machines: `{"equal": …, "compared": […], "not_compared": […]}`.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "equal": self.is_equal(), "compared": self.compared, "not_compared": self.not_compared })
+    }
+
+    fn differing(&self) -> usize {
+        self.compared.iter().filter(|report| !report.is_equal()).count()
+            + self.not_compared.iter().filter(|table| table.state != Absence::NotReplicated).count()
+    }
+
+    fn add(&mut self, table: String, state: Absence, reason: impl Into<String>) {
+        self.not_compared.push(NotCompared { table, state, reason: reason.into() });
+    }
+}
+
+/// For people.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.compared.is_empty() {
+            f.write_str(&verify::render(&self.compared))?;
+        }
+        for NotCompared { table, state, reason } in &self.not_compared {
+            let (mark, state) = match state {
+                Absence::Stopped => ('✗', "stopped"),
+                Absence::Copying => ('✗', "still copying"),
+                Absence::Failed => ('✗', "not compared"),
+                Absence::NotReplicated => ('-', "not replicated"),
+            };
+            writeln!(f, "{mark}  {table}  {state}: {reason}")?;
+        }
+        let all = self.not_compared.iter().filter(|table| table.state != Absence::NotReplicated).count();
+        match (self.compared.len() + all, self.differing()) {
+            (0, _) => f.write_str("There is nothing to compare."),
+            (1, 0) => f.write_str("The table is equal."),
+            (all, 0) => write!(f, "All {all} tables are equal."),
+            (all, differing) => write!(f, "NOT equal: {differing} of {all} tables."),
+        }
+    }
+}
+
+/// Compares what `source.tables` and the command line's patterns both match. `progress` takes a
+/// line about what is being done.
+///
+/// # Errors
+/// When there is nothing to compare, or a side is lost.
+pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<Report, Error> {
+    let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
+    let records = records(config, &target).await?;
+    let mut source = sql::connect(&config.source, "walhouse verify").await?;
+    let tables = wanted(&source, config, args).await?;
+    let filters = row_filters(&source, &config.source.publication).await?;
+    let mut report = Report::default();
+    let checkpoint = || position(&target, config);
+    let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
+    for table in tables {
+        let filter = filters.get(&(table.schema.clone(), table.name.clone())).cloned();
+        let pair = match pair(&table, records.get(&table.oid), filter) {
+            Ok(pair) => pair,
+            Err((state, reason)) => {
+                report.add(table.full_name(), state, reason);
+                continue;
+            }
+        };
+        let (options, checkpoint) = (options.clone(), &checkpoint);
+        let mut verifier = Verifier { postgres: &mut source, clickhouse: &target, checkpoint, options, progress };
+        match Box::pin(verifier.verify(&pair)).await {
+            Ok(compared) => report.compared.push(compared),
+            Err(error) if goes_on(&error) && !source.is_closed() => {
+                report.add(table.full_name(), Absence::Failed, told(&error));
+            }
+            Err(error) => return Err(Error::Ended(told(&error))),
+        }
+    }
+    Ok(report)
+}
+
+/// What ClickHouse knows of the slot's tables.
+async fn records(config: &Config, target: &Client) -> Result<HashMap<u32, TableRecord>, Error> {
+    let slot = &config.source.slot;
+    let not_run = || Error::NotRunYet { database: config.clickhouse.database.clone(), slot: slot.clone() };
+    let state = match bounded(State::load(target.clone(), slot)).await {
+        Ok(state) => state,
+        // Neither the database nor walhouse's own tables are there: UNKNOWN_DATABASE, UNKNOWN_TABLE.
+        Err(error) if matches!(code(&error), Some(81 | 60)) => return Err(not_run()),
+        Err(error) => return Err(Error::ClickHouse(error)),
+    };
+    if state.checkpoint().await.is_none() {
+        return Err(not_run());
+    }
+    Ok(state.tables().await.into_iter().map(|record| (record.oid, record)).collect())
+}
+
+async fn wanted(
+    source: &tokio_postgres::Client,
+    config: &Config,
+    args: &VerifyArgs,
+) -> Result<Vec<SourceTable>, Error> {
+    let mut tables = catalog::tables(source, &config.source.table_filter()).await?;
+    if tables.is_empty() {
+        return Err(Error::NoTable("source.tables"));
+    }
+    if !args.tables.is_empty() {
+        tables.retain(|table| args.tables.iter().any(|glob| glob.matches(&table.schema, &table.name)));
+    }
+    if tables.is_empty() { Err(Error::NoTable("--table within source.tables")) } else { Ok(tables) }
+}
+
+/// The publication's row filters, by schema and name.
+async fn row_filters(
+    source: &tokio_postgres::Client,
+    publication: &str,
+) -> Result<HashMap<(String, String), String>, SqlError> {
+    // As JSON, since PostgreSQL 14 has no such column.
+    let statement = "SELECT p.schemaname::text, p.tablename::text, to_jsonb(p)->>'rowfilter' \
+                     FROM pg_publication_tables p WHERE p.pubname = $1";
+    let mut filters = HashMap::new();
+    for row in source.query(statement, &[&publication]).await? {
+        if let Some(filter) = row.try_get(2)? {
+            filters.insert((row.try_get(0)?, row.try_get(1)?), filter);
+        }
+    }
+    Ok(filters)
+}
+
+/// What to compare with what, or why not.
+fn pair(
+    table: &SourceTable,
+    record: Option<&TableRecord>,
+    filter: Option<String>,
+) -> Result<TablePair, (Absence, String)> {
+    let spec = TableSpec::new(table).map_err(|reason| (Absence::NotReplicated, reason))?;
+    let record = record.ok_or_else(|| (Absence::Copying, "its copy has not begun".to_owned()))?;
+    match &record.status {
+        TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
+        TableStatus::Copying => return Err((Absence::Copying, "its copy is not complete".to_owned())),
+        TableStatus::Streaming => {}
+    }
+    let column = |source: &crate::event::SourceColumn| ColumnPair {
+        name: source.name.clone(),
+        kind: Rendering::of(source.type_oid, source.type_modifier, source.is_enum),
+    };
+    Ok(TablePair {
+        schema: spec.schema.clone(),
+        name: spec.name.clone(),
+        target: record.target.clone(),
+        key: spec.key.iter().filter_map(|&index| spec.sources.get(index)).map(|key| key.name.clone()).collect(),
+        columns: spec.sources.iter().map(column).collect(),
+        filter,
+    })
+}
+
+/// How far ClickHouse is, now.
+async fn position(target: &Client, config: &Config) -> Result<Lsn, CheckpointError> {
+    let newest = target
+        .query("SELECT lsn FROM _checkpoint WHERE slot = ? ORDER BY revision DESC LIMIT 1")
+        .bind(&config.source.slot)
+        .fetch_one::<u64>();
+    bounded(newest).await.map(Lsn).map_err(|error| describe(&error).into())
+}
+
+/// Whether another table may still be compared.
+fn goes_on(error: &verify::Error) -> bool {
+    !matches!(error, verify::Error::Checkpoint(_) | verify::Error::Behind { .. })
+}
+
+/// The error with its cause; ClickHouse's own text may quote a row.
+fn told(error: &verify::Error) -> String {
+    match error {
+        verify::Error::ClickHouse { source, .. } => format!("{error}: {}", describe(source)),
+        verify::Error::Checkpoint(cause) => format!("{error}: {cause}"),
+        _ => error.to_string(),
+    }
+}
+
+async fn bounded<T>(
+    statement: impl Future<Output = Result<T, clickhouse::error::Error>>,
+) -> Result<T, clickhouse::error::Error> {
+    tokio::time::timeout(TIMEOUT, statement).await.unwrap_or(Err(clickhouse::error::Error::TimedOut))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_without_a_key_is_no_difference_and_a_stopped_one_is() {
+        let mut report = Report::default();
+        report.add("public.note".to_owned(), Absence::NotReplicated, "it has no primary key");
+        assert_eq!(report.exit_code(), 0);
+        assert_eq!(
+            report.to_string(),
+            "-  public.note  not replicated: it has no primary key\nThere is nothing to compare."
+        );
+        report.add("public.t".to_owned(), Absence::Stopped, "column a is new");
+        assert_eq!(report.exit_code(), 1);
+        assert!(report.to_string().ends_with("✗  public.t  stopped: column a is new\nNOT equal: 1 of 1 tables."));
+        assert_eq!(report.json()["equal"], false);
+        assert_eq!(report.json()["not_compared"][1]["state"], "stopped");
+    }
+
+    #[test]
+    fn no_server_error_is_told_with_its_own_text() {
+        let source = clickhouse::error::Error::BadResponse("Code: 27. 'canary' (CANNOT_PARSE_TEXT)".to_owned());
+        let error = verify::Error::ClickHouse { table: "public.t".into(), target: "t".into(), source };
+        assert_eq!(told(&error), "public.t: ClickHouse, reading t: ClickHouse: CANNOT_PARSE_TEXT (code 27)");
+    }
+}

@@ -1,0 +1,272 @@
+//! Metrics and health, for Prometheus and whoever supervises the process.
+//!
+//! - `/metrics`: everything of [`crate::telemetry::names`], as Prometheus reads it.
+//! - `/healthz`: 200 as long as the process serves.
+//! - `/readyz`: 200 when every copy is done and the lag is small; otherwise 503 with the reasons.
+//!
+//! What a client may hold is bounded: so many connections at once, one request each, for so long.
+//! Nothing asks for a password, so the default address is a loopback one.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+    serve::Listener,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Sleep,
+};
+
+use crate::status::{Account, Status};
+
+/// Connections at once; further ones wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+/// A connection is cut after this time, whatever it is doing.
+const LIFETIME: Duration = Duration::from_secs(10);
+/// Who is further behind is not ready.
+const READY_LAG_SECONDS: f64 = 10.0;
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The address can not be served.
+#[derive(Debug, thiserror::Error)]
+#[error("http.listen: {address} can not be served ({source}); end what listens there, or choose another address")]
+pub struct BindError {
+    address: SocketAddr,
+    source: io::Error,
+}
+
+/// Takes the address, so that a wrong one is known before anything else is begun.
+///
+/// # Errors
+/// When the address is in use, or is none of this machine's.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
+    TcpListener::bind(address).await.map_err(|source| BindError { address, source })
+}
+
+/// Serves until the future is dropped.
+pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>) {
+    let bounded = Bounded { listener, free: Arc::new(Semaphore::new(CONNECTIONS)), lifetime: LIFETIME };
+    run(bounded, router(metrics, status)).await;
+}
+
+async fn run(listener: Bounded, router: Router) {
+    // axum documents that this neither ends nor fails; accept errors are waited out in there.
+    if let Err(error) = axum::serve(listener, router).await {
+        tracing::error!(%error, "metrics and health are not served any more");
+    }
+}
+
+fn router(metrics: PrometheusHandle, status: Arc<Status>) -> Router {
+    let metrics = move || async move { ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], metrics.render()) };
+    let ready = move || async move { readiness(&status.account()) };
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n") })
+        .layer(axum::middleware::map_response(one_request))
+}
+
+/// Without keep-alive nobody occupies a connection between two requests.
+async fn one_request(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+fn readiness(account: &Account) -> Response {
+    let reasons = unready(account);
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let mut lines = if reasons.is_empty() { vec!["ready".to_owned()] } else { reasons };
+    if account.stopped > 0 {
+        // The others go on, and no restart would help this one.
+        lines.push(format!("note: {} stopped; walhouse verify says why", tables(account.stopped)));
+    }
+    (status, lines.join("\n") + "\n").into_response()
+}
+
+fn unready(account: &Account) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if !account.streaming {
+        let phase = if account.phase.is_empty() { "starting" } else { &account.phase };
+        reasons.push(format!("not streaming: {phase}"));
+    }
+    if !account.reconciled {
+        reasons.push("the source's tables have not been looked at yet".to_owned());
+    }
+    if account.copying > 0 {
+        reasons.push(format!("copying {}", tables(account.copying)));
+    }
+    if account.lag_seconds >= READY_LAG_SECONDS {
+        reasons.push(format!("{:.1} s behind; ready below {READY_LAG_SECONDS:.0} s", account.lag_seconds));
+    }
+    reasons
+}
+
+fn tables(count: usize) -> String {
+    format!("{count} table{}", if count == 1 { "" } else { "s" })
+}
+
+/// Accepts a connection when fewer than [`CONNECTIONS`] are open.
+struct Bounded {
+    listener: TcpListener,
+    free: Arc<Semaphore>,
+    lifetime: Duration,
+}
+
+impl Listener for Bounded {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        // `None` would mean a closed semaphore, and nobody closes it.
+        let permit = Arc::clone(&self.free).acquire_owned().await.ok();
+        let (stream, address) = Listener::accept(&mut self.listener).await;
+        let deadline = Box::pin(tokio::time::sleep(self.lifetime));
+        (Connection { stream, deadline, _permit: permit }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that fails once its time is over: axum itself would wait for a slow client for ever.
+struct Connection {
+    stream: TcpStream,
+    deadline: Pin<Box<Sleep>>,
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Connection {
+    /// `Pending` while there is time left; the deadline then wakes the task.
+    fn poll_over<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        ready!(self.deadline.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) {
+            return Poll::Ready(read);
+        }
+        self.poll_over(cx)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes) {
+            return Poll::Ready(written);
+        }
+        self.poll_over(cx)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// A server on a free port, with one counter.
+    async fn started(status: &Arc<Status>, connections: usize, lifetime: Duration) -> SocketAddr {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || metrics::counter!("walhouse_probe_total").increment(7));
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let bounded = Bounded { listener, free: Arc::new(Semaphore::new(connections)), lifetime };
+        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status))));
+        address
+    }
+
+    async fn send(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
+        let answer = send(address, &format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    #[tokio::test]
+    async fn each_page_answers_get_and_nothing_else_is_there() {
+        let address = started(&Arc::default(), 4, LIFETIME).await;
+        assert_eq!(ask(address, "GET", "/healthz").await, (200, "ok\n".to_owned()));
+        let metrics = send(address, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+        assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
+        assert!(metrics.contains("walhouse_probe_total 7"), "{metrics}");
+        assert_eq!(ask(address, "GET", "/").await.0, 404);
+        assert_eq!(ask(address, "POST", "/metrics").await.0, 405);
+        assert_eq!(ask(address, "DELETE", "/healthz").await.0, 405);
+        assert!(send(address, "what is this?\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+    }
+
+    #[tokio::test]
+    async fn readiness_names_every_reason_and_mentions_stopped_tables() {
+        let status = Arc::<Status>::default();
+        let address = started(&status, 4, LIFETIME).await;
+        let (code, body) = ask(address, "GET", "/readyz").await;
+        assert_eq!(
+            (code, body.as_str()),
+            (503, "not streaming: starting\nthe source's tables have not been looked at yet\n")
+        );
+        status.update(|account| {
+            *account =
+                Account { streaming: true, reconciled: true, copying: 1, lag_seconds: 12.34, ..Account::default() };
+        });
+        let (code, body) = ask(address, "GET", "/readyz").await;
+        assert_eq!((code, body.as_str()), (503, "copying 1 table\n12.3 s behind; ready below 10 s\n"));
+        status.update(|account| (account.copying, account.lag_seconds, account.stopped) = (0, 9.9, 2));
+        let (code, body) = ask(address, "GET", "/readyz").await;
+        assert_eq!((code, body.as_str()), (200, "ready\nnote: 2 tables stopped; walhouse verify says why\n"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_cut_off_and_makes_room() {
+        let address = started(&Arc::default(), 1, Duration::from_millis(100)).await;
+        let mut silent = TcpStream::connect(address).await.unwrap();
+        silent.write_all(b"GET /healthz HTT").await.unwrap();
+        assert_eq!(ask(address, "GET", "/healthz").await.0, 200);
+        let mut rest = Vec::new();
+        // Closed or reset: in either case it has ended.
+        let _ = silent.read_to_end(&mut rest).await;
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named_with_what_to_do() {
+        let taken = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = taken.local_addr().unwrap();
+        let error = bind(address).await.unwrap_err().to_string();
+        assert!(error.starts_with(&format!("http.listen: {address} can not be served (")), "{error}");
+        assert!(error.ends_with("or choose another address"), "{error}");
+    }
+}
