@@ -5,6 +5,7 @@ pub mod cli;
 pub mod clickhouse;
 pub mod commands;
 pub mod config;
+pub mod copy;
 pub mod event;
 pub mod http;
 pub mod lane;

@@ -1,8 +1,44 @@
-//! The composition root.
+//! The composition root: it builds a session, watches over it, drains it, and begins a new one when
+//! something transient has ended it.
+//!
+//! A session is everything between connecting and losing a connection. Whatever is in memory is
+//! dropped with it, and the next one begins at the stored checkpoint: a reconnect is the same as a
+//! restart, so there is one way to resume, and it is the one that every kill tests. Only
+//! ClickHouse may be away without ending a session: the lane waits for it, and the slot holds.
 
-use crate::{config::Config, status::Status};
-use std::sync::Arc;
+mod session;
+mod tables;
+
+use crate::{
+    checkpoint::CheckpointStore,
+    clickhouse::{job::Failure, state::State},
+    config::Config,
+    copy::CopyError,
+    event::Lsn,
+    postgres::{
+        assembler::StreamError,
+        connection::ConnectionError,
+        slot::{AskError, Gap, SlotLock},
+        sql::SqlError,
+    },
+    retry::{Backoff, Kind},
+    status::Status,
+    telemetry::names,
+};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 use tokio_util::sync::CancellationToken;
+
+/// The first and the longest bound of the wait before a new session.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A session that lasted this long was a good one: the next failure is the first again.
+const GOOD_SESSION: Duration = Duration::from_secs(20);
 
 /// Why the daemon ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -12,11 +48,118 @@ pub struct Halt {
     pub message: String,
 }
 
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error(transparent)]
+    Lane(#[from] Failure),
+    #[error(transparent)]
+    Gap(#[from] Gap),
+    #[error("{0}")]
+    Definite(String),
+    #[error("the task {0} ended in a panic; this is a bug in walhouse")]
+    Panic(&'static str),
+}
+
+impl SessionError {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Sql(error) => error.kind(),
+            Self::Connection(error) | Self::Stream(StreamError::Connection(error)) => error.kind(),
+            Self::Stream(StreamError::Ended) => Kind::Transient,
+            Self::Stream(StreamError::Decode { .. } | StreamError::Order { .. }) => Kind::Definite,
+            Self::Lane(failure) => failure.kind(),
+            Self::Gap(_) | Self::Definite(_) | Self::Panic(_) => Kind::Definite,
+        }
+    }
+}
+
+impl From<AskError> for SessionError {
+    fn from(error: AskError) -> Self {
+        match error {
+            AskError::Sql(error) => Self::Sql(error),
+            AskError::Connection(error) => Self::Connection(error),
+        }
+    }
+}
+
+impl From<CopyError> for SessionError {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Sql(error) => Self::Sql(error),
+            CopyError::Lane(failure) => Self::Lane(failure),
+            CopyError::Cell(error) => Self::Definite(error.to_string()),
+        }
+    }
+}
+
+impl From<clickhouse::error::Error> for SessionError {
+    fn from(error: clickhouse::error::Error) -> Self {
+        Self::Lane(Failure::ClickHouse(error))
+    }
+}
+
+impl From<tokio_postgres::Error> for SessionError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Sql(error.into())
+    }
+}
+
 /// Runs until `stop` is cancelled, then drains.
 ///
 /// # Errors
 /// When only an operator can help.
 pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationToken) -> Result<(), Halt> {
-    let _ = (config, status, stop);
-    Ok(())
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    loop {
+        let begun = Instant::now();
+        let ended = session::run(&config, &status, &stop).await;
+        status.update(|account| account.streaming = false);
+        let error = match ended {
+            Ok(()) => return Ok(()),
+            Err(_) if stop.is_cancelled() => return Ok(()),
+            Err(error) => error,
+        };
+        if error.kind() == Kind::Definite {
+            return Err(Halt { message: error.to_string() });
+        }
+        if begun.elapsed() > GOOD_SESSION {
+            backoff.reset();
+        }
+        let pause = backoff.next_delay().max(FIRST_PAUSE / 2);
+        metrics::counter!(names::RECONNECTS).increment(1);
+        status.update(|account| account.phase = format!("waiting to connect again: {error}"));
+        tracing::warn!(%error, ?pause, "the session ended; going on from the checkpoint");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+    }
+}
+
+/// The store of checkpoints, behind the slot's lock: a process that lost the lock stores nothing.
+struct Guarded {
+    state: Arc<State>,
+    lock: Arc<SlotLock>,
+    allowed: Arc<AtomicBool>,
+}
+
+impl CheckpointStore for Guarded {
+    type Error = Failure;
+
+    async fn save(&mut self, lsn: Lsn) -> Result<(), Failure> {
+        if !self.lock.is_held().await {
+            self.allowed.store(false, Ordering::SeqCst);
+            return Err(Failure::LockLost);
+        }
+        self.state.advance(lsn).await?;
+        metrics::gauge!(names::CHECKPOINT).set(lsn.0 as f64);
+        Ok(())
+    }
 }

@@ -24,6 +24,8 @@ pub struct Account {
     pub reconciled: bool,
     /// The age of the oldest commit that is received and not durable, in seconds.
     pub lag_seconds: f64,
+    /// WAL of the source that is not durable yet, in bytes.
+    pub lag_bytes: u64,
 }
 
 impl Status {

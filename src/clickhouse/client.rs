@@ -90,6 +90,7 @@ pub fn describe(error: &Error) -> String {
         (Error::BadResponse(_), None) => "ClickHouse: an answer that is not ClickHouse's".to_owned(),
         (Error::Network(cause), _) => format!("ClickHouse can not be reached: {}", innermost(cause.as_ref())),
         (Error::TimedOut, _) => "ClickHouse has not answered in time".to_owned(),
+        (Error::SchemaMismatch(what), _) => format!("ClickHouse: an answer of another shape than asked for: {what}"),
         _ => "ClickHouse: the answer can not be read".to_owned(),
     }
 }

@@ -8,7 +8,7 @@ use super::{
     table::{Table, VERSION},
     toast::{Resolver, ToastError},
 };
-use crate::{event::Version, lane::RowSource, quote, retry::Kind, telemetry::names};
+use crate::{event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
 use bytes::Bytes;
 use clickhouse::Client;
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub struct Shared {
     pub inserter: Arc<Inserter>,
     /// Reads single rows of the source.
     pub source: Arc<dyn RowSource>,
+    /// Where the lane's lag is told.
+    pub status: Arc<Status>,
 }
 
 /// Why the lane can not go on, or why a table can not.

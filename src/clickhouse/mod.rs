@@ -10,6 +10,8 @@ pub mod batch;
 pub mod block;
 pub mod client;
 pub mod column;
+pub mod copied;
+pub mod ddl;
 pub mod insert;
 pub mod job;
 pub mod ledger;

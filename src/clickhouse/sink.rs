@@ -51,13 +51,13 @@ pub struct Limits {
     pub budget: usize,
 }
 
-/// A table that is to be fed from now on.
+/// What the lane is asked to do between two transactions.
 #[derive(Debug)]
-pub struct Adoption {
-    /// The table.
-    pub table: Arc<Table>,
-    /// Where to say from which position on its feed is complete.
-    pub from: oneshot::Sender<Lsn>,
+pub enum Command {
+    /// Feed this table from now on, and say from which position on its feed is complete.
+    Adopt(Arc<Table>, oneshot::Sender<Lsn>),
+    /// Stop this table, for this reason.
+    Stop(u32, String),
 }
 
 /// A table as the lane keeps it.
@@ -101,7 +101,7 @@ pub struct Sink {
     limits: Limits,
     epoch: Epoch,
     receiver: LaneReceiver,
-    adoptions: mpsc::Receiver<Adoption>,
+    commands: mpsc::Receiver<Command>,
     tables: HashMap<u32, Entry>,
     announced: HashMap<u32, Arc<Relation>>,
     /// Tables with an open batch.
@@ -112,8 +112,8 @@ pub struct Sink {
     running: JoinSet<(u32, Done)>,
     ledger: Ledger,
     transaction: Option<Transaction>,
-    /// Tables to be adopted when the open transaction has ended.
-    waiting: Vec<Adoption>,
+    /// What is to be done when the open transaction has ended.
+    waiting: Vec<Command>,
     /// The end of the last commit, or the last idle mark.
     position: Lsn,
     sealed_bytes: usize,
@@ -128,7 +128,7 @@ impl Sink {
         epoch: Epoch,
         start: Lsn,
         receiver: LaneReceiver,
-        adoptions: mpsc::Receiver<Adoption>,
+        commands: mpsc::Receiver<Command>,
         known: Vec<(Arc<Table>, Feed, bool)>,
     ) -> Self {
         let entry =
@@ -138,7 +138,7 @@ impl Sink {
             limits,
             epoch,
             receiver,
-            adoptions,
+            commands,
             tables: known.into_iter().map(entry).collect(),
             announced: HashMap::new(),
             open: BTreeSet::new(),
@@ -174,9 +174,9 @@ impl Sink {
                     let (oid, done) = joined.map_err(|error| Failure::Bug(format!("a job ended in a panic: {error}")))?;
                     self.ended(oid, done)?;
                 }
-                Some(adoption) = self.adoptions.recv() => match self.transaction {
-                    None => self.adopt(adoption),
-                    Some(_) => self.waiting.push(adoption),
+                Some(command) = self.commands.recv() => match self.transaction {
+                    None => self.obey(command),
+                    Some(_) => self.waiting.push(command),
                 },
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
                     let (now, limits) = (Instant::now(), self.limits);
@@ -214,8 +214,8 @@ impl Sink {
                     let transaction = self.transaction.take().ok_or_else(|| outside("a commit"))?;
                     self.position = self.position.max(*end);
                     self.ledger.commit(*end, transaction.time);
-                    for adoption in std::mem::take(&mut self.waiting) {
-                        self.adopt(adoption);
+                    for command in std::mem::take(&mut self.waiting) {
+                        self.obey(command);
                     }
                 }
                 Event::Idle(position) => {
@@ -351,23 +351,37 @@ impl Sink {
         Ok(())
     }
 
-    fn adopt(&mut self, adoption: Adoption) {
-        let oid = adoption.table.spec.oid;
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Adopt(table, from) => self.adopt(table, from),
+            Command::Stop(oid, reason) => {
+                self.seal(oid);
+                let row = self.ledger.row();
+                self.ledger.open(row);
+                self.stop(oid, reason, vec![row]);
+            }
+        }
+    }
+
+    fn adopt(&mut self, table: Arc<Table>, from: oneshot::Sender<Lsn>) {
+        let oid = table.spec.oid;
         let feed = Feed { from: self.position, floor: Version::COPY };
-        self.tables.insert(oid, Entry::new(adoption.table, feed, false));
+        self.tables.insert(oid, Entry::new(table, feed, false));
         if let Some(relation) = self.announced.get(&oid).cloned() {
             self.relation(&relation);
         }
         // If nobody waits for the answer any more, the adoption is repeated from its beginning.
-        let _ = adoption.from.send(self.position);
+        let _ = from.send(self.position);
     }
 
     /// Stops a table: its open entries close when the stop is stored, and no earlier.
     fn stop(&mut self, oid: u32, reason: String, mut rows: Vec<u64>) {
-        let Some(entry) = self.tables.get_mut(&oid) else { return };
+        let Some(entry) = self.tables.get_mut(&oid) else {
+            rows.into_iter().for_each(|row| self.ledger.close(row));
+            return;
+        };
         if !entry.stopped {
             tracing::error!(table = entry.table.spec.full_name(), reason, "a table stops; the others go on");
-            metrics::gauge!(names::TABLES_STOPPED).increment(1);
         }
         entry.stopped = true;
         if let Some(batch) = entry.batch.take() {
@@ -467,6 +481,7 @@ impl Sink {
         metrics::gauge!(names::MEMORY).set((self.open_bytes + self.sealed_bytes) as f64);
         let age = self.ledger.oldest().and_then(|time| time.elapsed().ok()).unwrap_or_default();
         metrics::gauge!(names::LAG_SECONDS).set(age.as_secs_f64());
+        self.shared.status.update(|account| account.lag_seconds = age.as_secs_f64());
     }
 }
 

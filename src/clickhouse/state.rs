@@ -10,10 +10,7 @@
 //! transient: nothing may overtake them.
 
 use super::retrying;
-use crate::{
-    checkpoint::CheckpointStore,
-    event::{Epoch, Lsn, Version},
-};
+use crate::event::{Epoch, Lsn, Version};
 use clickhouse::{Client, Row};
 use serde::Deserialize;
 use std::collections::HashMap;
@@ -373,16 +370,9 @@ impl From<TableRow> for TableRecord {
     }
 }
 
-/// The checkpoint's side of the store, for the task that advances it.
-pub struct Checkpoints {
-    /// The store.
-    pub state: std::sync::Arc<State>,
-}
-
-impl CheckpointStore for Checkpoints {
-    type Error = clickhouse::error::Error;
-
-    async fn save(&mut self, lsn: Lsn) -> Result<(), Self::Error> {
-        self.state.advance(lsn).await
+impl TableRecord {
+    /// `schema.name`, for people.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
     }
 }

@@ -51,7 +51,21 @@ impl TableSpec {
                 "its name in ClickHouse would be {target}, which is walhouse's own: exclude it in source.exclude"
             ));
         }
-        let sources: Vec<_> = table.columns.iter().filter(|column| !column.generated).cloned().collect();
+        let sources = table.columns.iter().filter(|column| !column.generated).cloned().collect();
+        Self::of(table.oid, &table.schema, &table.name, target, sources)
+    }
+
+    /// The layout that was stored as [`shape`](Self::shape), whatever the catalog shows by now.
+    ///
+    /// # Errors
+    /// If what was stored is not a layout.
+    pub fn stored(oid: u32, schema: &str, name: &str, target: &str, shape: &str) -> Result<Self, String> {
+        let sources =
+            serde_json::from_str(shape).map_err(|error| format!("its stored shape is not readable: {error}"))?;
+        Self::of(oid, schema, name, target.to_owned(), sources)
+    }
+
+    fn of(oid: u32, schema: &str, name: &str, target: String, sources: Vec<SourceColumn>) -> Result<Self, String> {
         if let Some(column) = sources.iter().find(|column| [VERSION, IS_DELETED].contains(&column.name.as_str())) {
             return Err(format!(
                 "its column {} has a name that every table in ClickHouse needs: rename it",
@@ -69,15 +83,7 @@ impl TableSpec {
         if key.is_empty() {
             return Err("its key has no column that is replicated".into());
         }
-        Ok(Self {
-            oid: table.oid,
-            schema: table.schema.clone(),
-            name: table.name.clone(),
-            target,
-            sources,
-            columns,
-            key,
-        })
+        Ok(Self { oid, schema: schema.to_owned(), name: name.to_owned(), target, sources, columns, key })
     }
 
     /// The view of current rows beside the target.

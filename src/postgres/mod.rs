@@ -7,6 +7,7 @@ pub mod connection;
 pub mod lookup;
 pub mod pgoutput;
 pub mod slot;
+pub mod snapshot;
 pub mod sql;
 pub mod streaming;
 pub mod wire;

@@ -151,6 +151,11 @@ impl Streaming {
         Ok(())
     }
 
+    /// Lets the lanes end: nothing more will come.
+    pub fn release_lanes(&mut self) {
+        self.lanes.clear();
+    }
+
     /// Reports the last checkpoint and closes the connection in order, so that the slot is free.
     pub async fn finish(mut self) {
         if let Err(error) = self.report(false).await {

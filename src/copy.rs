@@ -1,0 +1,359 @@
+//! The initial copy: every row that the stream does not carry, chunk by chunk, while the stream
+//! runs.
+//!
+//! Each table has a task; chunks of all tables share the configured number of workers. A chunk's
+//! rows are durable before the chunk is stored as done, so a restart goes on with the next one,
+//! and a chunk that is copied twice does no harm: its rows have version 0 and any streamed change
+//! of their key wins.
+
+use crate::{
+    clickhouse::{
+        batch::CellError,
+        copied::CopiedRows,
+        insert::InsertError,
+        job::{Failure, Shared},
+        state::{ChunkRecord, TableStatus},
+        table::Table,
+    },
+    config::SourceConfig,
+    event::SourceTable,
+    postgres::{
+        snapshot::{self, Leaf, Opened},
+        sql::{self, SqlError},
+    },
+    retry::{Backoff, Kind},
+    telemetry::names,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, pin_mut};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{sync::Semaphore, task::JoinSet};
+use tokio_postgres::Client;
+
+/// Blocks of a heap that make a chunk: 32 MiB. Large enough to read at full speed, small enough
+/// that little is read again after a restart, and that no transaction is long.
+const CHUNK_BLOCKS: u32 = 4096;
+/// Inserts of one chunk that are on their way while the next block is being read.
+const INSERTS_AHEAD: usize = 1;
+/// How often progress is logged.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Copies tables.
+pub struct Copier {
+    shared: Arc<Shared>,
+    config: SourceConfig,
+    block_bytes: usize,
+    workers: Semaphore,
+    sessions: Mutex<Vec<Client>>,
+}
+
+/// Why the copy of a table did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// PostgreSQL.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+    /// The lane's side.
+    #[error(transparent)]
+    Lane(#[from] Failure),
+    /// A value that its column can not hold.
+    #[error("a row has a value that ClickHouse can not hold without changing it: {0}")]
+    Cell(#[from] CellError),
+}
+
+impl From<tokio_postgres::Error> for CopyError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Sql(error.into())
+    }
+}
+
+impl From<clickhouse::error::Error> for CopyError {
+    fn from(error: clickhouse::error::Error) -> Self {
+        Self::Lane(Failure::ClickHouse(error))
+    }
+}
+
+impl From<InsertError> for CopyError {
+    fn from(error: InsertError) -> Self {
+        Self::Lane(error.into())
+    }
+}
+
+/// What has been copied of a table, for people.
+struct Progress {
+    table: String,
+    blocks: u64,
+    done_before: u64,
+    done: u64,
+    rows: u64,
+    begun: Instant,
+    said: Instant,
+}
+
+/// What became of a chunk.
+enum Copied {
+    Done(u64),
+    Rewritten,
+    /// A TRUNCATE has made the copy unnecessary.
+    Over,
+}
+
+impl Copier {
+    /// A copier with `workers` chunks at once, each with blocks of at most `block_bytes`.
+    pub fn new(shared: Arc<Shared>, config: SourceConfig, workers: usize, block_bytes: usize) -> Self {
+        Self { shared, config, block_bytes, workers: Semaphore::new(workers), sessions: Mutex::default() }
+    }
+
+    /// Copies what is missing of a table, and stores that it is complete.
+    ///
+    /// Before the first chunk, waits for transactions that were writing the table.
+    ///
+    /// # Errors
+    /// What calls for a new session, or for an operator; what is about this table alone comes back
+    /// as [`Failure::Table`].
+    pub async fn copy(&self, source: &SourceTable, table: &Arc<Table>) -> Result<(), CopyError> {
+        let leaves = self.prepare(source).await?;
+        let mut done = self.shared.state.chunks(&table.uuid).await?;
+        let blocks = leaves.iter().map(|leaf| u64::from(leaf.blocks)).sum();
+        let now = Instant::now();
+        let mut progress =
+            Progress { table: source.full_name(), blocks, done_before: 0, done: 0, rows: 0, begun: now, said: now };
+        let mut leaves: Vec<Leaf> = leaves.into_iter().rev().collect();
+        while let Some(leaf) = leaves.pop() {
+            match self.leaf(table, &leaf, &mut done, &mut progress).await? {
+                Copied::Done(_) => {}
+                Copied::Over => {
+                    tracing::info!(table = progress.table, "the copy is over: the table was truncated");
+                    return Ok(());
+                }
+                Copied::Rewritten => {
+                    tracing::info!(
+                        table = progress.table,
+                        heap = leaf.quoted,
+                        "the heap was rewritten; copying it again"
+                    );
+                    let fresh = self.prepare(source).await?;
+                    progress.blocks = fresh.iter().map(|leaf| u64::from(leaf.blocks)).sum();
+                    (progress.done, progress.done_before) = (0, 0);
+                    leaves = fresh.into_iter().rev().collect();
+                }
+            }
+        }
+        let store = |record: &mut crate::clickhouse::state::TableRecord| {
+            if record.status == TableStatus::Copying {
+                record.status = TableStatus::Streaming;
+            }
+        };
+        self.shared.state.update_table(table.spec.oid, store).await?;
+        metrics::gauge!(names::COPY_PROGRESS, "table" => progress.table.clone()).set(1.0);
+        let seconds = progress.begun.elapsed().as_secs_f64();
+        tracing::info!(table = progress.table, rows = progress.rows, seconds = round(seconds), "table copied");
+        Ok(())
+    }
+
+    async fn prepare(&self, source: &SourceTable) -> Result<Vec<Leaf>, CopyError> {
+        let client = self.session().await?;
+        let leaves = snapshot::leaves(&client, source).await?;
+        let heaps: Vec<u32> = leaves.iter().map(|leaf| leaf.oid).chain([source.oid]).collect();
+        snapshot::wait_for_writers(&client, &source.full_name(), &heaps).await?;
+        // What a writer added meanwhile, before the stream began to carry it, lies in these blocks.
+        let leaves = snapshot::leaves(&client, source).await?;
+        self.give_back(client);
+        Ok(leaves)
+    }
+
+    /// Copies the chunks of one heap that are missing.
+    async fn leaf(
+        &self,
+        table: &Arc<Table>,
+        leaf: &Leaf,
+        done: &mut Vec<ChunkRecord>,
+        progress: &mut Progress,
+    ) -> Result<Copied, CopyError> {
+        let stored = |chunk: &&ChunkRecord| chunk.leaf == leaf.oid && chunk.filenode == leaf.filenode;
+        let finished: Vec<(u32, u32)> =
+            done.iter().filter(stored).map(|chunk| (chunk.first_block, chunk.last_block)).collect();
+        for (first, last) in missing(leaf.blocks, &finished) {
+            match self.patiently(table, leaf, first, last).await? {
+                Copied::Done(rows) => {
+                    let chunk = ChunkRecord {
+                        leaf: leaf.oid,
+                        filenode: leaf.filenode,
+                        first_block: first,
+                        last_block: last,
+                        row_count: rows,
+                    };
+                    self.shared.state.put_chunk(&table.uuid, &chunk).await?;
+                    done.push(chunk);
+                    progress.add(u64::from(last - first), rows);
+                }
+                other => return Ok(other),
+            }
+        }
+        let before: u64 = finished.iter().map(|(first, last)| u64::from(last - first)).sum();
+        progress.done_before += before;
+        progress.done += before;
+        Ok(Copied::Done(0))
+    }
+
+    /// Copies a chunk, and tries again for as long as what is in the way is transient.
+    async fn patiently(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        let _worker = self.workers.acquire().await;
+        loop {
+            let Some(_writing) = table.begin_copy() else { return Ok(Copied::Over) };
+            let outcome = tokio::select! {
+                outcome = self.chunk(table, leaf, first, last) => outcome,
+                () = table.copy_ended() => return Ok(Copied::Over),
+            };
+            match outcome {
+                Err(CopyError::Sql(error)) if error.kind() == Kind::Transient => {
+                    let pause = backoff.next_delay();
+                    tracing::warn!(table = table.spec.full_name(), ?pause, %error, "a chunk was cut short; copying it again");
+                    tokio::time::sleep(pause).await;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn chunk(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
+        let client = self.session().await?;
+        let columns: Vec<String> = table.spec.sources.iter().map(|column| column.name.clone()).collect();
+        let chunk = match snapshot::open(&client, leaf, &columns, first, last).await? {
+            Opened::Chunk(chunk) => chunk,
+            Opened::Rewritten => return Ok(Copied::Rewritten),
+        };
+        // What is read here may be newer than changes that are still on their way, so a lookup for a
+        // key change must not rely on it: stored before any of it lands.
+        table.note_read(chunk.position);
+        let position = table.read_until();
+        self.shared
+            .state
+            .update_table(table.spec.oid, |record| record.read_until = record.read_until.max(position))
+            .await?;
+        let rows = chunk.rows;
+        pin_mut!(rows);
+        let mut copied = CopiedRows::new(&table.spec);
+        let mut inserts = JoinSet::new();
+        let mut count = 0;
+        while let Some(piece) = rows.next().await {
+            copied.push(&piece?)?;
+            // Looked at now and then: adding up the columns costs more than adding a row.
+            if copied.rows() % 64 == 0 && copied.bytes() >= self.block_bytes {
+                count += copied.rows() as u64;
+                self.send(table, &mut copied, &mut inserts).await?;
+            }
+        }
+        count += copied.rows() as u64;
+        if copied.rows() > 0 {
+            self.send(table, &mut copied, &mut inserts).await?;
+        }
+        let same = snapshot::end(&client, leaf).await?;
+        self.give_back(client);
+        while let Some(inserted) = inserts.join_next().await {
+            inserted.map_err(|error| Failure::Bug(format!("an insert of the copy ended in a panic: {error}")))??;
+        }
+        Ok(if same { Copied::Done(count) } else { Copied::Rewritten })
+    }
+
+    async fn send(
+        &self,
+        table: &Arc<Table>,
+        copied: &mut CopiedRows,
+        inserts: &mut JoinSet<Result<(), InsertError>>,
+    ) -> Result<(), CopyError> {
+        while inserts.len() > INSERTS_AHEAD - 1 {
+            let Some(inserted) = inserts.join_next().await else { break };
+            inserted.map_err(|error| Failure::Bug(format!("an insert of the copy ended in a panic: {error}")))??;
+        }
+        let rows = copied.rows();
+        let data = Bytes::from(copied.take().into_native());
+        let (shared, table) = (Arc::clone(&self.shared), Arc::clone(table));
+        inserts.spawn(async move {
+            // Version 0 is below any ceiling.
+            shared.inserter.insert(&table.spec.target, rows, data, crate::event::Lsn::ZERO).await?;
+            metrics::counter!(names::COPY_ROWS, "table" => table.spec.full_name()).increment(rows as u64);
+            Ok(())
+        });
+        Ok(())
+    }
+
+    async fn session(&self) -> Result<Client, SqlError> {
+        let idle = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match idle.filter(|client| !client.is_closed()) {
+            Some(client) => Ok(client),
+            None => sql::connect(&self.config, "walhouse copy").await,
+        }
+    }
+
+    /// Only sessions without an open transaction come back; the others end when they are dropped.
+    fn give_back(&self, client: Client) {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(client);
+    }
+}
+
+impl Progress {
+    fn add(&mut self, blocks: u64, rows: u64) {
+        self.done += blocks;
+        self.rows += rows;
+        let share = if self.blocks == 0 { 1.0 } else { self.done as f64 / self.blocks as f64 };
+        metrics::gauge!(names::COPY_PROGRESS, "table" => self.table.clone()).set(share.min(1.0));
+        if self.said.elapsed() < REPORT_INTERVAL {
+            return;
+        }
+        self.said = Instant::now();
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let per_block = seconds / (self.done - self.done_before).max(1) as f64;
+        let left = self.blocks.saturating_sub(self.done) as f64 * per_block;
+        tracing::info!(
+            table = self.table,
+            rows = self.rows,
+            percent = round(share * 100.0),
+            rows_per_second = (self.rows as f64 / seconds) as u64,
+            seconds_left = round(left),
+            "copying"
+        );
+    }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+/// The chunks of a heap of `blocks` that `done` does not cover.
+fn missing(blocks: u32, done: &[(u32, u32)]) -> Vec<(u32, u32)> {
+    let mut done = done.to_vec();
+    done.sort_unstable();
+    let mut chunks = Vec::new();
+    let mut first = 0;
+    for (start, end) in done.into_iter().chain([(blocks, blocks)]) {
+        while first < start.min(blocks) {
+            let last = first.saturating_add(CHUNK_BLOCKS).min(start.min(blocks));
+            chunks.push((first, last));
+            first = last;
+        }
+        first = first.max(end);
+    }
+    chunks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_not_done_is_copied() {
+        let c = CHUNK_BLOCKS;
+        assert_eq!(missing(0, &[]), []);
+        assert_eq!(missing(5, &[]), [(0, 5)]);
+        assert_eq!(missing(2 * c + 1, &[]), [(0, c), (c, 2 * c), (2 * c, 2 * c + 1)]);
+        assert_eq!(missing(2 * c, &[(c, 2 * c)]), [(0, c)]);
+        assert_eq!(missing(3 * c, &[(0, c), (2 * c, 3 * c)]), [(c, 2 * c)]);
+        assert_eq!(missing(c + 9, &[(0, c), (c, c + 5)]), [(c + 5, c + 9)], "a heap that has grown");
+        assert_eq!(missing(c, &[(0, 2 * c)]), [], "a heap that has shrunk");
+    }
+}

@@ -1,0 +1,364 @@
+//! One session: connect, check, stream, and at the end drain.
+
+use super::{
+    Guarded, SessionError,
+    tables::{self, Tables},
+};
+use crate::{
+    checkpoint,
+    clickhouse::{
+        client, ddl,
+        insert::{Inserter, QueryIds, kill_leftovers},
+        job::Shared,
+        sink::{Limits, Sink},
+        state::{Checkpoint, State},
+    },
+    config::Config,
+    copy::Copier,
+    event::{Epoch, Lsn},
+    lane::{Room, lane},
+    postgres::{
+        connection::ReplicationConnection,
+        lookup::Lookup,
+        slot::{self, Publication, Remembered, Server, SlotLock},
+        sql,
+        streaming::Streaming,
+    },
+    status::Status,
+    telemetry::names,
+};
+use clickhouse::{Client, Compression};
+use std::{
+    future::Future,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinError, JoinHandle},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long draining may take once a stop was asked for; what is not durable by then is replayed.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often the lag is measured.
+const MONITOR_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a session has once everything is checked.
+struct Ready {
+    control: tokio_postgres::Client,
+    lock: Arc<SlotLock>,
+    replication: ReplicationConnection,
+    publication: Publication,
+    state: Arc<State>,
+    clickhouse: Client,
+    start: Lsn,
+    epoch: Epoch,
+}
+
+/// Runs a session until it breaks or `stop` is cancelled.
+pub(super) async fn run(
+    config: &Arc<Config>,
+    status: &Arc<Status>,
+    stop: &CancellationToken,
+) -> Result<(), SessionError> {
+    let ready = tokio::select! {
+        ready = prepare(config, status) => ready?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    stream(config, status, stop, ready).await
+}
+
+/// Connects to both sides and makes sure that they fit what is stored. Nothing is created on
+/// either side before the source was found fit.
+async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError> {
+    let source = &config.source;
+    let phase = |phase: &str| status.update(|account| account.phase = phase.to_owned());
+    phase("connecting to PostgreSQL");
+    let control = sql::connect(source, "walhouse").await?;
+    fit(&control, config).await?;
+    phase("waiting for the slot's lock");
+    let lock = Arc::new(SlotLock::take(sql::connect(source, "walhouse lock").await?, &source.slot).await?);
+    phase("connecting to ClickHouse");
+    let server = client::client(&config.clickhouse).with_compression(compression(&config.clickhouse.url));
+    let clickhouse = server.clone().with_database(&config.clickhouse.database);
+    ddl::migrate(&server, &clickhouse, &config.clickhouse.database).await?;
+    kill_leftovers(&clickhouse, &source.slot).await?;
+    let state = Arc::new(State::load(clickhouse.clone(), &source.slot).await?);
+    phase("checking the slot");
+    let publication = slot::publication(&control, &source.publication).await?;
+    let mut replication = ReplicationConnection::connect(source.url.connection(), "walhouse").await?;
+    let server = Server::ask(&control, &mut replication, &source.slot, &publication).await?;
+    let checkpoint = match state.checkpoint().await {
+        Some(stored) => compare(stored, &server, &source.slot, &state, &mut replication).await?,
+        None => begin(config, &control, &server, &state).await?,
+    };
+    let (start, epoch) = (checkpoint.lsn, checkpoint.epoch);
+    Ok(Ready { control, lock, replication, publication, state, clickhouse, start, epoch })
+}
+
+/// Whether the server can be a source at all.
+async fn fit(control: &tokio_postgres::Client, config: &Config) -> Result<(), SessionError> {
+    let row = control
+        .query_one(
+            "SELECT current_setting('server_version_num')::int, current_setting('wal_level'), \
+             (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user), current_user::text, \
+             EXISTS (SELECT FROM pg_publication WHERE pubname = $1), \
+             has_database_privilege(current_database(), 'CREATE'), pg_is_in_recovery(), current_database()::text",
+            &[&config.source.publication],
+        )
+        .await?;
+    let (version, wal_level): (i32, &str) = (row.try_get(0)?, row.try_get(1)?);
+    let (replication, role, published): (bool, &str, bool) = (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+    let (may_create, standby, database): (bool, bool, &str) = (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?);
+    let role_name = crate::quote::postgres(role);
+    let wrong = if version < 140_000 {
+        format!("PostgreSQL {} is too old: walhouse needs 14 or later", version / 10_000)
+    } else if standby {
+        "this server is a standby: point source.url at the primary".to_owned()
+    } else if wal_level != "logical" {
+        format!(
+            "wal_level is {wal_level}, and logical replication needs logical: run ALTER SYSTEM SET wal_level = 'logical' \
+             and restart PostgreSQL"
+        )
+    } else if !replication {
+        format!("role {role} may not use replication: run ALTER ROLE {role_name} REPLICATION")
+    } else if !published && !may_create {
+        format!(
+            "the publication {} does not exist, and role {role} may not create it: run GRANT CREATE ON DATABASE {} TO \
+             {role_name}, or create the publication as its owner",
+            config.source.publication,
+            crate::quote::postgres(database)
+        )
+    } else {
+        return Ok(());
+    };
+    Err(SessionError::Definite(wrong))
+}
+
+/// Compares what is stored with what the server has.
+async fn compare(
+    mut stored: Checkpoint,
+    server: &Server,
+    slot_name: &str,
+    state: &State,
+    replication: &mut ReplicationConnection,
+) -> Result<Checkpoint, SessionError> {
+    let remembered = Remembered {
+        lsn: stored.lsn,
+        ceiling: stored.ceiling,
+        system_identifier: stored.system_identifier,
+        timeline: stored.timeline,
+        publication: stored.publication.clone(),
+    };
+    let switch = if server.timeline == stored.timeline {
+        None
+    } else {
+        slot::switch_point(replication, server.timeline, stored.timeline).await?
+    };
+    if let Some(gap) = server.gap(&remembered, slot_name, switch) {
+        return Err(gap.into());
+    }
+    if let Some(misfit) = server.slot.as_ref().and_then(|slot| slot.misfit(slot_name)) {
+        return Err(SessionError::Definite(misfit));
+    }
+    if server.timeline != stored.timeline {
+        tracing::info!(from = stored.timeline, to = server.timeline, "the cluster was promoted; nothing was missed");
+        stored.timeline = server.timeline;
+        state.set_checkpoint(stored.clone()).await?;
+    }
+    Ok(stored)
+}
+
+/// The first session of a slot: creates it, or takes one that was provisioned, and stores its
+/// position before anything else.
+async fn begin(
+    config: &Config,
+    control: &tokio_postgres::Client,
+    server: &Server,
+    state: &State,
+) -> Result<Checkpoint, SessionError> {
+    let name = &config.source.slot;
+    let lsn = match &server.slot {
+        Some(slot) => {
+            if let Some(misfit) = slot.misfit(name) {
+                return Err(SessionError::Definite(misfit));
+            }
+            match slot.confirmed.filter(|_| !slot.lost) {
+                Some(confirmed) => {
+                    tracing::info!(slot = name, position = %confirmed, "taking a slot that exists already");
+                    confirmed
+                }
+                None => {
+                    return Err(SessionError::Definite(format!(
+                        "the replication slot {name} exists and can not be used (it is lost, or was never completed): \
+                         run SELECT pg_drop_replication_slot('{name}')"
+                    )));
+                }
+            }
+        }
+        None => {
+            let watcher = sql::connect(&config.source, "walhouse watcher").await?;
+            let lsn = slot::create_slot(control, &watcher, name).await?;
+            tracing::info!(slot = name, position = %lsn, "slot created");
+            lsn
+        }
+    };
+    let checkpoint = Checkpoint {
+        epoch: Epoch(0),
+        lsn,
+        ceiling: lsn,
+        system_identifier: server.system_identifier,
+        timeline: server.timeline,
+        publication: server.publication.clone(),
+    };
+    state.set_checkpoint(checkpoint.clone()).await?;
+    Ok(checkpoint)
+}
+
+/// Streams until something ends it.
+async fn stream(
+    config: &Arc<Config>,
+    status: &Arc<Status>,
+    stop: &CancellationToken,
+    ready: Ready,
+) -> Result<(), SessionError> {
+    let Ready { control, lock, replication, publication, state, clickhouse, start, epoch } = ready;
+    let source = &config.source;
+    let budget = config.memory.budget.as_usize();
+    let allowed = Arc::new(AtomicBool::new(true));
+    let ids = QueryIds::new(&source.slot, epoch.0);
+    let inserter = Inserter::new(clickhouse.clone(), Arc::clone(&state), ids, Arc::clone(&allowed));
+    let shared = Arc::new(Shared {
+        client: clickhouse,
+        state: Arc::clone(&state),
+        inserter: Arc::new(inserter),
+        source: Arc::new(Lookup::new(source.clone())),
+        status: Arc::clone(status),
+    });
+    let known = tables::known(&control, source, &publication, &shared).await?;
+
+    let (sender, receiver, durable) = lane(start);
+    let (commands, command_receiver) = mpsc::channel(16);
+    // A quarter of the budget for what is on its way, half for batches, a quarter for the copy.
+    let limits = Limits {
+        max_delay: config.batch.max_delay.0,
+        max_rows: config.batch.max_rows,
+        max_bytes: config.batch.max_bytes.as_usize(),
+        budget: budget / 2,
+    };
+    // Each worker of the copy holds a block that it builds and one that is on its way.
+    let copier = Copier::new(
+        Arc::clone(&shared),
+        source.clone(),
+        source.snapshot.workers,
+        (budget / 8 / source.snapshot.workers).min(config.batch.max_bytes.as_usize()),
+    );
+    let tables = Tables::new(
+        source.clone(),
+        publication,
+        Arc::clone(&shared),
+        Arc::new(copier),
+        commands,
+        Arc::clone(status),
+        &known,
+    );
+    let sink = Sink::new(Arc::clone(&shared), limits, epoch, start, receiver, command_receiver, known);
+    let (stored, watched) = watch::channel(start);
+    let room = Room::new(budget / 4);
+    let streaming =
+        Streaming::start(replication, &source.slot, &source.publication, start, vec![sender], room, watched.clone());
+    let mut streaming = streaming.await?;
+    tracing::info!(slot = source.slot, position = %start, "streaming");
+    status.update(|account| {
+        account.phase = "streaming".to_owned();
+        account.streaming = true;
+    });
+
+    let settled = CancellationToken::new();
+    let guarded = Guarded { state: Arc::clone(&state), lock, allowed };
+    let mut sink = Task::spawn("sink", sink.run());
+    let mut checkpoints = Task::spawn("checkpoint", checkpoint::run(guarded, vec![durable], stored, settled.clone()));
+    let mut tables = Task::spawn("tables", tables.run(control));
+    let mut monitor = Task::spawn("monitor", monitor(Arc::clone(config), Arc::clone(status), watched));
+
+    tokio::select! {
+        ended = streaming.run(stop) => match ended {
+            // The lane's own error says more than that the lane has gone.
+            Err(error) if sink.is_finished() => return Err(sink.join().await.err().unwrap_or_else(|| error.into())),
+            ended => ended?,
+        },
+        ended = sink.join() => return Err(ended.err().unwrap_or(SessionError::Panic("sink"))),
+        ended = checkpoints.join() => return Err(ended.err().unwrap_or(SessionError::Panic("checkpoint"))),
+        ended = tables.join() => return Err(ended.err().unwrap_or(SessionError::Panic("tables"))),
+        ended = monitor.join() => return Err(ended.err().unwrap_or(SessionError::Panic("monitor"))),
+    }
+
+    // A stop was asked for. In this order: nothing more comes in, what is in is made durable, what
+    // is durable is stored, what is stored is reported.
+    status.update(|account| account.phase = "stopping".to_owned());
+    tracing::info!("stopping: sending what is in memory");
+    drop((tables, monitor));
+    streaming.release_lanes();
+    let drain = async {
+        sink.join().await?;
+        settled.cancel();
+        checkpoints.join().await?;
+        state.settle().await?;
+        Ok::<_, SessionError>(())
+    };
+    match tokio::time::timeout(DRAIN_TIMEOUT, drain).await {
+        Ok(drained) => drained?,
+        Err(_) => tracing::warn!("what is not durable yet is left to the next start, which replays it"),
+    }
+    streaming.finish().await;
+    Ok(())
+}
+
+/// LZ4 costs more than it saves where no network is crossed.
+fn compression(url: &str) -> Compression {
+    let host = url.split("://").nth(1).unwrap_or(url);
+    let local = ["localhost", "127.", "[::1]"].iter().any(|start| host.starts_with(start));
+    if local { Compression::None } else { Compression::Lz4 }
+}
+
+/// Measures the lag.
+async fn monitor(config: Arc<Config>, status: Arc<Status>, stored: watch::Receiver<Lsn>) -> Result<(), SessionError> {
+    let client = sql::connect(&config.source, "walhouse monitor").await?;
+    let mut tick = tokio::time::interval(MONITOR_INTERVAL);
+    loop {
+        tick.tick().await;
+        let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?;
+        let end: &str = row.try_get(0)?;
+        let lag = end.parse::<Lsn>().unwrap_or_default().since(*stored.borrow());
+        metrics::gauge!(names::LAG_BYTES).set(lag as f64);
+        status.update(|account| account.lag_bytes = lag);
+    }
+}
+
+/// A task of the session; dropping it ends it.
+struct Task<E> {
+    name: &'static str,
+    handle: JoinHandle<Result<(), E>>,
+}
+
+impl<E: Into<SessionError> + Send + 'static> Task<E> {
+    fn spawn(name: &'static str, task: impl Future<Output = Result<(), E>> + Send + 'static) -> Self {
+        Self { name, handle: tokio::spawn(task) }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.handle.is_finished()
+    }
+
+    async fn join(&mut self) -> Result<(), SessionError> {
+        let joined: Result<_, JoinError> = (&mut self.handle).await;
+        joined.map_err(|_| SessionError::Panic(self.name))?.map_err(Into::into)
+    }
+}
+
+impl<E> Drop for Task<E> {
+    fn drop(&mut self) {
+        self.handle.abort();
+    }
+}

@@ -1,0 +1,310 @@
+//! Which tables are replicated: those that are known already, those that match anew, those that
+//! have to stop.
+//!
+//! The catalog is looked at every few seconds, so a table that newly matches is adopted without a
+//! restart. To adopt a table is, in this order: create its target; have the lane feed it, which
+//! says from where on; store both; add the table to the publication; copy it. A crash in between
+//! leaves a target that nothing refers to, and the adoption begins anew.
+
+use super::SessionError;
+use crate::{
+    clickhouse::{
+        ddl,
+        job::{Failure, Shared},
+        sink::Command,
+        state::{TableRecord, TableStatus},
+        table::{Feed, Table, TableSpec},
+    },
+    config::SourceConfig,
+    copy::{Copier, CopyError},
+    event::{Lsn, SourceTable, Version},
+    postgres::{
+        catalog,
+        slot::{self, Membership, Publication},
+    },
+    retry::Kind,
+    status::Status,
+    telemetry::names,
+};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use tokio_postgres::{Client, error::SqlState};
+
+/// How often the catalog is looked at.
+const POLL_INTERVAL: Duration = Duration::from_secs(3);
+
+/// Tables that are stored and can be fed from the stream's beginning, with their feeds and whether
+/// they are stopped. One that has missed something is stopped here, before anything is streamed.
+pub(super) async fn known(
+    control: &Client,
+    source: &SourceConfig,
+    publication: &Publication,
+    shared: &Arc<Shared>,
+) -> Result<Vec<(Arc<Table>, Feed, bool)>, SessionError> {
+    let present: HashMap<u32, SourceTable> =
+        catalog::tables(control, &source.table_filter()).await?.into_iter().map(|table| (table.oid, table)).collect();
+    let memberships = slot::memberships(control, publication).await?;
+    let mut known = Vec::new();
+    for record in shared.state.tables().await.into_iter().filter(is_adopted) {
+        let TableRecord { oid, schema, name, target, shape, .. } = &record;
+        let spec = TableSpec::stored(*oid, schema, name, target, shape).map_err(SessionError::Definite)?;
+        let mut stopped = matches!(record.status, TableStatus::Stopped(_));
+        let reason = match present.get(oid) {
+            None => Some("it is gone, or does not match source.tables any more".to_owned()),
+            Some(_) => missed(&record, memberships.get(oid)),
+        };
+        let replaced = ddl::uuid(&shared.client, target).await?.as_deref() != Some(record.uuid.as_str());
+        let reason =
+            reason.or_else(|| replaced.then(|| format!("the table {target} in ClickHouse was dropped or replaced")));
+        if let Some(reason) = reason.filter(|_| !stopped) {
+            let reason = format!("{reason}. {ANEW}");
+            tracing::error!(table = record.full_name(), reason, "a table stops; the others go on");
+            shared.state.update_table(*oid, |record| record.status = TableStatus::Stopped(reason)).await?;
+            stopped = true;
+        }
+        let table = Table::new(spec, record.uuid.clone(), record.read_until);
+        known.push((table, Feed { from: record.fed_from, floor: record.floor }, stopped));
+    }
+    Ok(known)
+}
+
+/// What brings a stopped table back in this version.
+const ANEW: &str = "To replicate it from the beginning, stop walhouse, delete its row from _tables in ClickHouse, and \
+                    start walhouse";
+
+/// An adoption that did not get as far as the publication is repeated.
+fn is_adopted(record: &TableRecord) -> bool {
+    !record.membership.is_empty()
+}
+
+/// Why a table may have missed changes, if it may.
+fn missed(record: &TableRecord, membership: Option<&Membership>) -> Option<String> {
+    match membership {
+        None => Some("it is not in the publication any more".to_owned()),
+        Some(membership) if membership.identity != record.membership => {
+            Some("it left the publication and came back, or what is published of it was altered".to_owned())
+        }
+        Some(_) => None,
+    }
+}
+
+/// Looks after the tables while a session streams.
+pub(super) struct Tables {
+    source: SourceConfig,
+    publication: Publication,
+    shared: Arc<Shared>,
+    copier: Arc<Copier>,
+    commands: mpsc::Sender<Command>,
+    status: Arc<Status>,
+    copies: JoinSet<(u32, Result<(), CopyError>)>,
+    /// Known tables whose copy has not been taken up in this session.
+    uncopied: HashMap<u32, Arc<Table>>,
+    /// What was said of tables that are left out.
+    said: HashSet<(u32, String)>,
+}
+
+impl Tables {
+    pub(super) fn new(
+        source: SourceConfig,
+        publication: Publication,
+        shared: Arc<Shared>,
+        copier: Arc<Copier>,
+        commands: mpsc::Sender<Command>,
+        status: Arc<Status>,
+        known: &[(Arc<Table>, Feed, bool)],
+    ) -> Self {
+        Self {
+            source,
+            publication,
+            shared,
+            copier,
+            commands,
+            status,
+            copies: JoinSet::new(),
+            uncopied: known.iter().map(|(table, ..)| (table.spec.oid, Arc::clone(table))).collect(),
+            said: HashSet::new(),
+        }
+    }
+
+    /// Runs until the session ends.
+    pub(super) async fn run(mut self, control: Client) -> Result<(), SessionError> {
+        let mut poll = tokio::time::interval(POLL_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = poll.tick() => self.look(&control).await?,
+                Some(joined) = self.copies.join_next(), if !self.copies.is_empty() => {
+                    let (oid, outcome) = joined.map_err(|_| SessionError::Panic("copy"))?;
+                    self.copy_ended(oid, outcome).await?;
+                }
+            }
+            self.account().await;
+        }
+    }
+
+    async fn look(&mut self, control: &Client) -> Result<(), SessionError> {
+        let tables = catalog::tables(control, &self.source.table_filter()).await?;
+        let memberships = slot::memberships(control, &self.publication).await?;
+        for table in largest_first(control, tables).await? {
+            let record = self.shared.state.table(table.oid).await.filter(is_adopted);
+            match record {
+                Some(record) if matches!(record.status, TableStatus::Stopped(_)) => {}
+                Some(record) => {
+                    if let Some(reason) = missed(&record, memberships.get(&table.oid)) {
+                        self.stop(table.oid, format!("{reason}. {ANEW}")).await;
+                    } else if record.status == TableStatus::Copying {
+                        self.resume(&table);
+                    }
+                }
+                None => {
+                    if let Err(reason) = self.adopt(control, &table, memberships.get(&table.oid)).await? {
+                        self.leave_out(&table, reason);
+                    }
+                }
+            }
+        }
+        self.status.update(|account| account.reconciled = true);
+        Ok(())
+    }
+
+    /// Adopts a table; the inner error says why it is left out.
+    async fn adopt(
+        &mut self,
+        control: &Client,
+        source: &SourceTable,
+        membership: Option<&Membership>,
+    ) -> Result<Result<(), String>, SessionError> {
+        let spec = match TableSpec::new(source) {
+            Ok(spec) => spec,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        if membership.is_some_and(|membership| membership.partial) {
+            return Ok(Err(
+                "the publication carries only some of its rows or columns, which this version can not copy".into(),
+            ));
+        }
+        if let Some(reason) = self.clash(&spec).await? {
+            return Ok(Err(reason));
+        }
+        let uuid = ddl::create(&self.shared.client, &spec).await?;
+        let table = Table::new(spec, uuid.clone(), Lsn::ZERO);
+        let (from, fed_from) = oneshot::channel();
+        let lane_gone = |_| SessionError::Lane(Failure::LockLost);
+        self.commands.send(Command::Adopt(Arc::clone(&table), from)).await.map_err(|_| lane_gone(()))?;
+        let fed_from = fed_from.await.map_err(|_| lane_gone(()))?;
+        let record = TableRecord {
+            oid: source.oid,
+            schema: source.schema.clone(),
+            name: source.name.clone(),
+            target: table.spec.target.clone(),
+            uuid,
+            status: TableStatus::Copying,
+            fed_from,
+            read_until: Lsn::ZERO,
+            floor: Version::COPY,
+            membership: membership.map(|membership| membership.identity.clone()).unwrap_or_default(),
+            shape: table.spec.shape(),
+        };
+        self.shared.state.put_table(record).await?;
+        if membership.is_none() {
+            let added = slot::add_to_publication(control, &self.source.publication, &source.quoted()).await;
+            if let Err(error) = added {
+                return if error.kind() == Kind::Transient { Err(error.into()) } else { Ok(Err(error.to_string())) };
+            }
+            let identity = slot::memberships(control, &self.publication).await?.remove(&source.oid);
+            let identity = identity.map(|membership| membership.identity).unwrap_or_default();
+            self.shared.state.update_table(source.oid, |record| record.membership = identity).await?;
+        }
+        tracing::info!(table = source.full_name(), target_table = table.spec.target, "table adopted");
+        self.spawn_copy(source.clone(), table);
+        Ok(Ok(()))
+    }
+
+    /// Why the target's name can not be used.
+    async fn clash(&self, spec: &TableSpec) -> Result<Option<String>, SessionError> {
+        let names = [spec.target.clone(), spec.view()];
+        for other in self.shared.state.tables().await {
+            let taken = [other.target.clone(), format!("{}{}", other.target, crate::clickhouse::table::VIEW_SUFFIX)];
+            if other.oid != spec.oid && names.iter().any(|name| taken.contains(name)) {
+                return Ok(Some(format!(
+                    "its name in ClickHouse, {}, is in use for {}",
+                    spec.target,
+                    other.full_name()
+                )));
+            }
+        }
+        Ok(ddl::taken(&self.shared.client, &self.source.slot, &spec.target).await?)
+    }
+
+    /// Goes on with a copy that an earlier session began.
+    fn resume(&mut self, source: &SourceTable) {
+        if let Some(table) = self.uncopied.remove(&source.oid) {
+            self.spawn_copy(source.clone(), table);
+        }
+    }
+
+    fn spawn_copy(&mut self, source: SourceTable, table: Arc<Table>) {
+        let copier = Arc::clone(&self.copier);
+        self.copies.spawn(async move { (source.oid, copier.copy(&source, &table).await) });
+    }
+
+    async fn copy_ended(&mut self, oid: u32, outcome: Result<(), CopyError>) -> Result<(), SessionError> {
+        let reason = match outcome {
+            Ok(()) => return Ok(()),
+            Err(CopyError::Sql(error)) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+                tracing::warn!(oid, "a table was dropped while it was copied");
+                return Ok(());
+            }
+            Err(CopyError::Sql(error)) if error.kind() == Kind::Definite => error.to_string(),
+            Err(CopyError::Lane(Failure::Table(reason))) => reason,
+            Err(error @ CopyError::Cell(_)) => error.to_string(),
+            Err(error) => return Err(error.into()),
+        };
+        self.stop(oid, format!("its copy failed: {reason}. {ANEW}")).await;
+        Ok(())
+    }
+
+    async fn stop(&self, oid: u32, reason: String) {
+        // If the lane is gone, so is this session.
+        let _ = self.commands.send(Command::Stop(oid, reason)).await;
+    }
+
+    fn leave_out(&mut self, table: &SourceTable, reason: String) {
+        if self.said.insert((table.oid, reason.clone())) {
+            tracing::warn!(table = table.full_name(), reason, "a table is not replicated");
+        }
+    }
+
+    async fn account(&self) {
+        let records = self.shared.state.tables().await;
+        let copying = records.iter().filter(|record| record.status == TableStatus::Copying).count();
+        let stopped = records.iter().filter(|record| matches!(record.status, TableStatus::Stopped(_))).count();
+        metrics::gauge!(names::COPY_PENDING).set(copying as f64);
+        metrics::gauge!(names::TABLES_STOPPED).set(stopped as f64);
+        self.status.update(|account| (account.copying, account.stopped) = (copying, stopped));
+    }
+}
+
+/// Large tables take longest, so they begin first.
+async fn largest_first(control: &Client, mut tables: Vec<SourceTable>) -> Result<Vec<SourceTable>, SessionError> {
+    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+    let rows = control
+        .query(
+            "SELECT t.oid, pg_relation_size(t.oid) + coalesce((SELECT sum(pg_relation_size(p.relid)) \
+             FROM pg_partition_tree(t.oid) p WHERE p.isleaf), 0)::bigint FROM unnest($1::oid[]) t(oid)",
+            &[&oids],
+        )
+        .await?;
+    let mut sizes: HashMap<u32, i64> = HashMap::new();
+    for row in rows {
+        sizes.insert(row.try_get(0)?, row.try_get::<_, Option<i64>>(1)?.unwrap_or(0));
+    }
+    tables.sort_by_key(|table| std::cmp::Reverse(sizes.get(&table.oid).copied().unwrap_or(0)));
+    Ok(tables)
+}

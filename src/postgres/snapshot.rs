@@ -1,0 +1,154 @@
+//! Reading a table for its initial copy, chunk by chunk, while the stream runs.
+//!
+//! The copy and the stream commute, because a streamed row always wins over a copied one. So no
+//! long snapshot is needed: each chunk is a range of heap blocks, read in a short transaction of
+//! its own, and vacuum is not held back. What must hold is that every commit that the stream does
+//! not carry is visible to the first chunk: [`wait_for_writers`] sees to that.
+//!
+//! A row that moves to another block meanwhile was updated, so it is in the stream. A rewrite
+//! (VACUUM FULL, CLUSTER, a rewriting ALTER) moves rows without telling the stream, and is noticed
+//! by the heap's filenode, which is compared under a lock that keeps rewrites out.
+
+use super::sql::SqlError;
+use crate::{
+    event::{Lsn, SourceTable, TableKind},
+    quote,
+};
+use std::time::{Duration, Instant};
+use tokio_postgres::{Client, CopyOutStream};
+
+/// A heap to be read: a table, or one partition of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// Its name, as a statement writes it.
+    pub quoted: String,
+    /// `pg_relation_filenode`.
+    pub filenode: u32,
+    /// How many blocks it has. Rows in later ones came after the stream began.
+    pub blocks: u32,
+}
+
+/// What a chunk turned out to be.
+pub enum Opened {
+    /// Its rows are coming.
+    Chunk(Chunk),
+    /// The heap was rewritten: its chunks are void.
+    Rewritten,
+}
+
+/// A chunk that is being read.
+pub struct Chunk {
+    /// Its rows in COPY's text format, one or several in each piece.
+    pub rows: CopyOutStream,
+    /// The WAL position at which it was read: its rows are from no later time.
+    pub position: Lsn,
+}
+
+/// The heaps of a table, largest first.
+pub async fn leaves(client: &Client, table: &SourceTable) -> Result<Vec<Leaf>, SqlError> {
+    let root = match table.kind {
+        TableKind::Table => "SELECT $1::oid AS oid",
+        TableKind::PartitionRoot => "SELECT relid AS oid FROM pg_partition_tree($1::oid) WHERE isleaf AND level > 0",
+    };
+    let statement = format!(
+        "SELECT c.oid, n.nspname::text, c.relname::text, coalesce(pg_relation_filenode(c.oid), 0), \
+                (pg_relation_size(c.oid) / current_setting('block_size')::bigint)::bigint AS blocks, c.relkind = 'r' \
+         FROM ({root}) l JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY blocks DESC"
+    );
+    let mut leaves = Vec::new();
+    for row in client.query(&statement, &[&table.oid]).await? {
+        let (schema, name, heap): (&str, &str, bool) = (row.try_get(1)?, row.try_get(2)?, row.try_get(5)?);
+        let quoted = format!("{}.{}", quote::postgres(schema), quote::postgres(name));
+        if !heap {
+            return Err(SqlError::definite(format!(
+                "its partition {quoted} is a foreign table, whose changes are not in the WAL: detach it, or exclude the table"
+            )));
+        }
+        let blocks: i64 = row.try_get(4)?;
+        leaves.push(Leaf {
+            oid: row.try_get(0)?,
+            quoted,
+            filenode: row.try_get(3)?,
+            blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
+        });
+    }
+    Ok(leaves)
+}
+
+/// Waits until every transaction that holds a write lock on these heaps now has ended.
+///
+/// A commit that the slot, or the publication, does not carry any more may still be on its way to
+/// being visible: it can wait for a synchronous standby after its record was written. Its locks
+/// are released only after it is visible. Whoever takes a lock later commits later, and is streamed.
+pub async fn wait_for_writers(client: &Client, table: &str, heaps: &[u32]) -> Result<(), SqlError> {
+    const WRITERS: &str = "SELECT DISTINCT virtualtransaction FROM pg_locks \
+         WHERE locktype = 'relation' AND relation = ANY($1) AND granted AND pid IS DISTINCT FROM pg_backend_pid() \
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+           AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')";
+    let rows = client.query(WRITERS, &[&heaps]).await?;
+    let mut writers: Vec<String> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+    let mut said = Instant::now();
+    while !writers.is_empty() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let left = format!("{WRITERS} AND virtualtransaction = ANY($2)");
+        let rows = client.query(&left, &[&heaps, &writers]).await?;
+        writers = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        if !writers.is_empty() && said.elapsed() > Duration::from_secs(5) {
+            said = Instant::now();
+            let who = holders(client, &writers).await?;
+            tracing::warn!(table, who, "the copy waits for transactions that were writing the table before it");
+        }
+    }
+    Ok(())
+}
+
+async fn holders(client: &Client, writers: &[String]) -> Result<String, SqlError> {
+    let row = client
+        .query_one(
+            "SELECT coalesce(string_agg(DISTINCT CASE WHEN l.pid IS NULL THEN 'a prepared transaction' ELSE \
+                    format('session %s, transaction open for %s s', l.pid, round(extract(epoch FROM now() - a.xact_start))) \
+                    END, ', '), '') FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid) \
+             WHERE l.virtualtransaction = ANY($1) AND l.locktype = 'relation'",
+            &[&writers],
+        )
+        .await?;
+    Ok(row.try_get(0)?)
+}
+
+/// Begins to read the blocks `first..last` of a heap. The session's transaction is open until
+/// [`end`] is called, or the session dropped.
+pub async fn open(client: &Client, leaf: &Leaf, columns: &[String], first: u32, last: u32) -> Result<Opened, SqlError> {
+    // In this order: the lock keeps rewrites out, then the first query takes the snapshot, then the
+    // position is read. So whatever the snapshot shows was written before that position.
+    client
+        .batch_execute(&format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; \
+             LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+            leaf.quoted
+        ))
+        .await?;
+    let row = client
+        .query_one("SELECT coalesce(pg_relation_filenode($1::oid), 0), pg_current_wal_insert_lsn()::text", &[&leaf.oid])
+        .await?;
+    if row.try_get::<_, u32>(0)? != leaf.filenode {
+        return Ok(Opened::Rewritten);
+    }
+    let position: &str = row.try_get(1)?;
+    let columns: Vec<String> = columns.iter().map(|column| quote::postgres(column)).collect();
+    let copy = format!(
+        "COPY (SELECT {} FROM ONLY {} WHERE ctid >= '({first},0)' AND ctid < '({last},0)') TO STDOUT",
+        columns.join(", "),
+        leaf.quoted
+    );
+    let rows = client.copy_out(&copy).await?;
+    Ok(Opened::Chunk(Chunk { rows, position: position.parse().unwrap_or_default() }))
+}
+
+/// Ends a chunk's transaction; `false` if its heap was rewritten after all.
+pub async fn end(client: &Client, leaf: &Leaf) -> Result<bool, SqlError> {
+    let row = client.query_one("SELECT coalesce(pg_relation_filenode($1::oid), 0)", &[&leaf.oid]).await?;
+    client.batch_execute("COMMIT").await?;
+    Ok(row.try_get::<_, u32>(0)? == leaf.filenode)
+}
