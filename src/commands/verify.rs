@@ -165,13 +165,11 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let records = records(config, &target).await?;
     let mut source = sql::connect(&config.source, "walhouse verify").await?;
     let tables = wanted(&source, config, args).await?;
-    let filters = row_filters(&source, &config.source.publication).await?;
     let mut report = Report::default();
     let checkpoint = || position(&target, config);
     let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
     for table in tables {
-        let filter = filters.get(&(table.schema.clone(), table.name.clone())).cloned();
-        let pair = match pair(&table, records.get(&table.oid), filter) {
+        let pair = match pair(&table, records.get(&table.oid)) {
             Ok(pair) => pair,
             Err((state, reason)) => {
                 report.add(table.full_name(), state, reason);
@@ -225,31 +223,12 @@ async fn wanted(
     if tables.is_empty() { Err(Error::NoTable("--table within source.tables")) } else { Ok(tables) }
 }
 
-/// The publication's row filters, by schema and name.
-async fn row_filters(
-    source: &tokio_postgres::Client,
-    publication: &str,
-) -> Result<HashMap<(String, String), String>, SqlError> {
-    // As JSON, since PostgreSQL 14 has no such column.
-    let statement = "SELECT p.schemaname::text, p.tablename::text, to_jsonb(p)->>'rowfilter' \
-                     FROM pg_publication_tables p WHERE p.pubname = $1";
-    let mut filters = HashMap::new();
-    for row in source.query(statement, &[&publication]).await? {
-        if let Some(filter) = row.try_get(2)? {
-            filters.insert((row.try_get(0)?, row.try_get(1)?), filter);
-        }
-    }
-    Ok(filters)
-}
-
 /// What to compare with what, or why not.
-fn pair(
-    table: &SourceTable,
-    record: Option<&TableRecord>,
-    filter: Option<String>,
-) -> Result<TablePair, (Absence, String)> {
+fn pair(table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
     let spec = TableSpec::new(table).map_err(|reason| (Absence::NotReplicated, reason))?;
-    let record = record.ok_or_else(|| (Absence::Copying, "its copy has not begun".to_owned()))?;
+    let record = record.ok_or_else(|| {
+        (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned())
+    })?;
     match &record.status {
         TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
         TableStatus::Copying => return Err((Absence::Copying, "its copy is not complete".to_owned())),
@@ -265,7 +244,8 @@ fn pair(
         target: record.target.clone(),
         key: spec.key.iter().filter_map(|&index| spec.sources.get(index)).map(|key| key.name.clone()).collect(),
         columns: spec.sources.iter().map(column).collect(),
-        filter,
+        // A table of which only some rows are published is not taken up.
+        filter: None,
     })
 }
 
