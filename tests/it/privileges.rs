@@ -1,4 +1,4 @@
-//! The least privileges, word for word as `docs/operations.md` gives them: enough to run, to check and to verify.
+//! The least privileges, word for word as the README gives them: enough to run, to check and to verify.
 
 use std::time::Duration;
 
