@@ -4,10 +4,16 @@
 //! table whose copy is not complete, one that stopped. Both count as differences. A table without a
 //! usable key is never replicated; it is named, and counts as none.
 
-use std::{collections::HashMap, fmt, future::Future, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use clickhouse::Client;
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 use crate::{
     cli::VerifyArgs,
@@ -166,7 +172,7 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let mut source = sql::connect(&config.source, "walhouse verify").await?;
     let tables = wanted(&source, config, args).await?;
     let mut report = Report::default();
-    let checkpoint = || position(&target, config);
+    let checkpoint = Stored::new(&target, config).await?;
     let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
     for table in tables {
         let pair = match pair(&table, records.get(&table.oid)) {
@@ -249,13 +255,53 @@ fn pair(table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, 
     })
 }
 
-/// How far ClickHouse is, now.
-async fn position(target: &Client, config: &Config) -> Result<Lsn, CheckpointError> {
-    let newest = target
-        .query("SELECT lsn FROM _checkpoint WHERE slot = ? ORDER BY revision DESC LIMIT 1")
-        .bind(&config.source.slot)
-        .fetch_one::<u64>();
-    bounded(newest).await.map(Lsn).map_err(|error| describe(&error).into())
+/// The stored checkpoint, which moves on an idle server too.
+///
+/// PostgreSQL streams what it has flushed, and an idle server leaves the last records of its WAL
+/// unflushed for a quarter of a minute. So while the checkpoint stands still, an empty logical
+/// message is committed, which flushes what was written before it.
+struct Stored<'a> {
+    target: &'a Client,
+    config: &'a Config,
+    source: tokio_postgres::Client,
+    last: Mutex<(Lsn, Instant)>,
+}
+
+/// How long the checkpoint stands still before the WAL is flushed.
+const STANDSTILL: Duration = Duration::from_millis(500);
+
+impl<'a> Stored<'a> {
+    async fn new(target: &'a Client, config: &'a Config) -> Result<Self, Error> {
+        let source = sql::connect(&config.source, "walhouse verify").await?;
+        Ok(Self { target, config, source, last: Mutex::new((Lsn::ZERO, Instant::now())) })
+    }
+
+    async fn read(&self) -> Result<Lsn, CheckpointError> {
+        let newest = self
+            .target
+            .query("SELECT lsn FROM _checkpoint WHERE slot = ? ORDER BY revision DESC LIMIT 1")
+            .bind(&self.config.source.slot)
+            .fetch_one::<u64>();
+        bounded(newest).await.map(Lsn).map_err(|error| describe(&error).into())
+    }
+}
+
+impl verify::Checkpoint for Stored<'_> {
+    async fn position(&self) -> Result<Lsn, CheckpointError> {
+        let now = self.read().await?;
+        let mut last = self.last.lock().await;
+        if now != last.0 {
+            *last = (now, Instant::now());
+        } else if last.1.elapsed() > STANDSTILL {
+            last.1 = Instant::now();
+            // Without the right to do so it only takes longer.
+            let flush = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'walhouse.flush', '')";
+            if let Err(error) = self.source.batch_execute(flush).await {
+                tracing::debug!(error = %sql::SqlError::from(error), "the source's WAL could not be flushed");
+            }
+        }
+        Ok(now)
+    }
 }
 
 /// Whether another table may still be compared.
