@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 /// The least time between two stored checkpoints: one insert each is cheap, but not free. Well
 /// below the second within which acknowledgement follows durability.
-const INTERVAL: Duration = Duration::from_millis(100);
+const INTERVAL: Duration = Duration::from_millis(250);
 
 /// Where checkpoints are kept.
 pub trait CheckpointStore {

@@ -16,7 +16,7 @@ use crate::{
         table::Table,
     },
     config::SourceConfig,
-    event::SourceTable,
+    event::{Lsn, SourceTable},
     postgres::{
         snapshot::{self, Leaf, Opened},
         sql::{self, SqlError},
@@ -25,12 +25,13 @@ use crate::{
     telemetry::names,
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, pin_mut};
+use futures_util::{StreamExt, future::BoxFuture, pin_mut};
 use std::{
+    future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::sync::Semaphore;
 use tokio_postgres::Client;
 
 /// Blocks of a heap that make a chunk: 32 MiB. Large enough to read at full speed, small enough
@@ -38,8 +39,6 @@ use tokio_postgres::Client;
 const CHUNK_BLOCKS: u32 = 4096;
 /// After this many bytes of rows, the block's memory is added up.
 const WEIGH_AFTER: usize = 64 * 1024;
-/// Inserts of one chunk that are on their way while the next block is being read.
-const INSERTS_AHEAD: usize = 1;
 /// How often progress is logged.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -215,7 +214,10 @@ impl Copier {
                 Err(CopyError::Sql(error)) if error.kind() == Kind::Transient => {
                     let pause = backoff.next_delay();
                     tracing::warn!(table = table.spec.full_name(), ?pause, %error, "a chunk was cut short; copying it again");
-                    tokio::time::sleep(pause).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = table.copy_ended() => return Ok(Copied::Over),
+                    }
                 }
                 outcome => return outcome,
             }
@@ -240,54 +242,55 @@ impl Copier {
         let rows = chunk.rows;
         pin_mut!(rows);
         let mut copied = CopiedRows::new(&table.spec);
-        let mut inserts = JoinSet::new();
+        let mut ahead: Option<BoxFuture<'_, Result<(), InsertError>>> = None;
         let (mut count, mut unweighed) = (0, 0);
-        while let Some(piece) = rows.next().await {
+        loop {
+            let piece = tokio::select! {
+                inserted = wait_for(&mut ahead), if ahead.is_some() => {
+                    inserted?;
+                    continue;
+                }
+                piece = rows.next() => piece,
+            };
+            let Some(piece) = piece else { break };
             let piece = piece?;
             copied.push(&piece)?;
             unweighed += piece.len();
             // Weighed now and then: adding up the columns costs more than adding a row.
-            if unweighed < WEIGH_AFTER {
-                continue;
-            }
-            unweighed = 0;
-            if copied.bytes() >= self.block_bytes {
-                count += copied.rows() as u64;
-                self.send(table, &mut copied, &mut inserts).await?;
+            if unweighed >= WEIGH_AFTER {
+                unweighed = 0;
+                if copied.bytes() >= self.block_bytes {
+                    wait_for(&mut ahead).await?;
+                    count += copied.rows() as u64;
+                    ahead = Some(Box::pin(self.send(table, &mut copied)));
+                }
             }
         }
+        wait_for(&mut ahead).await?;
         count += copied.rows() as u64;
         if copied.rows() > 0 {
-            self.send(table, &mut copied, &mut inserts).await?;
+            self.send(table, &mut copied).await?;
         }
         let same = snapshot::end(&client, leaf).await?;
         self.give_back(client);
-        while let Some(inserted) = inserts.join_next().await {
-            inserted.map_err(|error| Failure::Bug(format!("an insert of the copy ended in a panic: {error}")))??;
-        }
         Ok(if same { Copied::Done(count) } else { Copied::Rewritten })
     }
 
-    async fn send(
-        &self,
-        table: &Arc<Table>,
+    /// Takes the block and inserts it. It runs inside its chunk and not as a task of its own, so that
+    /// it has ended when the chunk has: a TRUNCATE relies on that.
+    fn send<'a>(
+        &'a self,
+        table: &'a Table,
         copied: &mut CopiedRows,
-        inserts: &mut JoinSet<Result<(), InsertError>>,
-    ) -> Result<(), CopyError> {
-        while inserts.len() > INSERTS_AHEAD - 1 {
-            let Some(inserted) = inserts.join_next().await else { break };
-            inserted.map_err(|error| Failure::Bug(format!("an insert of the copy ended in a panic: {error}")))??;
-        }
+    ) -> impl Future<Output = Result<(), InsertError>> + Send + use<'a> {
         let rows = copied.rows();
         let data = Bytes::from(copied.take().into_native());
-        let (shared, table) = (Arc::clone(&self.shared), Arc::clone(table));
-        inserts.spawn(async move {
+        async move {
             // Version 0 is below any ceiling.
-            shared.inserter.insert(&table.spec.target, rows, data, crate::event::Lsn::ZERO).await?;
+            self.shared.inserter.insert(&table.spec.target, rows, data, Lsn::ZERO).await?;
             metrics::counter!(names::COPY_ROWS, "table" => table.spec.full_name()).increment(rows as u64);
             Ok(())
-        });
-        Ok(())
+        }
     }
 
     async fn session(&self) -> Result<Client, SqlError> {
@@ -301,6 +304,18 @@ impl Copier {
     /// Only sessions without an open transaction come back; the others end when they are dropped.
     fn give_back(&self, client: Client) {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(client);
+    }
+}
+
+/// Waits for the insert that is on its way, if there is one.
+async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<(), InsertError>>>) -> Result<(), InsertError> {
+    match ahead {
+        Some(insert) => {
+            insert.await?;
+            *ahead = None;
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 
