@@ -149,6 +149,12 @@ impl Tables {
     }
 
     async fn look(&mut self, control: &Client) -> Result<(), SessionError> {
+        // What it left out for a moment is missing for good, and nothing in the stream tells of it.
+        let publication = slot::publication(control, &self.source.publication).await?;
+        let present = publication.as_ref().map(|publication| publication.identity.as_str());
+        if let Some(gap) = slot::publication_gap(&self.publication.identity, present, &self.source.slot) {
+            return Err(gap.into());
+        }
         let tables = catalog::tables(control, &self.source.table_filter()).await?;
         let memberships = slot::memberships(control, &self.publication).await?;
         for table in largest_first(control, tables).await? {

@@ -5,6 +5,7 @@
 
 mod commands;
 mod crash;
+mod gap;
 mod outage;
 mod servers;
 mod support;
