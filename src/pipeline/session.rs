@@ -70,7 +70,7 @@ pub(super) async fn run(
 }
 
 /// Connects to both sides and makes sure that they fit what is stored. Nothing is created on
-/// either side before the source was found fit.
+/// either side before the source was found fit; publication and slot only if nothing is stored yet.
 async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError> {
     let source = &config.source;
     let phase = |phase: &str| status.update(|account| account.phase = phase.to_owned());
@@ -86,12 +86,16 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
     kill_leftovers(&clickhouse, &source.slot).await?;
     let state = Arc::new(State::load(clickhouse.clone(), &source.slot).await?);
     phase("checking the slot");
-    let publication = slot::publication(&control, &source.publication).await?;
+    let found = slot::publication(&control, &source.publication).await?;
     let mut replication = ReplicationConnection::connect(source.url.connection(), "walhouse").await?;
-    let server = Server::ask(&control, &mut replication, &source.slot, &publication).await?;
-    let checkpoint = match state.checkpoint().await {
-        Some(stored) => compare(stored, &server, &source.slot, &state, &mut replication).await?,
-        None => begin(config, &control, &server, &state).await?,
+    let server = Server::ask(&control, &mut replication, &source.slot, found.as_ref()).await?;
+    let (checkpoint, publication) = match state.checkpoint().await {
+        Some(stored) => {
+            let checkpoint = compare(stored, &server, &source.slot, &state, &mut replication).await?;
+            let gone = || SessionError::Definite("a publication that is gone was taken for one that is there".into());
+            (checkpoint, found.ok_or_else(gone)?)
+        }
+        None => begin(config, &control, &server, found, &state).await?,
     };
     let (start, epoch) = (checkpoint.lsn, checkpoint.epoch);
     Ok(Ready { control, lock, replication, publication, state, clickhouse, start, epoch })
@@ -176,27 +180,30 @@ async fn begin(
     config: &Config,
     control: &tokio_postgres::Client,
     server: &Server,
+    publication: Option<Publication>,
     state: &State,
-) -> Result<Checkpoint, SessionError> {
+) -> Result<(Checkpoint, Publication), SessionError> {
     let name = &config.source.slot;
+    if let Some(misfit) = server.slot.as_ref().and_then(|slot| slot.misfit(name)) {
+        return Err(SessionError::Definite(misfit));
+    }
+    let publication = match publication {
+        Some(publication) => publication,
+        None => slot::create_publication(control, &config.source.publication).await?,
+    };
     let lsn = match &server.slot {
-        Some(slot) => {
-            if let Some(misfit) = slot.misfit(name) {
-                return Err(SessionError::Definite(misfit));
+        Some(slot) => match slot.confirmed.filter(|_| !slot.lost) {
+            Some(confirmed) => {
+                tracing::info!(slot = name, position = %confirmed, "taking a slot that exists already");
+                confirmed
             }
-            match slot.confirmed.filter(|_| !slot.lost) {
-                Some(confirmed) => {
-                    tracing::info!(slot = name, position = %confirmed, "taking a slot that exists already");
-                    confirmed
-                }
-                None => {
-                    return Err(SessionError::Definite(format!(
-                        "the replication slot {name} exists and can not be used (it is lost, or was never completed): \
-                         run SELECT pg_drop_replication_slot('{name}')"
-                    )));
-                }
+            None => {
+                return Err(SessionError::Definite(format!(
+                    "the replication slot {name} exists and can not be used (it is lost, or was never completed): \
+                     run SELECT pg_drop_replication_slot('{name}')"
+                )));
             }
-        }
+        },
         None => {
             let watcher = sql::connect(&config.source, "walhouse watcher").await?;
             let lsn = slot::create_slot(control, &watcher, name).await?;
@@ -210,10 +217,10 @@ async fn begin(
         ceiling: lsn,
         system_identifier: server.system_identifier,
         timeline: server.timeline,
-        publication: server.publication.clone(),
+        publication: publication.identity.clone(),
     };
     state.set_checkpoint(checkpoint.clone()).await?;
-    Ok(checkpoint)
+    Ok((checkpoint, publication))
 }
 
 /// Streams until something ends it.

@@ -40,8 +40,8 @@ pub struct Server {
     pub position: Lsn,
     /// The slot, if it exists.
     pub slot: Option<Slot>,
-    /// The publication's identity.
-    pub publication: String,
+    /// The publication's identity, if it exists.
+    pub publication: Option<String>,
 }
 
 /// A row of `pg_replication_slots`.
@@ -63,7 +63,7 @@ pub struct Slot {
 
 /// Something was missed, or can not be ruled out to have been.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what}. What was missed can not be told, so nothing was written. {remedy}")]
+#[error("{what}. What was missed can not be told, so nothing more is written. {remedy}")]
 pub struct Gap {
     /// What does not fit.
     pub what: String,
@@ -77,7 +77,7 @@ impl Server {
         client: &Client,
         replication: &mut ReplicationConnection,
         slot_name: &str,
-        publication: &Publication,
+        publication: Option<&Publication>,
     ) -> Result<Self, AskError> {
         let rows = replication.command("to identify the system", "IDENTIFY_SYSTEM").await?;
         let row = rows.into_iter().next().unwrap_or_default();
@@ -88,17 +88,14 @@ impl Server {
             timeline: field(1).parse().map_err(|_| odd())?,
             position: field(2).parse().map_err(|_| odd())?,
             slot: slot(client, slot_name).await?,
-            publication: publication.identity.clone(),
+            publication: publication.map(|publication| publication.identity.clone()),
         })
     }
 
     /// What may have been missed since `stored`, if anything. `switch` is where the stored timeline
     /// ended, if the server is on another one now.
     pub fn gap(&self, stored: &Remembered, slot_name: &str, switch: Option<Lsn>) -> Option<Gap> {
-        let anew = format!(
-            "To copy everything anew: stop walhouse, drop the ClickHouse database (or configure another), run SELECT \
-             pg_drop_replication_slot('{slot_name}') in PostgreSQL if the slot exists, and start walhouse"
-        );
+        let anew = anew(slot_name);
         let gap = |what: String, remedy: &str| {
             Some(Gap { what, remedy: if remedy.is_empty() { anew.clone() } else { format!("{remedy} {anew}") } })
         };
@@ -153,18 +150,31 @@ impl Server {
                 "",
             );
         }
-        if self.publication != stored.publication {
-            return gap(
-                format!(
-                    "the publication was altered or made anew since it was last read (was {}, is {}), and may have left \
-                     changes out meanwhile",
-                    stored.publication, self.publication
-                ),
-                "",
-            );
-        }
-        None
+        publication_gap(&stored.publication, self.publication.as_deref(), slot_name)
     }
+}
+
+/// What the publication may have left out, if it is not what is stored.
+///
+/// The stream tells nothing of it, so whoever streams compares it again from time to time.
+pub fn publication_gap(stored: &str, present: Option<&str>, slot_name: &str) -> Option<Gap> {
+    let what = match present {
+        Some(present) if present == stored => return None,
+        Some(present) => format!(
+            "the publication was altered or made anew since it was last read (was {stored}, is {present}), and may have \
+             left changes out meanwhile"
+        ),
+        None => "the publication is gone, and with it the changes that were made since".to_owned(),
+    };
+    Some(Gap { what, remedy: anew(slot_name) })
+}
+
+/// The way out that always works.
+fn anew(slot_name: &str) -> String {
+    format!(
+        "To copy everything anew: stop walhouse, drop the ClickHouse database (or configure another), run SELECT \
+         pg_drop_replication_slot('{slot_name}') in PostgreSQL if the slot exists, and start walhouse"
+    )
 }
 
 /// The server could not be asked.
@@ -285,31 +295,19 @@ pub struct Publication {
     pub identity: String,
 }
 
-/// Looks at the publication, and creates it without any table if it is absent.
+/// Looks at the publication; `None` if there is none of this name.
 ///
 /// # Errors
 /// If it leaves out what a true copy needs.
-pub async fn publication(client: &Client, name: &str) -> Result<Publication, SqlError> {
-    let look = || async {
-        let found = client
-            .query_opt(
-                "SELECT oid, oid || ':' || xmin, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot \
-                 FROM pg_publication WHERE pubname = $1",
-                &[&name],
-            )
-            .await?;
-        Ok::<_, SqlError>(found)
-    };
-    let mut row = look().await?;
-    if row.is_none() {
-        let quoted = quote::postgres(name);
-        client.batch_execute(&format!("CREATE PUBLICATION {quoted} WITH (publish_via_partition_root = true)")).await?;
-        tracing::info!(publication = name, "publication created");
-        row = look().await?;
-    }
-    let Some(row) = row else {
-        return Err(SqlError::definite(format!("the publication {name} vanished while it was looked at")));
-    };
+pub async fn publication(client: &Client, name: &str) -> Result<Option<Publication>, SqlError> {
+    let row = client
+        .query_opt(
+            "SELECT oid, oid || ':' || xmin, pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot \
+             FROM pg_publication WHERE pubname = $1",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = row else { return Ok(None) };
     let (all, via_root): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
     let quoted = quote::postgres(name);
     if !all {
@@ -324,7 +322,16 @@ pub async fn publication(client: &Client, name: &str) -> Result<Publication, Sql
              (publish_via_partition_root = true)"
         )));
     }
-    Ok(Publication { oid: row.try_get(0)?, identity: row.try_get(1)? })
+    Ok(Some(Publication { oid: row.try_get(0)?, identity: row.try_get(1)? }))
+}
+
+/// Creates the publication, without any table.
+pub async fn create_publication(client: &Client, name: &str) -> Result<Publication, SqlError> {
+    let quoted = quote::postgres(name);
+    client.batch_execute(&format!("CREATE PUBLICATION {quoted} WITH (publish_via_partition_root = true)")).await?;
+    tracing::info!(publication = name, "publication created");
+    let created = publication(client, name).await?;
+    created.ok_or_else(|| SqlError::definite(format!("the publication {name} vanished while it was looked at")))
 }
 
 /// A table's membership in the publication.
@@ -453,7 +460,13 @@ mod tests {
             confirmed: Some(Lsn(100)),
             lost: false,
         };
-        Server { system_identifier: 7, timeline: 1, position: Lsn(200), slot: Some(slot), publication: "p:1".into() }
+        Server {
+            system_identifier: 7,
+            timeline: 1,
+            position: Lsn(200),
+            slot: Some(slot),
+            publication: Some("p:1".into()),
+        }
     }
 
     #[test]
@@ -473,7 +486,8 @@ mod tests {
             Server { slot: None, ..server() },
             Server { slot: Some(Slot { lost: true, ..slot.clone() }), ..server() },
             Server { slot: Some(Slot { confirmed: Some(Lsn(101)), ..slot }), ..server() },
-            Server { publication: "p:2".into(), ..server() },
+            Server { publication: Some("p:2".into()), ..server() },
+            Server { publication: None, ..server() },
         ];
         for server in servers {
             let gap = server.gap(&stored(), "s", None).expect("a gap");

@@ -26,8 +26,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How much is read at once, at most. Larger rows make the buffer grow to their size.
 const GULP: usize = 512 * 1024;
-/// A status update goes out at least this often; well below any sane `wal_sender_timeout`.
-const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// A status update goes out at least this often. While a lane is full nothing is read, so neither is the server's
+/// question whether somebody is there: what it gets unasked must do, also for a `wal_sender_timeout` of few seconds.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// After this much silence the server is asked to say something.
 const ASK_AFTER: Duration = Duration::from_secs(10);
 /// After this much silence the connection counts as gone, though nobody said so.

@@ -6,6 +6,9 @@
 mod commands;
 mod operations;
 mod privileges;
+mod crash;
+mod gap;
+mod outage;
 mod servers;
 mod support;
 mod verify;

@@ -11,6 +11,9 @@ use super::process::{free_port, signal, tail, wait_for};
 use super::toml::overlay;
 use super::{Response, eventually};
 
+/// What it says when it begins to read the slot.
+const STREAMING: &str = "INFO streaming slot=";
+
 /// A daemon and its configuration. Dropping it kills it, and shows its log when the test has failed.
 pub(crate) struct Daemon {
     child: Child,
@@ -124,6 +127,25 @@ impl Daemon {
     /// All that it has written, over all of its lives.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Waits until it has written `text` so many times, over all of its lives.
+    pub(crate) async fn wait_log(&self, text: &str, times: usize) {
+        eventually(Duration::from_secs(60), async || {
+            let found = self.log().matches(text).count();
+            if found >= times { Ok(()) } else { Err(format!("{text:?} is in the log {found} times, not {times}")) }
+        })
+        .await;
+    }
+
+    /// How many times it has begun to stream.
+    pub(crate) fn streams(&self) -> usize {
+        self.log().matches(STREAMING).count()
+    }
+
+    /// Waits until it has begun to stream once more than `before`.
+    pub(crate) async fn wait_streams(&self, before: usize) {
+        self.wait_log(STREAMING, before + 1).await;
     }
 
     /// The configuration file, for other commands on the same databases.

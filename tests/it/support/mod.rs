@@ -11,9 +11,11 @@ mod daemon;
 mod database;
 mod equal;
 mod http;
+mod load;
 mod postgres;
 mod process;
 mod toml;
+mod watch;
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +27,10 @@ pub(crate) use daemon::{Daemon, Exit, walhouse, write_config};
 pub(crate) use database::TestDb;
 pub(crate) use equal::{assert_equal, assert_equal_within, difference};
 pub(crate) use http::{Response, get};
+pub(crate) use load::{LOAD_TABLES, Load};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
-pub(crate) use process::free_port;
+pub(crate) use process::{free_port, signal};
+pub(crate) use watch::{Watch, confirmed, stored};
 
 /// Tries until `attempt` succeeds, and fails the test with its last error once `timeout` has passed.
 pub(crate) async fn eventually<T>(timeout: Duration, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
