@@ -169,7 +169,6 @@ impl Tables {
                 }
             }
         }
-        self.status.update(|account| account.reconciled = true);
         Ok(())
     }
 
@@ -287,7 +286,10 @@ impl Tables {
         let stopped = records.iter().filter(|record| matches!(record.status, TableStatus::Stopped(_))).count();
         metrics::gauge!(names::COPY_PENDING).set(copying as f64);
         metrics::gauge!(names::TABLES_STOPPED).set(stopped as f64);
-        self.status.update(|account| (account.copying, account.stopped) = (copying, stopped));
+        // Together, so that nobody sees every table found and no copy begun.
+        self.status.update(|account| {
+            (account.copying, account.stopped, account.reconciled) = (copying, stopped, true);
+        });
     }
 }
 
