@@ -4,6 +4,7 @@
 //! has a database of its own on both, so all of them run at once.
 
 mod commands;
+mod rules;
 mod servers;
 mod support;
 mod verify;

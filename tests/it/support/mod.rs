@@ -13,6 +13,7 @@ mod equal;
 mod http;
 mod postgres;
 mod process;
+mod stream;
 mod toml;
 
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ pub(crate) use equal::{assert_equal, assert_equal_within, difference};
 pub(crate) use http::{Response, get};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
 pub(crate) use process::free_port;
+pub(crate) use stream::{FrozenStream, Past, settled, stopped};
 
 /// Tries until `attempt` succeeds, and fails the test with its last error once `timeout` has passed.
 pub(crate) async fn eventually<T>(timeout: Duration, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
