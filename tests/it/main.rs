@@ -8,3 +8,4 @@ mod rules;
 mod servers;
 mod support;
 mod verify;
+mod version;
