@@ -9,6 +9,8 @@ mod privileges;
 mod crash;
 mod gap;
 mod outage;
+mod rules;
 mod servers;
 mod support;
 mod verify;
+mod version;

@@ -14,6 +14,7 @@ mod http;
 mod load;
 mod postgres;
 mod process;
+mod stream;
 mod toml;
 mod watch;
 
@@ -31,6 +32,7 @@ pub(crate) use load::{LOAD_TABLES, Load};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
 pub(crate) use process::{free_port, signal};
 pub(crate) use watch::{Watch, confirmed, stored};
+pub(crate) use stream::{FrozenStream, Past, settled, stopped};
 
 /// Tries until `attempt` succeeds, and fails the test with its last error once `timeout` has passed.
 pub(crate) async fn eventually<T>(timeout: Duration, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {

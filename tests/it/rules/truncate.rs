@@ -1,0 +1,76 @@
+//! TRUNCATE removes what is below its version, and nothing else, however often it comes.
+
+use std::time::Duration;
+
+use super::assert_none_stopped;
+use crate::support::{Daemon, Past, TestDb, assert_equal, settled};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_takes_the_rows_before_it_and_leaves_those_after_it() {
+    let db = TestDb::new("truncate").await;
+    db.pg.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY, v text)").await;
+    db.pg.execute("INSERT INTO t SELECT g, 'copied' FROM generate_series(1, 5) g").await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    // No merges; `SYSTEM STOP MERGES` would stop the removal too.
+    let no_merges = "max_bytes_to_merge_at_max_space_in_pool = 1, max_bytes_to_merge_at_min_space_in_pool = 1";
+    db.ch.query(&format!("ALTER TABLE t MODIFY SETTING {no_merges}")).await;
+    // Several versions of one key and a tombstone, each in a part of its own.
+    for sql in ["UPDATE t SET v = 'once'", "UPDATE t SET v = 'twice' WHERE id < 4", "DELETE FROM t WHERE id = 1"] {
+        db.pg.execute(sql).await;
+        settled(&db).await;
+    }
+    db.pg
+        .execute("BEGIN; INSERT INTO t VALUES (7, 'before'); TRUNCATE t, u; INSERT INTO t VALUES (8, 'after'); COMMIT")
+        .await;
+    settled(&db).await;
+    assert_equal(&db, "t").await;
+    db.pg.execute("INSERT INTO t VALUES (1, 'again'), (2, 'again'); INSERT INTO u VALUES (1, 'u')").await;
+    db.pg.execute("TRUNCATE t").await;
+    settled(&db).await;
+    db.pg.execute("INSERT INTO t VALUES (1, 'last')").await;
+    settled(&db).await;
+    for table in ["t", "u"] {
+        assert_equal(&db, table).await;
+    }
+    assert_none_stopped(&db).await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replayed_truncate_leaves_newer_rows_in_place() {
+    let db = TestDb::new("truncate_replay").await;
+    db.pg.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY)").await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    let past = Past::begin(&db).await;
+    db.pg.execute("INSERT INTO t VALUES (1, 'old'), (2, 'old')").await;
+    db.pg.execute("UPDATE t SET v = 'older' WHERE id = 1").await;
+    db.pg.execute("TRUNCATE t").await;
+    // What keeps the replay busy between the TRUNCATE and the newer row.
+    db.pg.execute("INSERT INTO u SELECT generate_series(1, 60000)").await;
+    db.pg.execute("INSERT INTO t VALUES (2, 'new'), (3, 'new')").await;
+    settled(&db).await;
+    assert_equal(&db, "t").await;
+    for _ in 0..2 {
+        daemon.sigterm(Duration::from_secs(20)).await;
+        past.restore(&db, None).await;
+        daemon.start();
+        let replayed = settled(&db);
+        tokio::pin!(replayed);
+        loop {
+            tokio::select! {
+                () = &mut replayed => break,
+                ids = db.ch.query("SELECT groupArray(id) FROM (SELECT id FROM t FINAL WHERE _is_deleted = 0 ORDER BY id)") => {
+                    assert!(ids.ends_with("2,3]"), "the replay took newer rows away: {ids}");
+                }
+            }
+        }
+        assert_equal(&db, "t").await;
+        assert_equal(&db, "u").await;
+    }
+    assert_none_stopped(&db).await;
+    drop(daemon);
+    db.cleanup().await;
+}
