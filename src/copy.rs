@@ -39,6 +39,11 @@ use tokio_postgres::Client;
 const CHUNK_BLOCKS: u32 = 4096;
 /// After this many bytes of rows, the block's memory is added up.
 const WEIGH_AFTER: usize = 64 * 1024;
+/// The first and the longest bound of the wait before something is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Sessions that are kept for the next chunk.
+const IDLE_SESSIONS: usize = 4;
 /// How often progress is logged.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -48,6 +53,9 @@ pub struct Copier {
     config: SourceConfig,
     block_bytes: usize,
     workers: Semaphore,
+    /// Tables that are looked at before their first chunk, or wait for writers: a few at once, since
+    /// each takes a connection.
+    preparing: Semaphore,
     sessions: Mutex<Vec<Client>>,
 }
 
@@ -105,7 +113,14 @@ enum Copied {
 impl Copier {
     /// A copier with `workers` chunks at once, each with blocks of at most `block_bytes`.
     pub fn new(shared: Arc<Shared>, config: SourceConfig, workers: usize, block_bytes: usize) -> Self {
-        Self { shared, config, block_bytes, workers: Semaphore::new(workers), sessions: Mutex::default() }
+        Self {
+            shared,
+            config,
+            block_bytes,
+            workers: Semaphore::new(workers),
+            preparing: Semaphore::new(workers),
+            sessions: Mutex::default(),
+        }
     }
 
     /// Copies what is missing of a table, and stores that it is complete.
@@ -155,7 +170,23 @@ impl Copier {
         Ok(())
     }
 
+    /// Finds the heaps of a table once every transaction that was writing them has ended.
     async fn prepare(&self, source: &SourceTable) -> Result<Vec<Leaf>, CopyError> {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let _turn = self.preparing.acquire().await;
+        loop {
+            match self.find(source).await {
+                Err(CopyError::Sql(error)) if error.kind() == Kind::Transient => {
+                    let pause = backoff.next_delay();
+                    tracing::warn!(table = source.full_name(), ?pause, %error, "a copy can not begin yet; trying again");
+                    tokio::time::sleep(pause).await;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    async fn find(&self, source: &SourceTable) -> Result<Vec<Leaf>, CopyError> {
         let client = self.session().await?;
         let leaves = snapshot::leaves(&client, source).await?;
         let heaps: Vec<u32> = leaves.iter().map(|leaf| leaf.oid).chain([source.oid]).collect();
@@ -202,7 +233,7 @@ impl Copier {
 
     /// Copies a chunk, and tries again for as long as what is in the way is transient.
     async fn patiently(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let _worker = self.workers.acquire().await;
         loop {
             let Some(_writing) = table.begin_copy() else { return Ok(Copied::Over) };
@@ -303,7 +334,10 @@ impl Copier {
 
     /// Only sessions without an open transaction come back; the others end when they are dropped.
     fn give_back(&self, client: Client) {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).push(client);
+        let mut idle = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_SESSIONS {
+            idle.push(client);
+        }
     }
 }
 

@@ -138,6 +138,8 @@ pub struct RowAnswer {
 pub struct RowError {
     /// Whether another try can help.
     pub kind: crate::retry::Kind,
+    /// Whether it is this row or its table that can not be read, and not the source as a whole.
+    pub of_the_row: bool,
     /// What happened.
     pub message: String,
 }

@@ -123,7 +123,10 @@ pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationTok
         status.update(|account| account.streaming = false);
         let error = match ended {
             Ok(()) => return Ok(()),
-            Err(_) if stop.is_cancelled() => return Ok(()),
+            Err(error) if stop.is_cancelled() => {
+                tracing::warn!(%error, "stopped before all was sent; the next start replays the rest");
+                return Ok(());
+            }
             Err(error) => error,
         };
         if error.kind() == Kind::Definite {

@@ -113,6 +113,8 @@ pub struct Batch {
     /// The last row of each key; only kept once the table has had a row that waits.
     latest: Option<HashMap<Box<[u8]>, Slot>>,
     waiting_bytes: usize,
+    /// What a value that is looked up is expected to take, in bytes.
+    expected: usize,
     /// The ordinal of its first row in the lane.
     pub first_row: u64,
     /// The highest commit among its rows.
@@ -135,7 +137,8 @@ pub enum Outcome {
 
 impl Batch {
     /// An empty batch; `keyed` batches can hold rows that wait.
-    pub fn new(spec: &TableSpec, keyed: bool, first_row: u64, oldest: SystemTime) -> Self {
+    /// `expected` is what the values that a waiting row lacks are expected to take, in bytes.
+    pub fn new(spec: &TableSpec, keyed: bool, expected: usize, first_row: u64, oldest: SystemTime) -> Self {
         let keys: Arc<[ColumnSpec]> = spec.key.iter().map(|&index| spec.columns[index].clone()).collect();
         Self {
             block: Block::new(Arc::clone(&spec.columns)),
@@ -143,6 +146,7 @@ impl Batch {
             keys: Block::new(keys),
             latest: keyed.then(HashMap::new),
             waiting_bytes: 0,
+            expected,
             first_row,
             commit: Lsn::ZERO,
             oldest,
@@ -155,10 +159,10 @@ impl Batch {
         self.block.rows() + self.waiting.len()
     }
 
-    /// Bytes of memory that it holds.
+    /// Bytes of memory that it holds, or will when the rows that wait are complete.
     pub fn bytes(&self) -> usize {
         let keys = self.latest.as_ref().map_or(0, |keys| keys.capacity() * 48);
-        self.block.bytes() + self.waiting_bytes + self.keys.bytes() + keys
+        self.block.bytes() + self.waiting_bytes + self.waiting.len() * self.expected + self.keys.bytes() + keys
     }
 
     /// Adds a new row.
@@ -199,7 +203,11 @@ impl Batch {
         let Some(old) = old.filter(|old| key_texts_differ(plan, *old, new)) else { return Ok(()) };
         // Different texts can be one key to ClickHouse: 0 and -0.
         let row = self.block.rows();
-        self.push_tombstone(spec, plan, old)?;
+        if let Err(error) = self.push_tombstone(spec, plan, old) {
+            // No half of a change: its table stops before it.
+            self.block.pop_row();
+            return Err(error);
+        }
         let (mut new_key, mut old_key) = (Vec::new(), Vec::new());
         self.block.key(&spec.key, row - 1, &mut new_key);
         self.block.key(&spec.key, row, &mut old_key);
@@ -237,6 +245,9 @@ impl Batch {
 
     /// Pushes a row's values; `false`, and nothing, if one is not in the stream.
     fn push_row(&mut self, spec: &TableSpec, plan: &Plan, tuple: Tuple<'_>) -> Result<bool, CellError> {
+        if tuple.len() != plan.columns.len() {
+            return Err(CellError::protocol());
+        }
         for (&column, value) in plan.columns.iter().zip(tuple.values()) {
             let into = self.block.column_mut(column);
             let pushed = match value {
@@ -257,6 +268,9 @@ impl Batch {
     }
 
     fn push_tombstone(&mut self, spec: &TableSpec, plan: &Plan, old: Tuple<'_>) -> Result<(), CellError> {
+        if old.len() != plan.columns.len() {
+            return Err(CellError::protocol());
+        }
         for (&column, value) in plan.columns.iter().zip(old.values()) {
             let into = self.block.column_mut(column);
             let pushed = match value {

@@ -94,6 +94,13 @@ impl Block {
         self.columns.iter_mut().for_each(|column| column.truncate(rows));
     }
 
+    /// Forgets the last row that was committed.
+    pub fn pop_row(&mut self) {
+        self.versions.pop();
+        self.deleted.pop();
+        self.rollback_row();
+    }
+
     /// Appends bytes that two rows share if and only if their keys are equal to ClickHouse.
     pub fn key(&self, key_columns: &[usize], row: usize, out: &mut Vec<u8>) {
         key_columns.iter().for_each(|&index| self.columns[index].key_bytes(row, out));

@@ -26,8 +26,9 @@ pub fn quote_identifier(name: &str) -> String {
 }
 
 /// Codes that time may mend, by the names that ClickHouse gives them (`errorCodeToName`).
-const TRANSIENT: [u32; 28] = [
+const TRANSIENT: [u32; 29] = [
     32,  // ATTEMPT_TO_READ_AFTER_EOF: the body of an insert was cut
+    33,  // CANNOT_READ_ALL_DATA: likewise
     74,  // CANNOT_READ_FROM_FILE_DESCRIPTOR
     75,  // CANNOT_WRITE_TO_FILE_DESCRIPTOR: a full disk
     159, // TIMEOUT_EXCEEDED

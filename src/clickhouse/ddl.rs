@@ -51,19 +51,26 @@ pub async fn create(client: &Client, spec: &TableSpec) -> Result<String, Error> 
     Ok(uuid(client, &spec.target).await?.unwrap_or_default())
 }
 
-/// Why the name of a target can not be used, if it can not: [`create`] would drop what is there.
-pub async fn taken(client: &Client, slot: &str, target: &str) -> Result<Option<String>, Error> {
-    // A UInt8 and a String, neither of them Nullable: that is what the client is told to expect.
+/// Why the names of a target and its view can not be used, if so: [`create`] would drop what is there.
+pub async fn taken(client: &Client, slot: &str, spec: &TableSpec) -> Result<Option<String>, Error> {
+    // Numbers and a String, none of them Nullable: that is what the client is told to expect.
     let sql = "WITH (SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = {name: String}) AS tables, \
                (SELECT count() FROM system.columns WHERE database = currentDatabase() AND table = {name: String} \
                 AND name IN ('_version', '_is_deleted')) AS own \
                SELECT ifNull(tables > 0 AND own < 2, 0) AS foreign, \
+               ifNull((SELECT count() > 0 FROM system.tables WHERE database = currentDatabase() AND name = {view: String} \
+                AND engine != 'View'), 0) AS foreign_view, \
                ifNull((SELECT max(slot) FROM _tables WHERE target = {name: String} AND slot != {slot: String}), '') AS other";
-    let look = || client.query_raw(sql).param("name", target).param("slot", slot).fetch_one::<(u8, String)>();
-    let (foreign, other) = retrying("look at a target", look).await?;
-    Ok(if foreign != 0 {
+    let (target, view) = (&spec.target, spec.view());
+    let look = || {
+        let query = client.query_raw(sql).param("name", target).param("view", &view).param("slot", slot);
+        query.fetch_one::<(u8, u8, String)>()
+    };
+    let (foreign, foreign_view, other) = retrying("look at a target", look).await?;
+    let foreign = [(foreign, target), (foreign_view, &view)].into_iter().find(|(is, _)| *is != 0).map(|(_, name)| name);
+    Ok(if let Some(name) = foreign {
         Some(format!(
-            "ClickHouse has a table {target} that is not walhouse's: rename that one, or choose another database"
+            "ClickHouse has a table {name} that is not walhouse's: rename that one, or choose another database"
         ))
     } else if !other.is_empty() {
         Some(format!("the table {target} in ClickHouse belongs to the slot {other}: choose another database"))

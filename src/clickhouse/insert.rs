@@ -2,9 +2,9 @@
 //!
 //! An insert is atomic for each block and partition, and may be repeated: a row's version is the
 //! same each time. So an insert without an answer is simply sent again, under a new query id. The
-//! attempt without an answer is remembered, though, because it may still land, even after its
-//! retry: whoever needs to know that nothing more arrives (a barrier) calls
-//! [`Inserter::settle`], which kills such attempts and waits until they are gone.
+//! attempt without an answer may still land, though, even after its retry: whoever needs to know
+//! that nothing more arrives (a barrier) calls [`Inserter::settle`], which kills every attempt of
+//! this process that is not waited for any more, and waits until they are gone.
 
 use super::{client, retrying};
 use crate::{
@@ -73,7 +73,10 @@ pub struct Inserter {
     state: Arc<super::state::State>,
     ids: QueryIds,
     allowed: Arc<AtomicBool>,
-    unanswered: Mutex<HashSet<String>>,
+    /// The attempts that are waited for.
+    running: Mutex<HashSet<String>>,
+    /// Whether an attempt was ever given up without an answer.
+    unanswered: AtomicBool,
 }
 
 /// The query ids of one process on one slot.
@@ -84,10 +87,10 @@ pub struct QueryIds {
 }
 
 impl QueryIds {
-    /// Ids that name slot and epoch, and this process by a random number.
-    pub fn new(slot: &str, epoch: u8) -> Self {
+    /// Ids that name the slot and what they are for, and this process by a random number.
+    pub fn new(slot: &str, purpose: impl std::fmt::Display) -> Self {
         let process = rand::random::<u32>();
-        Self { prefix: format!("{}{epoch}-{process:08x}-", Self::of_slot(slot)), next: AtomicU64::new(0) }
+        Self { prefix: format!("{}{purpose}-{process:08x}-", Self::of_slot(slot)), next: AtomicU64::new(0) }
     }
 
     /// What the ids of every process on `slot` begin with.
@@ -96,7 +99,8 @@ impl QueryIds {
         format!("walhouse-{slot}-")
     }
 
-    fn next(&self) -> String {
+    /// One that was not used yet.
+    pub fn next(&self) -> String {
         format!("{}{}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
     }
 }
@@ -104,7 +108,7 @@ impl QueryIds {
 impl Inserter {
     /// `allowed` says whether this process still holds the slot's lock.
     pub fn new(client: Client, state: Arc<super::state::State>, ids: QueryIds, allowed: Arc<AtomicBool>) -> Self {
-        Self { client, state, ids, allowed, unanswered: Mutex::default() }
+        Self { client, state, ids, allowed, running: Mutex::default(), unanswered: AtomicBool::new(false) }
     }
 
     /// Inserts a block of `rows` in the Native format into `target`, and returns once ClickHouse has
@@ -121,7 +125,7 @@ impl Inserter {
             }
             let id = self.ids.next();
             let begun = Instant::now();
-            let mut attempt = Attempt { unanswered: &self.unanswered, id, answered: false };
+            let mut attempt = Attempt::new(self, id);
             let result = self.send(target, &attempt.id, data.clone()).await;
             metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
             let Err(error) = result else {
@@ -168,37 +172,43 @@ impl Inserter {
     ///
     /// Attempts that are still waited for are left alone.
     pub async fn settle(&self) -> Result<(), Error> {
-        let ids: Vec<String> = lock(&self.unanswered).iter().cloned().collect();
-        if ids.is_empty() {
+        if !self.unanswered.load(Ordering::SeqCst) {
             return Ok(());
         }
-        kill(&self.client, &format!("query_id IN ({})", list(&ids))).await?;
-        lock(&self.unanswered).retain(|id| !ids.contains(id));
-        Ok(())
+        // An empty list is no SQL; an empty id is nobody's.
+        let mut running = vec!["''".to_owned()];
+        running.extend(lock(&self.running).iter().map(|id| format!("'{id}'")));
+        let others =
+            format!("startsWith(query_id, '{}') AND query_id NOT IN ({})", self.ids.prefix, running.join(", "));
+        kill(&self.client, &others).await
     }
 }
 
-/// One attempt; it counts as unanswered if it is given up, or dropped, without an answer.
+/// One attempt. It is running until it is dropped, and unanswered if it was given up before.
 struct Attempt<'a> {
-    unanswered: &'a Mutex<HashSet<String>>,
+    inserter: &'a Inserter,
     id: String,
     answered: bool,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(inserter: &'a Inserter, id: String) -> Self {
+        lock(&inserter.running).insert(id.clone());
+        Self { inserter, id, answered: false }
+    }
 }
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if !self.answered {
-            lock(self.unanswered).insert(std::mem::take(&mut self.id));
+            self.inserter.unanswered.store(true, Ordering::SeqCst);
         }
+        lock(&self.inserter.running).remove(&self.id);
     }
 }
 
 fn lock(set: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
     set.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn list(ids: &[String]) -> String {
-    ids.iter().map(|id| format!("'{id}'")).collect::<Vec<_>>().join(", ")
 }
 
 /// Kills the inserts that an earlier process left running on `slot`, and waits until they are
@@ -221,6 +231,35 @@ async fn kill(client: &Client, condition: &str) -> Result<(), Error> {
     }
 }
 
+/// Codes that say that these rows do not go into this table, by the names that ClickHouse gives them.
+const REFUSED: &[u32] = &[
+    6,   // CANNOT_PARSE_TEXT
+    7,   // NUMBER_OF_COLUMNS_DOESNT_MATCH
+    8,   // THERE_IS_NO_COLUMN
+    9,   // SIZES_OF_COLUMNS_DOESNT_MATCH
+    10,  // NOT_FOUND_COLUMN_IN_BLOCK
+    16,  // NO_SUCH_COLUMN_IN_TABLE
+    20,  // NUMBER_OF_COLUMNS_DOESNT_MATCH
+    36,  // BAD_ARGUMENTS
+    43,  // ILLEGAL_TYPE_OF_ARGUMENT
+    44,  // ILLEGAL_COLUMN
+    47,  // UNKNOWN_IDENTIFIER
+    48,  // NOT_IMPLEMENTED: an insert into a view
+    50,  // UNKNOWN_TYPE
+    53,  // TYPE_MISMATCH
+    60,  // UNKNOWN_TABLE
+    69,  // ARGUMENT_OUT_OF_BOUND
+    70,  // CANNOT_CONVERT_TYPE
+    72,  // CANNOT_PARSE_NUMBER
+    117, // INCORRECT_DATA
+    131, // TOO_LARGE_STRING_SIZE
+    218, // TABLE_IS_DROPPED
+    321, // VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
+    349, // CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
+    407, // DECIMAL_OVERFLOW
+    469, // VIOLATED_CONSTRAINT
+];
+
 /// What an insert's error means for the rows.
 #[derive(Clone, Copy)]
 enum Class {
@@ -233,10 +272,10 @@ impl Class {
     fn of(error: &Error) -> Self {
         match (client::kind(error), client::code(error)) {
             (Kind::Transient, _) => Self::Transient,
-            // Whose fault is not the table's: no such user or password, no such database, no right
-            // to write.
-            (Kind::Definite, Some(81 | 192 | 193 | 194 | 497 | 516) | None) => Self::Halt,
-            (Kind::Definite, Some(_)) => Self::Refused,
+            // Only what speaks of this table or of these rows stops the table; the rest is the
+            // server's state, and would stop one table after the other.
+            (Kind::Definite, Some(code)) if REFUSED.contains(&code) => Self::Refused,
+            (Kind::Definite, _) => Self::Halt,
         }
     }
 

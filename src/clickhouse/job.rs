@@ -3,7 +3,7 @@
 use super::{
     batch::{Batch, CellError},
     insert::{InsertError, Inserter},
-    retrying,
+    retrying_within,
     state::{State, TableStatus},
     table::{Table, VERSION},
     toast::{Resolver, ToastError},
@@ -11,7 +11,10 @@ use super::{
 use crate::{event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
 use bytes::Bytes;
 use clickhouse::Client;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+
+/// How long a delete may take: it rewrites the marks of every part of the table.
+const DELETE_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What every job needs.
 pub struct Shared {
@@ -171,12 +174,14 @@ async fn truncate(shared: &Shared, table: &Table, version: Version) -> Result<()
         quote::clickhouse(&table.spec.target),
         version.0
     );
-    retrying("delete what a TRUNCATE removed", || shared.client.query_raw(&sql).execute()).await?;
+    let delete = || shared.client.query_raw(&sql).execute();
+    retrying_within(DELETE_PATIENCE, "delete what a TRUNCATE removed", delete).await?;
     tracing::info!(table = table.spec.full_name(), "truncated");
     Ok(())
 }
 
 async fn stop(shared: &Shared, table: &Table, reason: String) -> Result<(), Failure> {
+    table.end_copy().await;
     shared.state.update_table(table.spec.oid, |record| record.status = TableStatus::Stopped(reason)).await?;
     Ok(())
 }
@@ -199,6 +204,11 @@ impl From<ToastError> for Failure {
     fn from(error: ToastError) -> Self {
         match error {
             ToastError::ClickHouse(error) => Self::ClickHouse(error),
+            // The same row would be asked for again after every restart.
+            ToastError::Source(error) if error.of_the_row => Self::Table(format!(
+                "a value that the stream leaves out could not be read from PostgreSQL: {}",
+                error.message
+            )),
             ToastError::Source(error) => Self::Source(error),
             ToastError::Cell(error) => Self::cell(&error),
             ToastError::Answer(error) => Self::Bug(error.to_string()),

@@ -26,6 +26,9 @@ use crate::retry::{Backoff, Kind};
 use clickhouse::error::Error;
 use std::{future::Future, time::Duration};
 
+/// How long a statement may go without an answer before it is given up and sent again.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Runs a statement that may be repeated until ClickHouse has answered it, waiting out whatever
 /// is transient for as long as it takes.
 ///
@@ -33,11 +36,21 @@ use std::{future::Future, time::Duration};
 /// What is definite.
 pub async fn retrying<T, F: Future<Output = Result<T, Error>>>(
     doing: &'static str,
+    statement: impl FnMut() -> F,
+) -> Result<T, Error> {
+    retrying_within(PATIENCE, doing, statement).await
+}
+
+/// As [`retrying`], for a statement that may take up to `limit`.
+pub async fn retrying_within<T, F: Future<Output = Result<T, Error>>>(
+    limit: Duration,
+    doing: &'static str,
     mut statement: impl FnMut() -> F,
 ) -> Result<T, Error> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
-        match statement().await {
+        let answer = tokio::time::timeout(limit, statement()).await.unwrap_or(Err(Error::TimedOut));
+        match answer {
             Err(error) if client::kind(&error) == Kind::Transient => {
                 let pause = backoff.next_delay();
                 tracing::warn!(

@@ -249,10 +249,7 @@ impl Sink {
         match Plan::new(&entry.table.spec, relation) {
             Ok(plan) => entry.plan = Some(plan),
             Err(difference) => {
-                let reason = format!(
-                    "its shape has changed since walhouse began to replicate it: {difference}. This version does not \
-                     follow such a change: give the table its old shape back, or replicate it from the beginning"
-                );
+                let reason = shape_changed(&difference);
                 self.seal(relation.oid);
                 let row = self.ledger.row();
                 self.ledger.open(row);
@@ -280,10 +277,10 @@ impl Sink {
                 let Some(entry) = self.tables.get_mut(&change.relation) else { return Ok(()) };
                 match Self::add(entry, &mut self.ledger, &transaction, data, change, at, row) {
                     Ok(_) => Ok(()),
-                    Err(error) => self.refuse(change.relation, row, &error),
+                    Err(error) => self.refuse(change.relation, &error),
                 }
             }
-            Err(error) => self.refuse(change.relation, row, &error),
+            Err(error) => self.refuse(change.relation, &error),
         }
     }
 
@@ -301,7 +298,7 @@ impl Sink {
         let spec = &entry.table.spec;
         let batch = entry.batch.get_or_insert_with(|| {
             ledger.open(row);
-            Batch::new(spec, entry.keyed, row, transaction.time)
+            Batch::new(spec, entry.keyed, entry.table.lookup_bytes(), row, transaction.time)
         });
         // The assembler has checked every tuple of the group.
         let tuple = |span: crate::event::Span| Tuple::parse(span.bytes(data)).map(|(tuple, _)| tuple);
@@ -323,12 +320,14 @@ impl Sink {
     }
 
     /// A value can not be held: the table stops, and this change is the first that it drops.
-    fn refuse(&mut self, oid: u32, row: u64, error: &CellError) -> Result<(), Failure> {
+    fn refuse(&mut self, oid: u32, error: &CellError) -> Result<(), Failure> {
         self.seal(oid);
+        // A number of its own: the change's may be that of the batch which was opened for it.
+        let row = self.ledger.row();
         self.ledger.open(row);
         let reason = format!(
             "a row has a value that ClickHouse can not hold without changing it: {error}. Exclude the table, or correct \
-             the value at the source and replicate the table from the beginning"
+             the value at the source. {ANEW}"
         );
         self.stop(oid, reason, vec![row]);
         Ok(())
@@ -367,10 +366,12 @@ impl Sink {
     fn adopt(&mut self, table: Arc<Table>, from: oneshot::Sender<Lsn>) {
         let oid = table.spec.oid;
         let feed = Feed { from: self.position, floor: Version::COPY };
-        self.tables.insert(oid, Entry::new(table, feed, false));
-        if let Some(relation) = self.announced.get(&oid).cloned() {
-            self.relation(&relation);
-        }
+        let mut entry = Entry::new(table, feed, false);
+        // What was announced may be older than the table's shape: then it is announced anew before
+        // the next row.
+        entry.plan = self.announced.get(&oid).and_then(|relation| Plan::new(&entry.table.spec, relation).ok());
+        let before = self.tables.insert(oid, entry);
+        debug_assert!(before.is_none(), "a table is adopted once in a session");
         // If nobody waits for the answer any more, the adoption is repeated from its beginning.
         let _ = from.send(self.position);
     }
@@ -485,6 +486,18 @@ impl Sink {
         self.shared.status.update(|account| account.lag_seconds = age.as_secs_f64());
     }
 }
+
+/// Why a table stops whose shape is another now.
+pub fn shape_changed(difference: &str) -> String {
+    format!(
+        "its shape has changed since walhouse began to replicate it: {difference}. This version does not follow such a \
+         change. {ANEW}"
+    )
+}
+
+/// What brings a stopped table back in this version.
+pub const ANEW: &str = "To replicate it from the beginning, stop walhouse, delete its row from _tables in ClickHouse, \
+                        and start walhouse";
 
 /// When a batch is to be sent because of its age.
 fn due(limits: &Limits, entry: &Entry, batch: &Batch) -> Option<Instant> {

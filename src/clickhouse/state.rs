@@ -9,7 +9,7 @@
 //! slot's lock writes, so a revision is one more than the last. Writes wait out whatever is
 //! transient: nothing may overtake them.
 
-use super::retrying;
+use super::{insert::QueryIds, retrying};
 use crate::event::{Epoch, Lsn, Version};
 use clickhouse::{Client, Row};
 use serde::Deserialize;
@@ -93,6 +93,8 @@ pub struct ChunkRecord {
 pub struct State {
     client: Client,
     slot: String,
+    /// Of this process's writes, so that a later process can end those without an answer.
+    ids: QueryIds,
     inner: Mutex<Inner>,
 }
 
@@ -100,6 +102,8 @@ pub struct State {
 struct Inner {
     checkpoint: Option<Checkpoint>,
     checkpoint_revision: u64,
+    /// The highest commit of which a row may have been sent.
+    sent: Lsn,
     tables: HashMap<u32, (TableRecord, u64)>,
 }
 
@@ -141,7 +145,7 @@ impl State {
         let row = client
             .query(
                 "SELECT epoch, lsn, ceiling, system_identifier, timeline, publication, revision FROM _checkpoint \
-                 WHERE slot = ? ORDER BY revision DESC LIMIT 1",
+                 WHERE slot = ? ORDER BY revision DESC, lsn DESC LIMIT 1",
             )
             .bind(slot)
             .fetch_optional::<CheckpointRow>()
@@ -173,7 +177,7 @@ impl State {
                 (row.oid, (TableRecord::from(row), revision))
             })
             .collect();
-        Ok(Self { client, slot: slot.to_owned(), inner: Mutex::new(inner) })
+        Ok(Self { client, slot: slot.to_owned(), ids: QueryIds::new(slot, "state"), inner: Mutex::new(inner) })
     }
 
     /// The stored checkpoint, if there is one.
@@ -202,6 +206,7 @@ impl State {
     /// Returns once rows of commits up to `commit` may be sent.
     pub async fn reserve(&self, commit: Lsn) -> Result<(), clickhouse::error::Error> {
         let mut inner = self.inner.lock().await;
+        inner.sent = inner.sent.max(commit);
         let Some(mut checkpoint) = inner.checkpoint.clone() else { return Ok(()) };
         if commit <= checkpoint.ceiling {
             return Ok(());
@@ -210,15 +215,17 @@ impl State {
         self.write_checkpoint(&mut inner, checkpoint).await
     }
 
-    /// After everything that was sent is durable and nothing more will be: the ceiling comes down
-    /// to the checkpoint, so that a planned failover after a graceful stop is no gap.
+    /// When nothing more will be sent: the ceiling comes down to what was, so that a planned failover
+    /// after a graceful stop is no gap.
     pub async fn settle(&self) -> Result<(), clickhouse::error::Error> {
         let mut inner = self.inner.lock().await;
         let Some(mut checkpoint) = inner.checkpoint.clone() else { return Ok(()) };
-        if checkpoint.ceiling == checkpoint.lsn {
+        // Rows of a transaction that the stop cut short were sent, though it does not count.
+        let ceiling = checkpoint.lsn.max(inner.sent);
+        if checkpoint.ceiling <= ceiling {
             return Ok(());
         }
-        checkpoint.ceiling = checkpoint.lsn;
+        checkpoint.ceiling = ceiling;
         self.write_checkpoint(&mut inner, checkpoint).await
     }
 
@@ -241,6 +248,7 @@ impl State {
                 .bind(row.timeline)
                 .bind(&row.publication)
                 .bind(revision)
+                .with_setting("query_id", self.ids.next())
                 .execute()
         })
         .await?;
@@ -272,7 +280,10 @@ impl State {
         change: impl FnOnce(&mut TableRecord) + Send,
     ) -> Result<(), clickhouse::error::Error> {
         let mut inner = self.inner.lock().await;
-        let Some((before, _)) = inner.tables.get(&oid) else { return Ok(()) };
+        let Some((before, _)) = inner.tables.get(&oid) else {
+            // Whatever is done to a table was preceded by storing it.
+            return Err(clickhouse::error::Error::Custom(format!("the table with oid {oid} is not stored")));
+        };
         let mut record = before.clone();
         change(&mut record);
         if record == *before {
@@ -309,6 +320,7 @@ impl State {
                 .bind(&row.membership)
                 .bind(&row.shape)
                 .bind(revision)
+                .with_setting("query_id", self.ids.next())
                 .execute()
         })
         .await?;
@@ -341,6 +353,7 @@ impl State {
                 .bind(chunk.first_block)
                 .bind(chunk.last_block)
                 .bind(chunk.row_count)
+                .with_setting("query_id", self.ids.next())
                 .execute()
         })
         .await

@@ -2,10 +2,10 @@
 //! them are the key, and how a row of the stream is laid out onto them.
 
 use super::{block::ColumnSpec, types::ColumnType};
-use crate::event::{Lsn, Relation, SourceColumn, SourceTable, Version};
+use crate::event::{Lsn, Relation, ReplicaIdentity, SourceColumn, SourceTable, Version};
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicU64, AtomicUsize, Ordering},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -101,6 +101,23 @@ impl TableSpec {
         serde_json::to_string(&self.sources).unwrap_or_default()
     }
 
+    /// How the catalog's present shape differs from this one, in what the stream can not tell: a
+    /// column that was dropped and added again under its name, or another key under FULL.
+    pub fn differs(&self, table: &SourceTable) -> Option<String> {
+        for source in &self.sources {
+            let Some(now) = table.columns.iter().find(|column| column.name == source.name) else {
+                return Some(format!("column {} is gone", source.name));
+            };
+            if now.attnum != source.attnum {
+                return Some(format!("column {} was dropped and added again", source.name));
+            }
+            if now.key_position != source.key_position {
+                return Some("its key is another".to_owned());
+            }
+        }
+        None
+    }
+
     /// `schema.name`, for people and as a metric's label.
     pub fn full_name(&self) -> String {
         format!("{}.{}", self.schema, self.name)
@@ -112,6 +129,10 @@ fn target_name(schema: &str, name: &str) -> String {
     if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") }
 }
 
+/// What a value that is looked up is taken to be before one was seen. Large, because a batch is
+/// sized by it: the first one is then small instead of beyond the budget.
+const FIRST_LOOKUP_BYTES: usize = 64 * 1024;
+
 /// A replicated table while the daemon runs.
 #[derive(Debug)]
 pub struct Table {
@@ -120,6 +141,7 @@ pub struct Table {
     /// The UUID of its target.
     pub uuid: String,
     read_until: AtomicU64,
+    lookup_bytes: AtomicUsize,
     copy_over: CancellationToken,
     copy_writers: watch::Sender<usize>,
 }
@@ -131,6 +153,7 @@ impl Table {
             spec,
             uuid,
             read_until: AtomicU64::new(read_until.0),
+            lookup_bytes: AtomicUsize::new(FIRST_LOOKUP_BYTES),
             copy_over: CancellationToken::new(),
             copy_writers: watch::Sender::new(0),
         })
@@ -145,6 +168,17 @@ impl Table {
     /// Notes that rows were read from PostgreSQL at `position`; to be stored before they land.
     pub fn note_read(&self, position: Lsn) {
         self.read_until.fetch_max(position.0, Ordering::SeqCst);
+    }
+
+    /// What the values that a waiting row lacks take, in bytes, as far as lookups have shown.
+    pub fn lookup_bytes(&self) -> usize {
+        self.lookup_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes what such values took on average. A rise counts at once, a fall by and by.
+    pub fn note_lookup(&self, bytes: usize) {
+        let before = self.lookup_bytes();
+        self.lookup_bytes.store(bytes.max((before * 3 + bytes) / 4), Ordering::Relaxed);
     }
 
     /// Called by the copy before it writes: `None` if it must not, because a TRUNCATE has made it
@@ -212,6 +246,18 @@ impl Plan {
         }
         if let Some(missing) = (0..spec.sources.len()).find(|index| !columns.contains(index)) {
             return Err(format!("column {} is gone", spec.sources[missing].name));
+        }
+        // Under FULL every column counts as one of the identity; then the catalog is looked at.
+        if relation.identity != ReplicaIdentity::Full {
+            let identity =
+                relation.columns.iter().zip(&columns).filter(|(column, _)| column.key).map(|(_, &index)| index);
+            let mut identity: Vec<usize> = identity.collect();
+            let mut key = spec.key.clone();
+            identity.sort_unstable();
+            key.sort_unstable();
+            if identity != key {
+                return Err("its replica identity is another".to_owned());
+            }
         }
         let place = |index: &usize| columns.iter().position(|column| column == index);
         let key = spec.key.iter().map(place).collect::<Option<_>>().ok_or("a column of the key is gone")?;

@@ -35,8 +35,10 @@ use crate::{
 use clickhouse::Client;
 use std::{collections::BTreeSet, fmt::Write, ops::Range, sync::Arc};
 
-/// Rows that wait are looked up this many at once. Each asks two questions.
-const SLICE: usize = 256;
+/// Rows that wait are looked up this many at once, at most. Each asks two questions.
+const MAX_SLICE: usize = 256;
+/// What one lookup is expected to bring back, in bytes, at most.
+const SLICE_BYTES: usize = 4 * 1024 * 1024;
 
 /// A value could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +83,12 @@ impl Resolver<'_> {
         let waiting = std::mem::take(&mut batch.waiting);
         let mut rows: Vec<Option<usize>> = Vec::with_capacity(waiting.len());
         let before_read = self.table.read_until();
-        for start in (0..waiting.len()).step_by(SLICE) {
-            let range = start..waiting.len().min(start + SLICE);
+        let mut start = 0;
+        while start < waiting.len() {
+            let slice = (SLICE_BYTES / self.table.lookup_bytes().max(1)).clamp(1, MAX_SLICE);
+            let range = start..waiting.len().min(start + slice);
+            start = range.end;
+            let before = batch.block.bytes();
             let found = self.look_up(batch, &waiting, range.clone()).await?;
             for index in range.clone() {
                 let row = &waiting[index];
@@ -90,6 +96,7 @@ impl Resolver<'_> {
                 let row_number = self.complete(batch, row, place, &found).await?;
                 rows.push(row_number);
             }
+            self.table.note_lookup(batch.block.bytes().saturating_sub(before) / range.len());
         }
         if self.table.read_until() > before_read {
             let position = self.table.read_until();
@@ -206,7 +213,9 @@ impl Resolver<'_> {
         }
         let sql = self.sql(&questions, &found.columns);
         let answer = retrying("look up unchanged TOAST", || async {
-            let mut cursor = self.client.query_raw(&sql).fetch_bytes("RowBinary")?;
+            // Not in the statement itself: there they come too late for its own parsing.
+            let query = self.client.query_raw(&sql).with_setting("max_query_size", "1073741824");
+            let mut cursor = query.with_setting("max_ast_elements", "1000000").fetch_bytes("RowBinary")?;
             cursor.collect().await
         });
         read_answer(&answer.await?, &mut found).map_err(ToastError::Answer)?;
@@ -246,8 +255,7 @@ impl Resolver<'_> {
              argMax(tuple({}), t.{VERSION}) AS found FROM {target} AS t INNER JOIN q ON {} \
              WHERE ({keys}) IN (SELECT {asked} FROM q) \
              AND if(q.{IS_DELETED} = 1, t.{VERSION} = q.{VERSION}, t.{VERSION} < q.{VERSION}) \
-             GROUP BY n, exactly ORDER BY n, exactly DESC \
-             SETTINGS max_query_size = 1073741824, max_ast_elements = 1000000",
+             GROUP BY n, exactly ORDER BY n, exactly DESC",
             wanted.join(", "),
             same.join(" AND "),
         )

@@ -9,7 +9,7 @@ use crate::{
     clickhouse::{
         client, ddl,
         insert::{Inserter, QueryIds, kill_leftovers},
-        job::Shared,
+        job::{Failure, Shared},
         sink::{Limits, Sink},
         state::{Checkpoint, State},
     },
@@ -290,11 +290,17 @@ async fn stream(
     let mut monitor = Task::spawn("monitor", monitor(Arc::clone(config), Arc::clone(status), watched));
 
     tokio::select! {
-        ended = streaming.run(stop) => match ended {
-            // The lane's own error says more than that the lane has gone.
-            Err(error) if sink.is_finished() => return Err(sink.join().await.err().unwrap_or_else(|| error.into())),
-            ended => ended?,
-        },
+        ended = streaming.run(stop) => {
+            if let Err(error) = ended {
+                // What ended a lane says more than that it has gone.
+                for task in [&mut sink, &mut checkpoints] {
+                    if task.is_finished() {
+                        task.join().await?;
+                    }
+                }
+                return Err(error.into());
+            }
+        }
         ended = sink.join() => return Err(ended.err().unwrap_or(SessionError::Panic("sink"))),
         ended = checkpoints.join() => return Err(ended.err().unwrap_or(SessionError::Panic("checkpoint"))),
         ended = tables.join() => return Err(ended.err().unwrap_or(SessionError::Panic("tables"))),
@@ -329,8 +335,17 @@ fn compression(url: &str) -> Compression {
     if local { Compression::None } else { Compression::Lz4 }
 }
 
-/// Measures the lag.
-async fn monitor(config: Arc<Config>, status: Arc<Status>, stored: watch::Receiver<Lsn>) -> Result<(), SessionError> {
+/// Measures the lag. It is of no use to anybody but people, so it never ends a session.
+async fn monitor(config: Arc<Config>, status: Arc<Status>, stored: watch::Receiver<Lsn>) -> Result<(), Failure> {
+    loop {
+        if let Err(error) = measure(&config, &status, &stored).await {
+            tracing::debug!(%error, "the lag can not be measured");
+        }
+        tokio::time::sleep(MONITOR_INTERVAL * 5).await;
+    }
+}
+
+async fn measure(config: &Config, status: &Status, stored: &watch::Receiver<Lsn>) -> Result<(), sql::SqlError> {
     let client = sql::connect(&config.source, "walhouse monitor").await?;
     let mut tick = tokio::time::interval(MONITOR_INTERVAL);
     loop {

@@ -2,16 +2,16 @@
 //! have to stop.
 //!
 //! The catalog is looked at every few seconds, so a table that newly matches is adopted without a
-//! restart. To adopt a table is, in this order: create its target; have the lane feed it, which
-//! says from where on; store both; add the table to the publication; copy it. A crash in between
-//! leaves a target that nothing refers to, and the adoption begins anew.
+//! restart. To adopt a table is, in this order: add it to the publication; create its target; store
+//! it; have the lane feed it, which says from where on; store that; copy it. A crash in between
+//! leaves a target without a feed, and the adoption begins anew.
 
 use super::SessionError;
 use crate::{
     clickhouse::{
         ddl,
         job::{Failure, Shared},
-        sink::Command,
+        sink::{ANEW, Command, shape_changed},
         state::{TableRecord, TableStatus},
         table::{Feed, Table, TableSpec},
     },
@@ -58,7 +58,7 @@ pub(super) async fn known(
         let mut stopped = matches!(record.status, TableStatus::Stopped(_));
         let reason = match present.get(oid) {
             None => Some("it is gone, or does not match source.tables any more".to_owned()),
-            Some(_) => missed(&record, memberships.get(oid)),
+            Some(now) => missed(&record, memberships.get(oid)).or_else(|| spec.differs(now)),
         };
         let replaced = ddl::uuid(&shared.client, target).await?.as_deref() != Some(record.uuid.as_str());
         let reason =
@@ -74,10 +74,6 @@ pub(super) async fn known(
     }
     Ok(known)
 }
-
-/// What brings a stopped table back in this version.
-const ANEW: &str = "To replicate it from the beginning, stop walhouse, delete its row from _tables in ClickHouse, and \
-                    start walhouse";
 
 /// An adoption that did not get as far as the publication is repeated.
 fn is_adopted(record: &TableRecord) -> bool {
@@ -104,8 +100,10 @@ pub(super) struct Tables {
     commands: mpsc::Sender<Command>,
     status: Arc<Status>,
     copies: JoinSet<(u32, Result<(), CopyError>)>,
-    /// Known tables whose copy has not been taken up in this session.
-    uncopied: HashMap<u32, Arc<Table>>,
+    /// The tables that are fed.
+    tables: HashMap<u32, Arc<Table>>,
+    /// Those whose copy runs, or needs not be taken up again.
+    copying: HashSet<u32>,
     /// Tables whose adoption could not be completed yet.
     pending: HashSet<u32>,
     /// What was said of tables that are left out.
@@ -130,7 +128,8 @@ impl Tables {
             commands,
             status,
             copies: JoinSet::new(),
-            uncopied: known.iter().map(|(table, ..)| (table.spec.oid, Arc::clone(table))).collect(),
+            tables: known.iter().map(|(table, ..)| (table.spec.oid, Arc::clone(table))).collect(),
+            copying: HashSet::new(),
             pending: HashSet::new(),
             said: HashSet::new(),
         }
@@ -165,8 +164,11 @@ impl Tables {
             match record {
                 Some(record) if matches!(record.status, TableStatus::Stopped(_)) => {}
                 Some(record) => {
+                    let differs = self.tables.get(&table.oid).and_then(|known| known.spec.differs(&table));
                     if let Some(reason) = missed(&record, memberships.get(&table.oid)) {
                         self.stop(table.oid, format!("{reason}. {ANEW}")).await;
+                    } else if let Some(difference) = differs {
+                        self.stop(table.oid, shape_changed(&difference)).await;
                     } else if record.status == TableStatus::Copying {
                         self.resume(&table);
                     }
@@ -200,12 +202,17 @@ impl Tables {
         if let Some(reason) = self.clash(&spec).await? {
             return Ok(Err(reason));
         }
+        let membership = match membership {
+            Some(membership) => membership.clone(),
+            None => match self.publish(control, source).await? {
+                Ok(membership) => membership,
+                Err(reason) => return Ok(Err(reason)),
+            },
+        };
         let uuid = ddl::create(&self.shared.client, &spec).await?;
         let table = Table::new(spec, uuid.clone(), Lsn::ZERO);
-        let (from, fed_from) = oneshot::channel();
-        let lane_gone = |_| SessionError::Lane(Failure::LockLost);
-        self.commands.send(Command::Adopt(Arc::clone(&table), from)).await.map_err(|_| lane_gone(()))?;
-        let fed_from = fed_from.await.map_err(|_| lane_gone(()))?;
+        // Stored before it is fed, so that whatever happens to it then, a stop above all, finds it;
+        // without a membership, so that a crash in between repeats the adoption.
         let record = TableRecord {
             oid: source.oid,
             schema: source.schema.clone(),
@@ -213,32 +220,48 @@ impl Tables {
             target: table.spec.target.clone(),
             uuid,
             status: TableStatus::Copying,
-            fed_from,
+            fed_from: Lsn::ZERO,
             read_until: Lsn::ZERO,
             floor: Version::COPY,
-            membership: membership.map(|membership| membership.identity.clone()).unwrap_or_default(),
+            membership: String::new(),
             shape: table.spec.shape(),
         };
         self.shared.state.put_table(record).await?;
-        if membership.is_none() {
-            match slot::add_to_publication(control, &self.source.publication, &source.quoted()).await {
-                Ok(true) => {}
-                Ok(false) => {
-                    self.pending.insert(source.oid);
-                    let why = "a transaction that writes it keeps it from being added to the publication; trying again";
-                    return Ok(Err(why.to_owned()));
-                }
-                Err(error) if error.kind() == Kind::Transient => return Err(error.into()),
-                Err(error) => return Ok(Err(error.to_string())),
-            }
-            self.pending.remove(&source.oid);
-            let identity = slot::memberships(control, &self.publication).await?.remove(&source.oid);
-            let identity = identity.map(|membership| membership.identity).unwrap_or_default();
-            self.shared.state.update_table(source.oid, |record| record.membership = identity).await?;
-        }
+        let (from, fed_from) = oneshot::channel();
+        let lane_gone = || SessionError::Lane(Failure::LockLost);
+        self.commands.send(Command::Adopt(Arc::clone(&table), from)).await.map_err(|_| lane_gone())?;
+        let fed_from = fed_from.await.map_err(|_| lane_gone())?;
+        let adopted = |record: &mut TableRecord| {
+            record.fed_from = fed_from;
+            record.membership = membership.identity;
+        };
+        self.shared.state.update_table(source.oid, adopted).await?;
         tracing::info!(table = source.full_name(), target_table = table.spec.target, "table adopted");
+        self.tables.insert(source.oid, Arc::clone(&table));
         self.spawn_copy(source.clone(), table);
         Ok(Ok(()))
+    }
+
+    /// Adds a table to the publication; the inner error says why it is left out. What commits between
+    /// this and the beginning of its feed is not fed, and is visible to the copy.
+    async fn publish(
+        &mut self,
+        control: &Client,
+        source: &SourceTable,
+    ) -> Result<Result<Membership, String>, SessionError> {
+        match slot::add_to_publication(control, &self.source.publication, &source.quoted()).await {
+            Ok(true) => {}
+            Ok(false) => {
+                self.pending.insert(source.oid);
+                let why = "a transaction that writes it keeps it from being added to the publication; trying again";
+                return Ok(Err(why.to_owned()));
+            }
+            Err(error) if error.kind() == Kind::Transient => return Err(error.into()),
+            Err(error) => return Ok(Err(error.to_string())),
+        }
+        self.pending.remove(&source.oid);
+        let membership = slot::memberships(control, &self.publication).await?.remove(&source.oid);
+        Ok(membership.ok_or_else(|| "it left the publication as soon as it was added".to_owned()))
     }
 
     /// Why the target's name can not be used.
@@ -254,17 +277,20 @@ impl Tables {
                 )));
             }
         }
-        Ok(ddl::taken(&self.shared.client, &self.source.slot, &spec.target).await?)
+        Ok(ddl::taken(&self.shared.client, &self.source.slot, spec).await?)
     }
 
     /// Goes on with a copy that an earlier session began.
     fn resume(&mut self, source: &SourceTable) {
-        if let Some(table) = self.uncopied.remove(&source.oid) {
+        if !self.copying.contains(&source.oid)
+            && let Some(table) = self.tables.get(&source.oid).cloned()
+        {
             self.spawn_copy(source.clone(), table);
         }
     }
 
     fn spawn_copy(&mut self, source: SourceTable, table: Arc<Table>) {
+        self.copying.insert(source.oid);
         let copier = Arc::clone(&self.copier);
         self.copies.spawn(async move { (source.oid, copier.copy(&source, &table).await) });
     }
@@ -273,7 +299,9 @@ impl Tables {
         let reason = match outcome {
             Ok(()) => return Ok(()),
             Err(CopyError::Sql(error)) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
-                tracing::warn!(oid, "a table was dropped while it was copied");
+                // The table, or only a partition of it: the next look at the catalog tells, and goes on.
+                tracing::warn!(oid, "a table, or a partition of it, was dropped while it was copied");
+                self.copying.remove(&oid);
                 return Ok(());
             }
             Err(CopyError::Sql(error)) if error.kind() == Kind::Definite => error.to_string(),

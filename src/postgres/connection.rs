@@ -46,9 +46,6 @@ pub enum ConnectionError {
         /// What the system said.
         source: io::Error,
     },
-    /// A name that does not resolve.
-    #[error("the host {0:?} of source.url does not resolve: check its spelling and the name server")]
-    UnknownHost(String),
     /// TLS is not there yet.
     #[error(
         "{0} is not a loopback address, and this version has no TLS towards PostgreSQL: it refuses to send data over a \
@@ -361,14 +358,15 @@ async fn open(config: &tokio_postgres::Config) -> Result<(Box<dyn Transport>, St
             },
         }
     }
-    Err(failure.unwrap_or(ConnectionError::UnknownHost(String::new())))
+    Err(failure.unwrap_or(ConnectionError::Protocol("source.url names no host")))
 }
 
 async fn open_tcp(name: &str, port: u16) -> Result<(TcpStream, String), ConnectionError> {
     let endpoint = format!("{name}:{port}");
-    let found = tokio::net::lookup_host((name, port)).await;
-    let mut failure = ConnectionError::UnknownHost(name.to_owned());
-    for address in found.map_err(|_| ConnectionError::UnknownHost(name.to_owned()))? {
+    let io = |source| ConnectionError::Io { endpoint: endpoint.clone(), source };
+    let mut failure = io(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    // Whether the name is wrong was found out by the session that came before this one.
+    for address in tokio::net::lookup_host((name, port)).await.map_err(io)? {
         if !address.ip().is_loopback() {
             failure = ConnectionError::NotLoopback(address);
             continue;
@@ -397,6 +395,8 @@ fn server_error(doing: &'static str, mut fields: ErrorFields<'_>) -> ConnectionE
             _ => {}
         }
     }
+    // What is wrong with a value may quote it.
+    let message = if code.starts_with("22") { "an error in a value".to_owned() } else { message };
     ConnectionError::Server { doing, code, message }
 }
 

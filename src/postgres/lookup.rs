@@ -11,6 +11,7 @@ use crate::{
     event::Lsn,
     lane::{RowAnswer, RowError, RowRequest, RowSource},
     quote,
+    retry::Kind,
 };
 use futures_util::future::BoxFuture;
 use std::time::Duration;
@@ -32,36 +33,45 @@ impl Lookup {
         Self { config, session: Mutex::new(None) }
     }
 
-    async fn read(&self, request: &RowRequest) -> Result<RowAnswer, SqlError> {
+    async fn open(&self) -> Result<Client, SqlError> {
+        let client = sql::connect(&self.config, "walhouse lookup").await?;
+        // Rows that a policy hides would look deleted; with this it is an error.
+        client.batch_execute("SET row_security = off").await?;
+        Ok(client)
+    }
+
+    async fn read(&self, request: &RowRequest) -> Result<RowAnswer, RowError> {
+        let failed = |of_the_row| {
+            move |error: SqlError| RowError {
+                kind: error.kind(),
+                of_the_row: of_the_row && error.kind() == Kind::Definite,
+                message: error.to_string(),
+            }
+        };
         let mut session = self.session.lock().await;
         let client = match session.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
-            None => {
-                let client = sql::connect(&self.config, "walhouse lookup").await?;
-                // Rows that a policy hides would look deleted; with this it is an error.
-                client.batch_execute("SET row_security = off").await?;
-                client
-            }
+            None => self.open().await.map_err(failed(false))?,
         };
-        let select = statement(&client, request).await?;
-        let answer = loop {
-            if let Some(answer) = once(&client, request, &select).await? {
-                break answer;
-            }
-            tokio::time::sleep(PAUSE).await;
-        };
+        let answer = answer(&client, request).await.map_err(failed(true))?;
         // Only a session without an open transaction is kept.
         *session = Some(client);
         Ok(answer)
     }
 }
 
+async fn answer(client: &Client, request: &RowRequest) -> Result<RowAnswer, SqlError> {
+    let select = statement(client, request).await?;
+    loop {
+        if let Some(answer) = once(client, request, &select).await? {
+            return Ok(answer);
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
 impl RowSource for Lookup {
     fn current(&self, request: RowRequest) -> BoxFuture<'_, Result<RowAnswer, RowError>> {
-        Box::pin(async move {
-            let answer = self.read(&request).await;
-            answer.map_err(|error| RowError { kind: error.kind(), message: error.to_string() })
-        })
+        Box::pin(async move { self.read(&request).await })
     }
 }
 

@@ -130,9 +130,14 @@ pub async fn open(client: &Client, leaf: &Leaf, columns: &[String], first: u32, 
         ))
         .await?;
     let row = client
-        .query_one("SELECT coalesce(pg_relation_filenode($1::oid), 0), pg_current_wal_insert_lsn()::text", &[&leaf.oid])
+        .query_one(
+            "SELECT coalesce(pg_relation_filenode($1::oid), 0), pg_current_wal_insert_lsn()::text, \
+             coalesce(to_regclass($2)::oid = $1::oid, false)",
+            &[&leaf.oid, &leaf.quoted],
+        )
         .await?;
-    if row.try_get::<_, u32>(0)? != leaf.filenode {
+    // The lock went to whatever has the name now: after a rename that may be another table.
+    if row.try_get::<_, u32>(0)? != leaf.filenode || !row.try_get::<_, bool>(2)? {
         return Ok(Opened::Rewritten);
     }
     let position: &str = row.try_get(1)?;

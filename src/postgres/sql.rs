@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// What every session sets, wherever it comes from: also the replication connection.
-pub const PINNED: [(&str, &str); 11] = [
+pub const PINNED: [(&str, &str); 12] = [
     ("search_path", "pg_catalog"),
     ("DateStyle", "ISO,MDY"),
     ("IntervalStyle", "postgres"),
@@ -24,6 +24,8 @@ pub const PINNED: [(&str, &str); 11] = [
     ("extra_float_digits", "3"),
     ("lc_monetary", "C"),
     ("client_encoding", "UTF8"),
+    // How our own literals are read.
+    ("standard_conforming_strings", "on"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("lock_timeout", "0"),

@@ -3,12 +3,15 @@
 //! `support` starts the servers, one pair for the whole run, and holds the oracle that compares the two sides. Each test
 //! has a database of its own on both, so all of them run at once.
 
+// A test that can not go on has failed.
+#![allow(clippy::unwrap_used)]
+
 mod commands;
-mod operations;
-mod privileges;
 mod crash;
 mod gap;
+mod operations;
 mod outage;
+mod privileges;
 mod rules;
 mod servers;
 mod support;
