@@ -30,11 +30,11 @@ async fn stopped(db: &TestDb) -> Daemon {
     daemon
 }
 
-/// All that ClickHouse holds of this database, with every revision of the state.
+/// All that ClickHouse holds of this database, merged or not.
 async fn everything(db: &TestDb) -> String {
     let mut all = String::new();
     for table in ["a", "b", "_checkpoint", "_tables", "_chunks"] {
-        all += &db.ch.query(&format!("SELECT '{table}', * FROM {table} ORDER BY ALL")).await;
+        all += &db.ch.query(&format!("SELECT '{table}', * FROM {table} FINAL ORDER BY ALL")).await;
         all += "\n";
     }
     all
