@@ -13,7 +13,7 @@ use rand::seq::IndexedRandom;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 
-use crate::support::{Daemon, Past, Pg, TestDb, assert_equal, seeded_rng, settled, stopped};
+use crate::support::{Daemon, Past, Pg, TestDb, assert_settled_equal, seeded_rng};
 
 const SESSIONS: usize = 5;
 /// Histories, one after the other, and the statements of each. They are short, because a later change of a key hides
@@ -198,7 +198,7 @@ async fn concurrent_transactions_end_equal_and_do_so_again_when_replayed() {
     let mut positions = Vec::new();
     for number in 0..HISTORIES {
         history(&db, &mut rng, &mut sessions, number).await;
-        assert_both_equal(&db).await;
+        assert_settled_equal(&db, &TABLES).await;
         positions.push(db.pg.value("SELECT pg_current_wal_lsn()").await);
     }
     let position = positions.choose(&mut rng).expect("there are positions");
@@ -213,16 +213,8 @@ async fn concurrent_transactions_end_equal_and_do_so_again_when_replayed() {
         db.ch.query(&format!("OPTIMIZE TABLE {merged} FINAL")).await;
         past.restore(&db, from).await;
         daemon.start();
-        assert_both_equal(&db).await;
+        assert_settled_equal(&db, &TABLES).await;
     }
     drop(daemon);
     db.cleanup().await;
-}
-
-async fn assert_both_equal(db: &TestDb) {
-    settled(db).await;
-    assert_eq!(stopped(db).await.as_deref(), Ok(""), "no table has a reason to stop");
-    for table in TABLES {
-        assert_equal(db, table).await;
-    }
 }

@@ -28,7 +28,7 @@ pub(crate) use equal::{assert_equal, assert_equal_within, difference};
 pub(crate) use http::{Response, get};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
 pub(crate) use process::free_port;
-pub(crate) use stream::{FrozenStream, Past, settled, stopped};
+pub(crate) use stream::{FrozenStream, Past, assert_settled_equal, settled, stopped};
 
 /// Tries until `attempt` succeeds, and fails the test with its last error once `timeout` has passed.
 pub(crate) async fn eventually<T>(timeout: Duration, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
