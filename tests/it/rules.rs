@@ -1,6 +1,7 @@
 //! Rules that were found by experiment: each test fails when its rule is taken away.
 
 mod copy;
+mod history;
 mod order;
 mod target;
 mod toast;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use crate::support::{TestDb, eventually, stopped};
+use crate::support::{TestDb, eventually};
 
 /// Runs statements on a session of its own.
 async fn run(session: &Client, sql: &str) {
@@ -25,10 +26,6 @@ async fn stop_reason(db: &TestDb, table: &str) -> String {
         reason => Ok(reason),
     })
     .await
-}
-
-async fn assert_none_stopped(db: &TestDb) {
-    assert_eq!(stopped(db).await.as_deref(), Ok(""), "no table has a reason to stop");
 }
 
 /// Waits until `_tables` says so.

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{assert_none_stopped, publish_all, run, stop_reason, wait_for_queue, wait_for_status};
+use super::{publish_all, run, stop_reason, wait_for_queue, wait_for_status};
 use crate::support::{
-    ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, TestDb, assert_equal, eventually, settled,
+    ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, TestDb, assert_equal, assert_settled_equal,
+    eventually, settled,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,8 +45,7 @@ async fn the_copy_waits_for_a_commit_that_the_slot_has_passed_and_nobody_sees_ye
     db.pg.query("SELECT pg_reload_conf()").await;
     commit.await.unwrap().unwrap();
     daemon.wait_ready().await;
-    settled(&db).await;
-    assert_equal(&db, "t").await;
+    assert_settled_equal(&db, &["t"]).await;
     drop(daemon);
     db.cleanup().await;
 }
@@ -86,9 +86,7 @@ async fn between_chunks(label: &str, statement: &'static str) {
     db.pg.execute("INSERT INTO t VALUES (1, 'after'); UPDATE t SET v = 'updated' WHERE id = 9000").await;
     wait_for_status(&db, "t", "streaming").await;
     daemon.wait_ready().await;
-    settled(&db).await;
-    assert_none_stopped(&db).await;
-    assert_equal(&db, "t").await;
+    assert_settled_equal(&db, &["t"]).await;
     drop(daemon);
     db.cleanup().await;
 }

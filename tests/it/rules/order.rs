@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{assert_none_stopped, run};
-use crate::support::{Daemon, TestDb, assert_equal, eventually, settled};
+use super::run;
+use crate::support::{Daemon, TestDb, assert_settled_equal, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_insert_that_waited_for_a_delete_of_its_key_is_the_later_change() {
@@ -23,9 +23,8 @@ async fn an_insert_that_waited_for_a_delete_of_its_key_is_the_later_change() {
     .await;
     run(&first, "DELETE FROM t WHERE id = 1; COMMIT").await;
     waiting.await.unwrap().unwrap();
-    settled(&db).await;
     assert_eq!(db.pg.value("SELECT v FROM t").await, "second");
-    assert_equal(&db, "t").await;
+    assert_settled_equal(&db, &["t"]).await;
     drop(daemon);
     db.cleanup().await;
 }
@@ -46,10 +45,7 @@ async fn keys_that_clickhouse_holds_equal_are_no_key_change() {
     // The key column is toasted and left alone: a marker in the new row, a value in the old key.
     db.pg.execute("UPDATE wide SET n = 1").await;
     db.pg.execute("UPDATE wide SET sub = 2; UPDATE wide SET n = 2; UPDATE wide SET sub = 3, n = 3").await;
-    settled(&db).await;
-    assert_none_stopped(&db).await;
-    assert_equal(&db, "t").await;
-    assert_equal(&db, "wide").await;
+    assert_settled_equal(&db, &["t", "wide"]).await;
     assert_eq!(db.ch.query("SELECT count() FROM t WHERE _is_deleted").await, "0", "a tombstone of the row's own key");
     drop(daemon);
     db.cleanup().await;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::{assert_none_stopped, publish_all, run, wait_for_status};
-use crate::support::{Daemon, FrozenStream, Past, TestDb, assert_equal, eventually, settled};
+use super::{publish_all, run, wait_for_status};
+use crate::support::{Daemon, FrozenStream, Past, TestDb, assert_settled_equal, eventually, settled};
 
 /// Creates a table with two columns whose values are toasted from some 2 kB on, and not compressed.
 async fn create(db: &TestDb, table: &str) {
@@ -24,14 +24,6 @@ fn insert(table: &str, id: u32, a: &str, b: &str) -> String {
 /// How many values came from `place` since the daemon's start.
 async fn lookups(daemon: &Daemon, place: &str) -> f64 {
     daemon.metric("walhouse_toast_lookups_total", place).await
-}
-
-async fn assert_all_equal(db: &TestDb, tables: &[&str]) {
-    settled(db).await;
-    assert_none_stopped(db).await;
-    for table in tables {
-        assert_equal(db, table).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,13 +49,13 @@ async fn an_unchanged_value_comes_from_the_batch_then_from_clickhouse() {
             big("a3")
         );
         db.pg.execute(&format!("BEGIN; {first}; {second}; {updates}; COMMIT")).await;
-        assert_all_equal(&db, &[table]).await;
+        assert_settled_equal(&db, &[table]).await;
         assert_eq!(lookups(&daemon, "batch").await, 6.0, "resolved inside the batch, all of t");
         assert_eq!(lookups(&daemon, "clickhouse").await, found, "ClickHouse was asked for what the batch had");
         // Each in a batch of its own.
         for sql in [format!("UPDATE {table} SET n = 4"), format!("UPDATE {table} SET a = 'short' WHERE id = 1")] {
             db.pg.execute(&sql).await;
-            assert_all_equal(&db, &[table]).await;
+            assert_settled_equal(&db, &[table]).await;
         }
         // An old tuple that is whole needs no lookup.
         let expected = if table == "t" { found + 4.0 } else { found };
@@ -104,7 +96,7 @@ async fn a_key_change_carries_an_unchanged_value_along() {
         db.pg.execute(&step).await;
         settled(&db).await;
     }
-    assert_all_equal(&db, &["t", "u"]).await;
+    assert_settled_equal(&db, &["t", "u"]).await;
     assert_eq!(lookups(&daemon, "postgres").await, 0.0, "PostgreSQL was asked for what was known");
     drop(daemon);
     db.cleanup().await;
@@ -133,7 +125,7 @@ async fn a_replayed_update_finds_its_own_row_or_the_one_before_it_never_a_later_
         db.pg.execute(&insert(table, 1, "late a", "late b")).await;
         settled(&db).await;
     }
-    assert_all_equal(&db, &["t", "lost", "merged"]).await;
+    assert_settled_equal(&db, &["t", "lost", "merged"]).await;
     for round in 0..2 {
         daemon.sigterm(Duration::from_secs(20)).await;
         // As if the key change had not landed, and what came after it had.
@@ -141,7 +133,7 @@ async fn a_replayed_update_finds_its_own_row_or_the_one_before_it_never_a_later_
         db.ch.query("OPTIMIZE TABLE merged FINAL").await;
         past.restore(&db, Some(&position)).await;
         daemon.start();
-        assert_all_equal(&db, &["t", "lost", "merged"]).await;
+        assert_settled_equal(&db, &["t", "lost", "merged"]).await;
         assert_eq!(
             lookups(&daemon, "postgres").await,
             0.0,
@@ -155,7 +147,7 @@ async fn a_replayed_update_finds_its_own_row_or_the_one_before_it_never_a_later_
     }
     past.restore(&db, None).await;
     daemon.start();
-    assert_all_equal(&db, &["t", "lost", "merged"]).await;
+    assert_settled_equal(&db, &["t", "lost", "merged"]).await;
     drop(daemon);
     db.cleanup().await;
 }
@@ -193,7 +185,7 @@ async fn copied_from_the_future(label: &str, tables: &[&str], earlier: &[String]
     if kill {
         daemon.start();
     }
-    assert_all_equal(&db, tables).await;
+    assert_settled_equal(&db, tables).await;
     drop(daemon);
     db.cleanup().await;
 }
@@ -265,7 +257,7 @@ async fn a_value_read_from_postgres_is_remembered_over_a_crash() {
     .await;
     daemon.kill9();
     daemon.start();
-    assert_all_equal(&db, &["t", "u"]).await;
+    assert_settled_equal(&db, &["t", "u"]).await;
     drop(daemon);
     db.cleanup().await;
 }

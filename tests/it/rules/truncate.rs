@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::assert_none_stopped;
-use crate::support::{Daemon, Past, TestDb, assert_equal, settled};
+use crate::support::{Daemon, Past, TestDb, assert_settled_equal, settled};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_truncate_takes_the_rows_before_it_and_leaves_those_after_it() {
@@ -23,17 +22,12 @@ async fn a_truncate_takes_the_rows_before_it_and_leaves_those_after_it() {
     db.pg
         .execute("BEGIN; INSERT INTO t VALUES (7, 'before'); TRUNCATE t, u; INSERT INTO t VALUES (8, 'after'); COMMIT")
         .await;
-    settled(&db).await;
-    assert_equal(&db, "t").await;
+    assert_settled_equal(&db, &["t"]).await;
     db.pg.execute("INSERT INTO t VALUES (1, 'again'), (2, 'again'); INSERT INTO u VALUES (1, 'u')").await;
     db.pg.execute("TRUNCATE t").await;
     settled(&db).await;
     db.pg.execute("INSERT INTO t VALUES (1, 'last')").await;
-    settled(&db).await;
-    for table in ["t", "u"] {
-        assert_equal(&db, table).await;
-    }
-    assert_none_stopped(&db).await;
+    assert_settled_equal(&db, &["t", "u"]).await;
     drop(daemon);
     db.cleanup().await;
 }
@@ -51,8 +45,7 @@ async fn a_replayed_truncate_leaves_newer_rows_in_place() {
     // What keeps the replay busy between the TRUNCATE and the newer row.
     db.pg.execute("INSERT INTO u SELECT generate_series(1, 60000)").await;
     db.pg.execute("INSERT INTO t VALUES (2, 'new'), (3, 'new')").await;
-    settled(&db).await;
-    assert_equal(&db, "t").await;
+    assert_settled_equal(&db, &["t"]).await;
     for _ in 0..2 {
         daemon.sigterm(Duration::from_secs(20)).await;
         past.restore(&db, None).await;
@@ -67,10 +60,8 @@ async fn a_replayed_truncate_leaves_newer_rows_in_place() {
                 }
             }
         }
-        assert_equal(&db, "t").await;
-        assert_equal(&db, "u").await;
+        assert_settled_equal(&db, &["t", "u"]).await;
     }
-    assert_none_stopped(&db).await;
     drop(daemon);
     db.cleanup().await;
 }

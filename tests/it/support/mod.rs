@@ -31,7 +31,7 @@ pub(crate) use http::{Response, get};
 pub(crate) use load::{LOAD_TABLES, Load};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
 pub(crate) use process::{free_port, signal};
-pub(crate) use stream::{FrozenStream, Past, settled, stopped};
+pub(crate) use stream::{FrozenStream, Past, assert_settled_equal, settled, stopped};
 pub(crate) use watch::{Watch, confirmed, stored};
 
 /// Tries until `attempt` succeeds, and fails the test with its last error once `timeout` has passed.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::database::TestDb;
+use super::equal::assert_equal_within;
 use super::eventually;
 use super::process::signal;
 
@@ -20,6 +21,16 @@ pub(crate) async fn settled(db: &TestDb) {
         row => Err(format!("the slot stands at {row:?}, not at {position}; stopped tables: {}", stopped(db).await?)),
     })
     .await;
+}
+
+/// Waits until walhouse has taken in everything that was committed before, and fails the test if the tables differ then.
+pub(crate) async fn assert_settled_equal(db: &TestDb, tables: &[&str]) {
+    settled(db).await;
+    assert_eq!(stopped(db).await.as_deref(), Ok(""), "no table has a reason to stop");
+    for table in tables {
+        // Nothing is on its way any more, but for a copy.
+        assert_equal_within(db, table, Duration::from_secs(10)).await;
+    }
 }
 
 /// What `_tables` holds of tables that have stopped; empty when there are none.
