@@ -4,6 +4,8 @@
 //! has a database of its own on both, so all of them run at once.
 
 mod commands;
+mod copy;
 mod servers;
 mod support;
+mod types;
 mod verify;
