@@ -36,6 +36,8 @@ use tokio_postgres::Client;
 /// Blocks of a heap that make a chunk: 32 MiB. Large enough to read at full speed, small enough
 /// that little is read again after a restart, and that no transaction is long.
 const CHUNK_BLOCKS: u32 = 4096;
+/// After this many bytes of rows, the block's memory is added up.
+const WEIGH_AFTER: usize = 64 * 1024;
 /// Inserts of one chunk that are on their way while the next block is being read.
 const INSERTS_AHEAD: usize = 1;
 /// How often progress is logged.
@@ -239,11 +241,17 @@ impl Copier {
         pin_mut!(rows);
         let mut copied = CopiedRows::new(&table.spec);
         let mut inserts = JoinSet::new();
-        let mut count = 0;
+        let (mut count, mut unweighed) = (0, 0);
         while let Some(piece) = rows.next().await {
-            copied.push(&piece?)?;
-            // Looked at now and then: adding up the columns costs more than adding a row.
-            if copied.rows() % 64 == 0 && copied.bytes() >= self.block_bytes {
+            let piece = piece?;
+            copied.push(&piece)?;
+            unweighed += piece.len();
+            // Weighed now and then: adding up the columns costs more than adding a row.
+            if unweighed < WEIGH_AFTER {
+                continue;
+            }
+            unweighed = 0;
+            if copied.bytes() >= self.block_bytes {
                 count += copied.rows() as u64;
                 self.send(table, &mut copied, &mut inserts).await?;
             }

@@ -1,4 +1,38 @@
-//! walhouse
+//! walhouse holds a PostgreSQL logical replication slot, turns the WAL into change events, and
+//! lands them in ClickHouse, where each table is a `ReplacingMergeTree` of versioned rows.
+//!
+//! # The way of one change
+//!
+//! ```text
+//! PostgreSQL ──▶ postgres::streaming ──▶ lane ──▶ clickhouse::sink ──▶ ReplacingMergeTree tables
+//!                (assembler decodes pgoutput)     (batch → block → insert)
+//!            ◀── status ── checkpoint ◀── durable position of every lane
+//! ```
+//!
+//! Data goes one way. What comes back is one number: the position up to which everything is
+//! durable. To follow a change, read [`pipeline`], then [`postgres::streaming`],
+//! [`postgres::assembler`], [`lane`], [`clickhouse::sink`], [`clickhouse::batch`],
+//! [`clickhouse::insert`] and [`checkpoint`], in this order. What was there before the stream
+//! began comes through [`copy`].
+//!
+//! # What is always true
+//!
+//! 1. Durable before acknowledged: what PostgreSQL is told ≤ the stored checkpoint ≤ what every
+//!    lane has made durable.
+//! 2. Commits only: the checkpoint moves forward, and only to ends of commits and idle marks.
+//! 3. Replay converges: a row's version is where its change stands in the WAL, so every write may be
+//!    repeated in any grouping.
+//! 4. Nothing is changed silently: a value that its column can not hold stops the table, by name.
+//! 5. Memory is bounded by configuration, whatever the size of a transaction, a table or a backlog.
+//! 6. The source's connection never starves: status goes out while ClickHouse is slow, down or hung.
+//! 7. No row value in a log, an error or a metric; no secret in any output.
+//!
+//! # Who may import whom
+//!
+//! [`event`] imports nothing of ours, and neither do [`quote`] and [`retry`]. `postgres` and
+//! `clickhouse` stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know
+//! each other. `copy` joins the two, `pipeline` composes everything, `commands` and `http` stand on
+//! top. A test reads the imports and holds the code to this.
 
 pub mod checkpoint;
 pub mod cli;

@@ -83,6 +83,18 @@ pub fn code(error: &Error) -> Option<u32> {
 /// The error without anything that may come from a row.
 pub fn describe(error: &Error) -> String {
     match (error, code(error)) {
+        (Error::BadResponse(text), Some(497)) => {
+            // What is missing: a statement's rights, never a value.
+            let missing = text.split("necessary to have the grant ").nth(1).and_then(|rest| rest.split(". ").next());
+            let missing = missing.map_or(String::new(), |grant| format!(" the grant {grant}"));
+            format!(
+                "ClickHouse: the user of clickhouse.user lacks{missing} (ACCESS_DENIED): walhouse check names what it needs"
+            )
+        }
+        (Error::BadResponse(_), Some(516 | 192 | 193 | 194)) => {
+            "ClickHouse does not take this user and password: correct clickhouse.user and clickhouse.password_file"
+                .to_owned()
+        }
         (Error::BadResponse(text), Some(code)) => match name(text) {
             Some(name) => format!("ClickHouse: {name} (code {code})"),
             None => format!("ClickHouse: code {code}"),

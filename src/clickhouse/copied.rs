@@ -53,7 +53,10 @@ impl CopiedRows {
         let columns = self.block.specs().len();
         let mut fields = row.split(|&byte| byte == b'\t');
         for column in 0..columns {
-            let field = fields.next().ok_or_else(CellError::protocol)?;
+            let Some(field) = fields.next() else {
+                self.block.rollback_row();
+                return Err(CellError::protocol());
+            };
             let into = self.block.column_mut(column);
             let pushed = if field == b"\\N" {
                 into.push_null()
@@ -121,7 +124,11 @@ mod tests {
         {
             for (column, value) in [id, note].into_iter().enumerate() {
                 let into = expected.block.column_mut(column);
-                value.map_or_else(|| into.push_null(), |text| into.push_text(text.as_bytes())).unwrap();
+                let pushed = match value {
+                    Some(text) => into.push_text(text.as_bytes()),
+                    None => into.push_null(),
+                };
+                pushed.unwrap();
             }
             expected.block.commit_row(0, false);
         }

@@ -4,10 +4,16 @@
 //! table whose copy is not complete, one that stopped. Both count as differences. A table without a
 //! usable key is never replicated; it is named, and counts as none.
 
-use std::{collections::HashMap, fmt, future::Future, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    time::{Duration, Instant},
+};
 
 use clickhouse::Client;
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 use crate::{
     cli::VerifyArgs,
@@ -46,8 +52,15 @@ pub enum Error {
         slot: String,
     },
     /// ClickHouse refused, or was lost.
-    #[error("{}", describe(.0))]
-    ClickHouse(clickhouse::error::Error),
+    #[error("{}; it is asked at clickhouse.url = {url} as clickhouse.user = {user}", describe(source))]
+    ClickHouse {
+        /// The configured server.
+        url: String,
+        /// The configured user.
+        user: String,
+        /// What it said.
+        source: clickhouse::error::Error,
+    },
     /// PostgreSQL refused, or was lost.
     #[error(transparent)]
     Postgres(#[from] SqlError),
@@ -158,13 +171,11 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let records = records(config, &target).await?;
     let mut source = sql::connect(&config.source, "walhouse verify").await?;
     let tables = wanted(&source, config, args).await?;
-    let filters = row_filters(&source, &config.source.publication).await?;
     let mut report = Report::default();
-    let checkpoint = || position(&target, config);
+    let checkpoint = Stored::new(&target, config).await?;
     let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
     for table in tables {
-        let filter = filters.get(&(table.schema.clone(), table.name.clone())).cloned();
-        let pair = match pair(&table, records.get(&table.oid), filter) {
+        let pair = match pair(&table, records.get(&table.oid)) {
             Ok(pair) => pair,
             Err((state, reason)) => {
                 report.add(table.full_name(), state, reason);
@@ -192,7 +203,10 @@ async fn records(config: &Config, target: &Client) -> Result<HashMap<u32, TableR
         Ok(state) => state,
         // Neither the database nor walhouse's own tables are there: UNKNOWN_DATABASE, UNKNOWN_TABLE.
         Err(error) if matches!(code(&error), Some(81 | 60)) => return Err(not_run()),
-        Err(error) => return Err(Error::ClickHouse(error)),
+        Err(source) => {
+            let (url, user) = (config.clickhouse.url.clone(), config.clickhouse.user.clone());
+            return Err(Error::ClickHouse { url, user, source });
+        }
     };
     if state.checkpoint().await.is_none() {
         return Err(not_run());
@@ -215,31 +229,12 @@ async fn wanted(
     if tables.is_empty() { Err(Error::NoTable("--table within source.tables")) } else { Ok(tables) }
 }
 
-/// The publication's row filters, by schema and name.
-async fn row_filters(
-    source: &tokio_postgres::Client,
-    publication: &str,
-) -> Result<HashMap<(String, String), String>, SqlError> {
-    // As JSON, since PostgreSQL 14 has no such column.
-    let statement = "SELECT p.schemaname::text, p.tablename::text, to_jsonb(p)->>'rowfilter' \
-                     FROM pg_publication_tables p WHERE p.pubname = $1";
-    let mut filters = HashMap::new();
-    for row in source.query(statement, &[&publication]).await? {
-        if let Some(filter) = row.try_get(2)? {
-            filters.insert((row.try_get(0)?, row.try_get(1)?), filter);
-        }
-    }
-    Ok(filters)
-}
-
 /// What to compare with what, or why not.
-fn pair(
-    table: &SourceTable,
-    record: Option<&TableRecord>,
-    filter: Option<String>,
-) -> Result<TablePair, (Absence, String)> {
+fn pair(table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
     let spec = TableSpec::new(table).map_err(|reason| (Absence::NotReplicated, reason))?;
-    let record = record.ok_or_else(|| (Absence::Copying, "its copy has not begun".to_owned()))?;
+    let record = record.ok_or_else(|| {
+        (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned())
+    })?;
     match &record.status {
         TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
         TableStatus::Copying => return Err((Absence::Copying, "its copy is not complete".to_owned())),
@@ -255,17 +250,58 @@ fn pair(
         target: record.target.clone(),
         key: spec.key.iter().filter_map(|&index| spec.sources.get(index)).map(|key| key.name.clone()).collect(),
         columns: spec.sources.iter().map(column).collect(),
-        filter,
+        // A table of which only some rows are published is not taken up.
+        filter: None,
     })
 }
 
-/// How far ClickHouse is, now.
-async fn position(target: &Client, config: &Config) -> Result<Lsn, CheckpointError> {
-    let newest = target
-        .query("SELECT lsn FROM _checkpoint WHERE slot = ? ORDER BY revision DESC LIMIT 1")
-        .bind(&config.source.slot)
-        .fetch_one::<u64>();
-    bounded(newest).await.map(Lsn).map_err(|error| describe(&error).into())
+/// The stored checkpoint, which moves on an idle server too.
+///
+/// PostgreSQL streams what it has flushed, and an idle server leaves the last records of its WAL
+/// unflushed for a quarter of a minute. So while the checkpoint stands still, an empty logical
+/// message is committed, which flushes what was written before it.
+struct Stored<'a> {
+    target: &'a Client,
+    config: &'a Config,
+    source: tokio_postgres::Client,
+    last: Mutex<(Lsn, Instant)>,
+}
+
+/// How long the checkpoint stands still before the WAL is flushed.
+const STANDSTILL: Duration = Duration::from_millis(500);
+
+impl<'a> Stored<'a> {
+    async fn new(target: &'a Client, config: &'a Config) -> Result<Self, Error> {
+        let source = sql::connect(&config.source, "walhouse verify").await?;
+        Ok(Self { target, config, source, last: Mutex::new((Lsn::ZERO, Instant::now())) })
+    }
+
+    async fn read(&self) -> Result<Lsn, CheckpointError> {
+        let newest = self
+            .target
+            .query("SELECT lsn FROM _checkpoint WHERE slot = ? ORDER BY revision DESC LIMIT 1")
+            .bind(&self.config.source.slot)
+            .fetch_one::<u64>();
+        bounded(newest).await.map(Lsn).map_err(|error| describe(&error).into())
+    }
+}
+
+impl verify::Checkpoint for Stored<'_> {
+    async fn position(&self) -> Result<Lsn, CheckpointError> {
+        let now = self.read().await?;
+        let mut last = self.last.lock().await;
+        if now != last.0 {
+            *last = (now, Instant::now());
+        } else if last.1.elapsed() > STANDSTILL {
+            last.1 = Instant::now();
+            // Without the right to do so it only takes longer.
+            let flush = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'walhouse.flush', '')";
+            if let Err(error) = self.source.batch_execute(flush).await {
+                tracing::debug!(error = %sql::SqlError::from(error), "the source's WAL could not be flushed");
+            }
+        }
+        Ok(now)
+    }
 }
 
 /// Whether another table may still be compared.

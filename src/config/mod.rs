@@ -189,6 +189,10 @@ impl Config {
         let (shortest, longest) = (Timespan(Duration::from_millis(1)), Timespan(Duration::from_secs(300)));
         within(self.batch.max_delay, shortest, longest).map_err(at("batch.max_delay"))?;
         within(self.batch.max_rows, 1, 100_000_000).map_err(at("batch.max_rows"))?;
+        if matches!(self.batch.unrepresentable, Unrepresentable::Null | Unrepresentable::Clamp) {
+            let why = "this version does not change values: it stops the table; choose \"dead_letter\" or \"fail\"";
+            return Err(at("batch.unrepresentable")(why.to_owned()));
+        }
         within(self.batch.max_bytes, ByteSize(64 << 10), ByteSize::mib(1024)).map_err(at("batch.max_bytes"))?;
         self.check_budget().map_err(at("memory.budget"))?;
         tracing_subscriber::EnvFilter::try_new(&self.log.level).map(drop).map_err(|_| {

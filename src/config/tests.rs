@@ -133,6 +133,7 @@ fn an_error_names_the_file_the_key_and_what_is_accepted() {
         ("[batch]\nmax_bytes = [8]", ["batch.max_bytes: ", "string"]),
         ("[batch]\nmax_bytes = \"1kB\"", ["batch.max_bytes: ", "64KiB to 1GiB"]),
         ("[batch]\nunrepresentable = \"drop\"", ["batch.unrepresentable: ", "\"dead_letter\""]),
+        ("[batch]\nunrepresentable = \"clamp\"", ["batch.unrepresentable: ", "stops the table"]),
         ("[batch]\nmax_dely = \"1s\"", ["batch.max_dely: unknown key", "max_delay"]),
         ("[sauce]\n", ["sauce: unknown key", "source"]),
         ("[memory]\nbudget = \"16MiB\"", ["memory.budget: ", "at least 24MiB"]),

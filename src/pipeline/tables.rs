@@ -106,6 +106,8 @@ pub(super) struct Tables {
     copies: JoinSet<(u32, Result<(), CopyError>)>,
     /// Known tables whose copy has not been taken up in this session.
     uncopied: HashMap<u32, Arc<Table>>,
+    /// Tables whose adoption could not be completed yet.
+    pending: HashSet<u32>,
     /// What was said of tables that are left out.
     said: HashSet<(u32, String)>,
 }
@@ -129,6 +131,7 @@ impl Tables {
             status,
             copies: JoinSet::new(),
             uncopied: known.iter().map(|(table, ..)| (table.spec.oid, Arc::clone(table))).collect(),
+            pending: HashSet::new(),
             said: HashSet::new(),
         }
     }
@@ -213,10 +216,17 @@ impl Tables {
         };
         self.shared.state.put_table(record).await?;
         if membership.is_none() {
-            let added = slot::add_to_publication(control, &self.source.publication, &source.quoted()).await;
-            if let Err(error) = added {
-                return if error.kind() == Kind::Transient { Err(error.into()) } else { Ok(Err(error.to_string())) };
+            match slot::add_to_publication(control, &self.source.publication, &source.quoted()).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.pending.insert(source.oid);
+                    let why = "a transaction that writes it keeps it from being added to the publication; trying again";
+                    return Ok(Err(why.to_owned()));
+                }
+                Err(error) if error.kind() == Kind::Transient => return Err(error.into()),
+                Err(error) => return Ok(Err(error.to_string())),
             }
+            self.pending.remove(&source.oid);
             let identity = slot::memberships(control, &self.publication).await?.remove(&source.oid);
             let identity = identity.map(|membership| membership.identity).unwrap_or_default();
             self.shared.state.update_table(source.oid, |record| record.membership = identity).await?;
@@ -283,7 +293,8 @@ impl Tables {
 
     async fn account(&self) {
         let records = self.shared.state.tables().await;
-        let copying = records.iter().filter(|record| record.status == TableStatus::Copying).count();
+        let copying = |record: &&TableRecord| is_adopted(record) && record.status == TableStatus::Copying;
+        let copying = records.iter().filter(copying).count() + self.pending.len();
         let stopped = records.iter().filter(|record| matches!(record.status, TableStatus::Stopped(_))).count();
         metrics::gauge!(names::COPY_PENDING).set(copying as f64);
         metrics::gauge!(names::TABLES_STOPPED).set(stopped as f64);

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{event::Lsn, quote};
 use std::{collections::HashMap, time::Duration};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, error::SqlState};
 
 /// What is stored of the source, to be compared with the source itself.
 #[derive(Clone, Debug)]
@@ -370,18 +370,22 @@ pub async fn memberships(client: &Client, publication: &Publication) -> Result<H
     Ok(found)
 }
 
-/// Adds a table to the publication, and returns its membership. Writers of the table are kept out
-/// in the same transaction, so that no change of it is neither streamed nor copied.
-pub async fn add_to_publication(client: &Client, publication: &str, table: &str) -> Result<(), SqlError> {
+/// How long the lock that [`add_to_publication`] needs is waited for. While it waits, so does every
+/// writer that comes after it: the application must not stand still behind a forgotten session.
+const LOCK_PATIENCE: &str = "2s";
+
+/// Adds a table to the publication. Writers of the table are kept out in the same transaction, so
+/// that no change of it is neither streamed nor copied. `false` if the lock was not to be had:
+/// try again later.
+pub async fn add_to_publication(client: &Client, publication: &str, table: &str) -> Result<bool, SqlError> {
     let statement = format!(
-        "BEGIN; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE; ALTER PUBLICATION {} ADD TABLE {table}; COMMIT",
+        "BEGIN; SET LOCAL lock_timeout = '{LOCK_PATIENCE}'; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE; \
+         ALTER PUBLICATION {} ADD TABLE {table}; COMMIT",
         quote::postgres(publication)
     );
-    if let Err(error) = client.batch_execute(&statement).await {
-        client.batch_execute("ROLLBACK").await?;
-        return Err(error.into());
-    }
-    Ok(())
+    let Err(error) = client.batch_execute(&statement).await else { return Ok(true) };
+    client.batch_execute("ROLLBACK").await?;
+    if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) { Ok(false) } else { Err(error.into()) }
 }
 
 /// The advisory lock of a slot. Whoever holds it may write; the lock goes with its session.

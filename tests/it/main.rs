@@ -5,6 +5,8 @@
 
 mod commands;
 mod copy;
+mod operations;
+mod privileges;
 mod servers;
 mod support;
 mod types;

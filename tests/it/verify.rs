@@ -35,7 +35,7 @@ impl Sides {
             admin.execute(&format!("ALTER DATABASE {name} SET {setting}")).await;
         }
         db.ch.create_database().await;
-        let postgres = db.pg.connect().await.unwrap();
+        let postgres = db.pg.connect().await.expect("a fresh database takes sessions");
         let url = format!("http://127.0.0.1:{}", db.clickhouse.port());
         let clickhouse = clickhouse::Client::default().with_url(url).with_database(name);
         Self { db, postgres, clickhouse }
@@ -50,7 +50,7 @@ impl Sides {
     }
 
     async fn verify(&mut self, table: &TablePair) -> TableReport {
-        self.try_verify(table, options(), &arrived).await.unwrap()
+        self.try_verify(table, options(), &arrived).await.expect("the table is compared")
     }
 
     async fn try_verify<F, Fut>(&mut self, table: &TablePair, options: Options, at: &F) -> Result<TableReport, Error>
@@ -139,7 +139,7 @@ async fn every_type(sides: &Sides) -> TablePair {
 /// The first row in which the column has a value.
 fn row_with(index: usize) -> i64 {
     let values = COLUMNS[index].values.len();
-    (0..EVERY).find(|id| (*id as usize + index).is_multiple_of(values + 1)).unwrap()
+    (0..EVERY).find(|id| (*id as usize + index).is_multiple_of(values + 1)).expect("every value is in some row")
 }
 
 #[tokio::test(flavor = "multi_thread")]

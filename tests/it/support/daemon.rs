@@ -108,6 +108,11 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Where it serves metrics and health.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Resident memory.
     pub(crate) fn rss_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("walhouse is running");
