@@ -8,6 +8,7 @@ mod copy;
 mod operations;
 mod privileges;
 mod servers;
+mod startup;
 mod support;
 mod types;
 mod verify;
