@@ -5,10 +5,12 @@
 
 mod commands;
 mod copy;
+mod memory;
 mod operations;
 mod privileges;
 mod servers;
 mod startup;
+mod stream;
 mod support;
 mod types;
 mod verify;

@@ -237,7 +237,7 @@ async fn nonsense_in_the_configuration_is_named_by_its_key() {
         ("[memory]\nbudget = \"1MiB\"\n", "memory.budget"),
         ("[source]\nslot = \"Upper-Case\"\n", "source.slot"),
         ("[source]\ntables = [\"item\"]\n", "source.tables"),
-        ("[source]\ntables = \"public.*\"\n", "source.tables"),
+        ("[source]\ntables = 5\n", "source.tables"),
         ("[source]\nslots = \"a\"\n", "source.slots: unknown key"),
         ("[source.snapshot]\nworkers = 0\n", "source.snapshot.workers"),
         ("[sauce]\nurl = \"a\"\n", "sauce: unknown"),
@@ -248,6 +248,7 @@ async fn nonsense_in_the_configuration_is_named_by_its_key() {
         ("[http]\nlisten = \"everywhere\"\n", "http.listen"),
         ("[log]\nformat = \"yaml\"\n", "log.format"),
         ("[log]\nlevel = \"loud=very\"\n", "log.level"),
+        ("[log]\nlevel = \"verbose\"\n", "log.level"),
     ] {
         assert_refused(&db, extra, 2, &[words]).await;
     }
