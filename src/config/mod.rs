@@ -14,6 +14,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 pub use load::{ConfigError, load};
 pub use tables::{Glob, TableFilter};
@@ -195,9 +196,15 @@ impl Config {
         }
         within(self.batch.max_bytes, ByteSize(64 << 10), ByteSize::mib(1024)).map_err(at("batch.max_bytes"))?;
         self.check_budget().map_err(at("memory.budget"))?;
-        tracing_subscriber::EnvFilter::try_new(&self.log.level).map(drop).map_err(|_| {
-            ("log.level", format!("{:?} is not a level; use error, warn, info, debug or trace", self.log.level))
-        })
+        self.check_level().map_err(at("log.level"))
+    }
+
+    /// A word that is no level would be taken for a module, and the log would be silent.
+    fn check_level(&self) -> Result<(), String> {
+        let is_level = |part: &str| part.contains(['=', '[']) || part.trim().parse::<LevelFilter>().is_ok();
+        let known = self.log.level.split(',').all(is_level) && EnvFilter::try_new(&self.log.level).is_ok();
+        let refused = || format!("{:?} is not a level; use error, warn, info, debug or trace", self.log.level);
+        known.then_some(()).ok_or_else(refused)
     }
 
     fn check_budget(&self) -> Result<(), String> {

@@ -140,6 +140,8 @@ fn an_error_names_the_file_the_key_and_what_is_accepted() {
         ("[http]\nlisten = \"9464\"", ["http.listen: ", "127.0.0.1:9464"]),
         ("[log]\nformat = \"xml\"", ["log.format: ", "\"json\""]),
         ("[log]\nlevel = \"walhouse=loud\"", ["log.level: ", "info"]),
+        ("[log]\nlevel = \"warning\"", ["log.level: ", "warn, info"]),
+        ("[log]\nlevel = \"info,verbose\"", ["log.level: ", "info"]),
         ("[clickhouse]\nurl = \"localhost:8123\"", ["clickhouse.url: ", "http://host:8123"]),
         ("[clickhouse]\nurl = \"https://ch:8443\"", ["clickhouse.url: ", "does not support TLS"]),
         ("[clickhouse]\nurl = \"http://u:canary@ch\"", ["clickhouse.url: ", "clickhouse.user"]),

@@ -7,13 +7,18 @@
 #![allow(clippy::unwrap_used)]
 
 mod commands;
+mod copy;
 mod crash;
 mod gap;
+mod memory;
 mod operations;
 mod outage;
 mod privileges;
 mod rules;
 mod servers;
+mod startup;
+mod stream;
 mod support;
+mod types;
 mod verify;
 mod version;

@@ -55,7 +55,7 @@ struct Column {
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Text,
-    /// `::text` would take off the padding.
+    /// `::text` would take off a char(n)'s padding, and give an inet a mask.
     Padded,
     Bytes,
     Time,
@@ -172,7 +172,7 @@ impl Source {
 impl Kind {
     fn of(typname: &str) -> Self {
         match typname {
-            "bpchar" => Self::Padded,
+            "bpchar" | "inet" => Self::Padded,
             "bytea" => Self::Bytes,
             "timestamp" => Self::Time,
             "timestamptz" => Self::TimeWithZone,
