@@ -185,8 +185,8 @@ async fn a_heap_that_is_rewritten_during_the_copy_is_copied_again() {
         .await
         .expect("a rewrite");
     daemon.wait_ready().await;
-    assert!(daemon.log().contains("the heap was rewritten; copying it again"), "{}", daemon.log());
     assert_equal(&db, "wide").await;
+    assert!(daemon.log().contains("the heap was rewritten; copying it again"), "{}", daemon.log());
     drop(daemon);
     db.cleanup().await;
 }

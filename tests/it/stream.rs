@@ -232,10 +232,14 @@ async fn what_happens_is_told_to_prometheus_and_to_supervisors() {
     assert_eq!(daemon.metric("walhouse_tables_stopped", "").await, 0.0);
     assert_eq!(daemon.metric("walhouse_reconnects_total", "").await, 0.0);
     assert!(daemon.metric("walhouse_source_bytes_total", "").await > 0.0);
-    assert!(daemon.metric("walhouse_checkpoint_position_bytes", "").await > 0.0);
+    // The checkpoint follows the rows.
+    eventually(Duration::from_secs(10), async || match daemon.metric("walhouse_checkpoint_position_bytes", "").await {
+        found if found > 0.0 && daemon.metric("walhouse_commit_to_durable_seconds_count", "").await >= 1.0 => Ok(()),
+        found => Err(format!("the checkpoint is {found}")),
+    })
+    .await;
     assert!(daemon.metric("walhouse_insert_seconds_count", "").await >= 2.0);
     assert!(daemon.metric("walhouse_insert_seconds_bucket", "le=\"+Inf\"").await >= 2.0);
-    assert!(daemon.metric("walhouse_commit_to_durable_seconds_count", "").await >= 1.0);
     assert_eq!(daemon.metric("walhouse_build_info", "version=").await, 1.0);
     let page = daemon.metrics().await;
     for name in ["walhouse_source_lag_bytes", "walhouse_lag_seconds", "walhouse_memory_in_flight_bytes"] {
