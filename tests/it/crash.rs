@@ -130,7 +130,7 @@ async fn postgres_is_killed_and_recovers_and_the_daemon_comes_back_to_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_walsender_that_is_terminated_again_and_again_loses_nothing() {
-    let scene = Scene::new(TestDb::new("walsender").await).await;
+    let mut scene = Scene::new(TestDb::new("walsender").await).await;
     let terminate = format!(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}' AND active",
         scene.db.name
@@ -144,7 +144,9 @@ async fn a_walsender_that_is_terminated_again_and_again_loses_nothing() {
     let reconnects = scene.daemon.metric("walhouse_reconnects_total", "").await;
     println!("terminated {terminated} times, {reconnects} reconnects");
     assert!(reconnects >= 2.0, "{reconnects} reconnects, {terminated} terminated");
-    scene.load.wait_commits(100).await;
+    // It is left alone now, and goes on beside the load.
+    scene.daemon.wait_ready().await;
+    scene.load.wait_commits(200).await;
     let (db, daemon) = scene.ends_equal().await;
     drop(daemon);
     db.cleanup().await;
