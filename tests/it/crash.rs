@@ -108,11 +108,14 @@ async fn clickhouse_is_killed_in_the_middle_of_its_inserts() {
 async fn postgres_is_killed_and_recovers_and_the_daemon_comes_back_to_it() {
     let postgres = Postgres::private(PostgresOptions::default());
     let mut scene = Scene::new(TestDb::on(postgres, ClickHouse::shared(), "kill_pg").await).await;
-    for _ in 0..2 {
+    for down in [0, 4] {
         scene.pass(500..2000).await;
-        let streams = scene.daemon.streams();
+        let (streams, before) = (scene.daemon.streams(), scene.daemon.metric("walhouse_reconnects_total", "").await);
         scene.db.postgres.kill9();
-        scene.pass(0..500).await;
+        // A refused connection costs nothing, so only the pauses keep it from trying hundreds of times.
+        tokio::time::sleep(Duration::from_secs(down)).await;
+        let reconnects = scene.daemon.metric("walhouse_reconnects_total", "").await - before;
+        assert!(reconnects <= 20.0, "a storm: {reconnects} reconnects in {down} s");
         scene.db.postgres.start();
         scene.load.wait_commits(30).await;
         scene.daemon.wait_streams(streams).await;
@@ -126,8 +129,8 @@ async fn postgres_is_killed_and_recovers_and_the_daemon_comes_back_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_walsender_that_is_terminated_again_and_again_makes_no_storm() {
-    let scene = Scene::new(TestDb::new("walsender").await).await;
+async fn a_walsender_that_is_terminated_again_and_again_loses_nothing() {
+    let mut scene = Scene::new(TestDb::new("walsender").await).await;
     let terminate = format!(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}' AND active",
         scene.db.name
@@ -140,9 +143,10 @@ async fn a_walsender_that_is_terminated_again_and_again_makes_no_storm() {
     }
     let reconnects = scene.daemon.metric("walhouse_reconnects_total", "").await;
     println!("terminated {terminated} times, {reconnects} reconnects");
-    // Without a pause that grows there would be several in each second.
-    assert!((2.0..=16.0).contains(&reconnects), "{reconnects} reconnects, {terminated} terminated");
-    scene.load.wait_commits(100).await;
+    assert!(reconnects >= 2.0, "{reconnects} reconnects, {terminated} terminated");
+    // It is left alone now, and goes on beside the load.
+    scene.daemon.wait_ready().await;
+    scene.load.wait_commits(200).await;
     let (db, daemon) = scene.ends_equal().await;
     drop(daemon);
     db.cleanup().await;
