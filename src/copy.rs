@@ -25,9 +25,10 @@ use crate::{
     telemetry::names,
 };
 use bytes::Bytes;
-use futures_util::{StreamExt, future::BoxFuture, pin_mut};
+use futures_util::{StreamExt, future::BoxFuture, stream};
 use std::{
     future::Future,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -208,8 +209,13 @@ impl Copier {
         let stored = |chunk: &&ChunkRecord| chunk.leaf == leaf.oid && chunk.filenode == leaf.filenode;
         let finished: Vec<(u32, u32)> =
             done.iter().filter(stored).map(|chunk| (chunk.first_block, chunk.last_block)).collect();
-        for (first, last) in missing(leaf.blocks, &finished) {
-            match self.patiently(table, leaf, first, last).await? {
+        // As many as there are workers: they share them with the chunks of other tables.
+        let chunks = stream::iter(missing(leaf.blocks, &finished));
+        let chunks =
+            chunks.map(|(first, last)| async move { (first, last, self.patiently(table, leaf, first, last).await) });
+        let mut chunks = pin!(chunks.buffer_unordered(self.config.snapshot.workers));
+        while let Some((first, last, copied)) = chunks.next().await {
+            match copied? {
                 Copied::Done(rows) => {
                     let chunk = ChunkRecord {
                         leaf: leaf.oid,
@@ -271,7 +277,7 @@ impl Copier {
             .update_table(table.spec.oid, |record| record.read_until = record.read_until.max(position))
             .await?;
         let rows = chunk.rows;
-        pin_mut!(rows);
+        let mut rows = pin!(rows);
         let mut copied = CopiedRows::new(&table.spec);
         let mut ahead: Option<BoxFuture<'_, Result<(), InsertError>>> = None;
         let (mut count, mut unweighed) = (0, 0);
