@@ -18,7 +18,8 @@ use crate::{
     postgres::{
         assembler::StreamError,
         connection::ConnectionError,
-        slot::{AskError, Gap, SlotLock},
+        lock::SlotLock,
+        slot::{AskError, Gap},
         sql::SqlError,
     },
     retry::{Backoff, Kind},

@@ -15,7 +15,7 @@ use super::{
     batch::{At, Batch, CellError, Outcome},
     job::{Done, Failure, Job, Shared},
     ledger::Ledger,
-    table::{Feed, Plan, Table},
+    table::{ANEW, Feed, Plan, Table, shape_changed},
 };
 use crate::{
     event::{Change, Epoch, Event, Lsn, Op, Relation, Transaction, Tuple, Version},
@@ -486,18 +486,6 @@ impl Sink {
         self.shared.status.update(|account| account.lag_seconds = age.as_secs_f64());
     }
 }
-
-/// Why a table stops whose shape is another now.
-pub fn shape_changed(difference: &str) -> String {
-    format!(
-        "its shape has changed since walhouse began to replicate it: {difference}. This version does not follow such a \
-         change. {ANEW}"
-    )
-}
-
-/// What brings a stopped table back in this version.
-pub const ANEW: &str = "To replicate it from the beginning, stop walhouse, delete its row from _tables in ClickHouse, \
-                        and start walhouse";
 
 /// When a batch is to be sent because of its age.
 fn due(limits: &Limits, entry: &Entry, batch: &Batch) -> Option<Instant> {

@@ -265,6 +265,18 @@ impl Plan {
     }
 }
 
+/// Why a table stops whose shape is another now.
+pub fn shape_changed(difference: &str) -> String {
+    format!(
+        "its shape has changed since walhouse began to replicate it: {difference}. This version does not follow such a \
+         change. {ANEW}"
+    )
+}
+
+/// What brings a stopped table back in this version.
+pub const ANEW: &str = "To replicate it from the beginning, stop walhouse, delete its row from _tables in ClickHouse, \
+                        and start walhouse";
+
 /// What a table's stream begins with: changes below are not in its feed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Feed {

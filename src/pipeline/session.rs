@@ -19,8 +19,9 @@ use crate::{
     lane::{Room, lane},
     postgres::{
         connection::ReplicationConnection,
+        lock::SlotLock,
         lookup::Lookup,
-        slot::{self, Publication, Remembered, Server, SlotLock},
+        slot::{self, Publication, Remembered, Server},
         sql,
         streaming::Streaming,
     },

@@ -11,9 +11,9 @@ use crate::{
     clickhouse::{
         ddl,
         job::{Failure, Shared},
-        sink::{ANEW, Command, shape_changed},
+        sink::Command,
         state::{TableRecord, TableStatus},
-        table::{Feed, Table, TableSpec},
+        table::{ANEW, Feed, Table, TableSpec, shape_changed},
     },
     config::SourceConfig,
     copy::{Copier, CopyError},

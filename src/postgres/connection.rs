@@ -93,6 +93,9 @@ impl ConnectionError {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Io { .. } | Self::TimedOut { .. } => Kind::Transient,
+            // The slot or the publication is gone: the next session finds out which, and halts with
+            // the way out.
+            Self::Server { code, .. } if code == "42704" => Kind::Transient,
             Self::Server { code, .. } => super::sql::kind_of(&SqlState::from_code(code)),
             _ => Kind::Definite,
         }
