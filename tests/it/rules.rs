@@ -13,7 +13,12 @@ use tokio_postgres::Client;
 
 use crate::support::{TestDb, eventually};
 
-/// Runs statements on a session of its own.
+/// A session of its own.
+async fn session(db: &TestDb) -> Client {
+    db.pg.connect().await.expect("PostgreSQL takes one more session")
+}
+
+/// Runs statements.
 async fn run(session: &Client, sql: &str) {
     session.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
 }

@@ -41,9 +41,10 @@ struct Session {
 
 impl Session {
     async fn new(pg: &Pg) -> Self {
-        let client = pg.connect().await.unwrap();
-        client.batch_execute("SET deadlock_timeout = '30ms'; SET lock_timeout = '5s'").await.unwrap();
-        let pid = client.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+        let client = pg.connect().await.expect("PostgreSQL takes one more session");
+        let setup = "SET deadlock_timeout = '30ms'; SET lock_timeout = '5s'";
+        client.batch_execute(setup).await.expect("a session can be set up");
+        let pid = client.query_one("SELECT pg_backend_pid()", &[]).await.expect("a session has a pid").get(0);
         Self { client: Arc::new(client), pid, block: Block::None, savepoint: false, running: None }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{publish_all, run, stop_reason, wait_for_queue, wait_for_status};
+use super::{publish_all, run, session, stop_reason, wait_for_queue, wait_for_status};
 use crate::support::{
     ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, TestDb, assert_equal, assert_settled_equal,
     eventually, settled,
@@ -78,11 +78,11 @@ async fn between_chunks(label: &str, statement: &'static str) {
         .await;
     let mut daemon = Daemon::spawn(&db, "[source.snapshot]\nworkers = 1");
     freeze_between_chunks(&db, &clickhouse).await;
-    let session = db.pg.connect().await.unwrap();
+    let session = session(&db).await;
     let between = tokio::spawn(async move { session.batch_execute(statement).await });
     wait_for_queue(&db, "t").await;
     clickhouse.resume();
-    between.await.unwrap().unwrap();
+    between.await.expect("the statement does not panic").expect("the statement succeeds");
     db.pg.execute("INSERT INTO t VALUES (1, 'after'); UPDATE t SET v = 'updated' WHERE id = 9000").await;
     wait_for_status(&db, "t", "streaming").await;
     daemon.wait_ready().await;

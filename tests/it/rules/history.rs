@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use tokio_postgres::Client;
 
-use super::{run, wait_for_status};
+use super::{run, session, wait_for_status};
 use crate::support::{
     Daemon, FrozenStream, Past, TestDb, assert_equal, assert_settled_equal, eventually, seeded_rng, settled,
 };
@@ -32,7 +32,7 @@ struct Table {
 
 impl Table {
     async fn create(db: &TestDb, name: String, number: usize, rng: &mut StdRng) -> Self {
-        let session = db.pg.connect().await.unwrap();
+        let session = session(db).await;
         let wide_key = number == 1;
         let key = if wide_key { "k text, sub int, PRIMARY KEY (k, sub)" } else { "id int PRIMARY KEY" };
         run(&session, &format!("CREATE TABLE {name} ({key}, n int NOT NULL DEFAULT 0, a text, b text)")).await;

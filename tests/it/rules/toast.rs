@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{publish_all, run, wait_for_status};
+use super::{publish_all, run, session, wait_for_status};
 use crate::support::{Daemon, FrozenStream, Past, TestDb, assert_settled_equal, eventually, settled};
 
 /// Creates a table with two columns whose values are toasted from some 2 kB on, and not compressed.
@@ -164,7 +164,7 @@ async fn copied_from_the_future(label: &str, tables: &[&str], earlier: &[String]
     }
     publish_all(&db).await;
     // Holds up the copy, not the writers.
-    let writer = db.pg.connect().await.unwrap();
+    let writer = session(&db).await;
     run(&writer, &format!("BEGIN; LOCK TABLE {} IN ROW EXCLUSIVE MODE", tables.join(", "))).await;
     let mut daemon = Daemon::spawn(&db, "");
     for table in tables {
@@ -186,6 +186,10 @@ async fn copied_from_the_future(label: &str, tables: &[&str], earlier: &[String]
         daemon.start();
     }
     assert_settled_equal(&db, tables).await;
+    for table in tables {
+        let invented = format!("SELECT count() FROM {table} WHERE a IS NULL AND _is_deleted = 0");
+        assert_eq!(db.ch.query(&invented).await, "0", "a row of {table} had a placeholder for some time");
+    }
     drop(daemon);
     db.cleanup().await;
 }
@@ -233,6 +237,37 @@ async fn a_row_that_is_gone_before_its_lookup_is_left_out() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tombstone_holds_no_value_to_be_found() {
+    let db = TestDb::new("toast_tombstone").await;
+    create(&db, "t").await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    let past = Past::begin(&db).await;
+    db.pg.execute(&insert("t", 1, "a", "b")).await;
+    db.pg.execute("DELETE FROM t").await;
+    db.pg.execute(&insert("t", 1, "c", "d")).await;
+    let position = db.pg.value("SELECT pg_current_wal_lsn()").await;
+    db.pg.execute("UPDATE t SET n = 1").await;
+    db.pg.execute("DELETE FROM t").await;
+    settled(&db).await;
+    daemon.sigterm(Duration::from_secs(20)).await;
+    // What is there when the second row had been left out, because it was gone before its lookup.
+    let newer = "_version > (SELECT min(_version) FROM t WHERE _is_deleted)";
+    db.ch.query(&format!("ALTER TABLE t DELETE WHERE NOT _is_deleted OR {newer} SETTINGS mutations_sync = 2")).await;
+    past.restore(&db, Some(&position)).await;
+    daemon.start();
+    assert_settled_equal(&db, &["t"]).await;
+    assert_eq!(lookups(&daemon, "postgres").await, 1.0);
+    assert_eq!(
+        db.ch.query("SELECT count() FROM t WHERE NOT _is_deleted").await,
+        "0",
+        "the tombstone's blank became a row"
+    );
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_value_read_from_postgres_is_remembered_over_a_crash() {
     let db = TestDb::new("toast_read").await;
     for table in ["t", "u"] {
@@ -244,18 +279,21 @@ async fn a_value_read_from_postgres_is_remembered_over_a_crash() {
     // As if it had never landed, so that the first change is read from PostgreSQL.
     db.ch.query("ALTER TABLE t DELETE WHERE id = 1 SETTINGS mutations_sync = 2").await;
     let frozen = FrozenStream::of(&db).await;
-    // The second transaction is large, and ends long after the first has been resolved.
     db.pg.execute("UPDATE t SET n = 1 WHERE id = 1").await;
-    db.pg.execute("INSERT INTO u SELECT generate_series(1, 30000)").await;
+    let first = db.pg.value("SELECT (pg_current_wal_lsn() - '0/0')::bigint").await;
+    // A transaction that keeps the stream busy between the two.
+    db.pg.execute("INSERT INTO u SELECT generate_series(1, 200000)").await;
     db.pg.execute("UPDATE t SET id = 2 WHERE id = 1").await;
     db.pg.execute(&insert("t", 1, "other a", "other b")).await;
     drop(frozen);
-    eventually(Duration::from_secs(20), async || match lookups(&daemon, "postgres").await {
-        0.0 => Err("PostgreSQL has not been asked".to_owned()),
-        _ => Ok(()),
+    let durable = format!("SELECT max(lsn) >= {first} FROM _checkpoint");
+    eventually(Duration::from_secs(20), async || match db.ch.try_query(&durable).await?.as_str() {
+        "1" => Ok(()),
+        _ => Err("the first change is not durable".to_owned()),
     })
     .await;
     daemon.kill9();
+    assert_eq!(db.ch.query("SELECT count() FROM t WHERE id = 2").await, "0", "the stream has come too far");
     daemon.start();
     assert_settled_equal(&db, &["t", "u"]).await;
     drop(daemon);

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::support::{Daemon, Past, TestDb, assert_settled_equal, settled};
+use super::{publish_all, run, session, wait_for_status};
+use crate::support::{Daemon, Past, TestDb, assert_settled_equal, eventually, settled};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_truncate_takes_the_rows_before_it_and_leaves_those_after_it() {
@@ -62,6 +63,40 @@ async fn a_replayed_truncate_leaves_newer_rows_in_place() {
         }
         assert_settled_equal(&db, &["t", "u"]).await;
     }
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_of_the_copy_that_is_on_its_way_does_not_land_after_a_truncate() {
+    let db = TestDb::new("truncate_late").await;
+    db.pg.execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    db.pg.execute("INSERT INTO t SELECT g, 'copied' FROM generate_series(1, 5) g").await;
+    publish_all(&db).await;
+    // Holds up the copy, not the stream.
+    let writer = session(&db).await;
+    run(&writer, "BEGIN; LOCK TABLE t IN ROW EXCLUSIVE MODE").await;
+    let mut daemon = Daemon::spawn(&db, "");
+    wait_for_status(&db, "t", "copying").await;
+    db.pg.execute("INSERT INTO t VALUES (9, 'streamed')").await;
+    settled(&db).await;
+    // One part is there, and that is too many: inserts are tried again and again, while rows can be removed.
+    db.ch.query("ALTER TABLE t MODIFY SETTING parts_to_throw_insert = 1").await;
+    run(&writer, "COMMIT").await;
+    eventually(Duration::from_secs(20), async || {
+        let errors = daemon.metric("walhouse_insert_errors_total", "transient").await;
+        if errors > 0.0 { Ok(()) } else { Err("the copy has not tried to insert".to_owned()) }
+    })
+    .await;
+    db.pg.execute("TRUNCATE t").await;
+    settled(&db).await;
+    assert_eq!(db.ch.query("SELECT count() FROM t").await, "0");
+    db.ch.query("ALTER TABLE t RESET SETTING parts_to_throw_insert").await;
+    for id in 10..18 {
+        db.pg.execute(&format!("INSERT INTO t VALUES ({id}, 'after')")).await;
+        assert_settled_equal(&db, &["t"]).await;
+    }
+    daemon.wait_ready().await;
     drop(daemon);
     db.cleanup().await;
 }
