@@ -10,6 +10,11 @@ pub fn postgres(ident: &str) -> String {
     format!("\"{}\"", ident.replace('"', "\"\""))
 }
 
+/// A PostgreSQL table with its schema: `"schema"."name"`.
+pub fn postgres_table(schema: &str, name: &str) -> String {
+    format!("{}.{}", postgres(schema), postgres(name))
+}
+
 /// A ClickHouse identifier: in backticks, with backslashes and backticks escaped.
 pub fn clickhouse(ident: &str) -> String {
     format!("`{}`", ident.replace('\\', "\\\\").replace('`', "\\`"))

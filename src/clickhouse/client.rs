@@ -20,11 +20,6 @@ pub fn client(config: &ClickHouseConfig) -> Client {
     }
 }
 
-/// `` `name` ``, escaped: the one way in which an identifier enters a statement.
-pub fn quote_identifier(name: &str) -> String {
-    format!("`{}`", name.replace('\\', "\\\\").replace('`', "\\`"))
-}
-
 /// Codes that time may mend, by the names that ClickHouse gives them (`errorCodeToName`).
 const TRANSIENT: [u32; 29] = [
     32,  // ATTEMPT_TO_READ_AFTER_EOF: the body of an insert was cut
@@ -160,10 +155,5 @@ mod tests {
         );
         assert_eq!(describe(&error), "ClickHouse: CANNOT_PARSE_INPUT_ASSERTION_FAILED (code 27)");
         assert!(!describe(&bad("canary")).contains("canary"));
-    }
-
-    #[test]
-    fn identifiers_are_quoted_whatever_they_hold() {
-        assert_eq!(quote_identifier(r"we`ird\na?me"), r"`we\`ird\\na?me`");
     }
 }

@@ -72,10 +72,4 @@ impl SourceTable {
     pub fn full_name(&self) -> String {
         format!("{}.{}", self.schema, self.name)
     }
-
-    /// The table's name as a statement writes it.
-    pub fn quoted(&self) -> String {
-        let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-        format!("{}.{}", quoted(&self.schema), quoted(&self.name))
-    }
 }

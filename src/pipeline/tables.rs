@@ -22,6 +22,7 @@ use crate::{
         catalog,
         slot::{self, Membership, Publication},
     },
+    quote,
     retry::Kind,
     status::Status,
     telemetry::names,
@@ -249,7 +250,8 @@ impl Tables {
         control: &Client,
         source: &SourceTable,
     ) -> Result<Result<Membership, String>, SessionError> {
-        match slot::add_to_publication(control, &self.source.publication, &source.quoted()).await {
+        let table = quote::postgres_table(&source.schema, &source.name);
+        match slot::add_to_publication(control, &self.source.publication, &table).await {
             Ok(true) => {}
             Ok(false) => {
                 self.pending.insert(source.oid);

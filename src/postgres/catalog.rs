@@ -12,10 +12,11 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-use super::sql::{SqlError, quote_table};
+use super::sql::SqlError;
 use crate::{
     config::TableFilter,
     event::{KeyKind, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
+    quote,
 };
 
 /// The tables that `filter` matches, by schema and name.
@@ -120,7 +121,7 @@ async fn partitions(client: &Client, roots: &[u32]) -> Result<HashMap<u32, Vec<P
                      WHERE leaf.isleaf AND leaf.level > 0 ORDER BY root.oid, n.nspname, c.relname";
     let mut partitions: HashMap<u32, Vec<Partition>> = HashMap::new();
     for row in client.query(statement, &[&roots]).await? {
-        let quoted = quote_table(row.try_get(2)?, row.try_get(3)?);
+        let quoted = quote::postgres_table(row.try_get(2)?, row.try_get(3)?);
         let partition = Partition { oid: row.try_get(1)?, quoted, identity: identity(row.try_get(4)?) };
         partitions.entry(row.try_get(0)?).or_default().push(partition);
     }
@@ -188,7 +189,7 @@ impl Relation {
         keys: &'k HashMap<u32, Keys>,
         partitions: &[Partition],
     ) -> Result<(KeyKind, &'k [String]), String> {
-        let table = quote_table(&self.schema, &self.name);
+        let table = quote::postgres_table(&self.schema, &self.name);
         if self.unlogged {
             return Err(format!(
                 "it is unlogged, so nothing of it is in the WAL; ALTER TABLE {table} SET LOGGED, or exclude it"

@@ -11,6 +11,7 @@ use tokio_postgres::{Client, Config, NoTls, error::SqlState};
 
 use crate::{
     config::{Endpoint, SourceConfig, check_loopback},
+    quote,
     retry::Kind,
 };
 
@@ -85,16 +86,6 @@ impl From<tokio_postgres::Error> for SqlError {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::of_statement(&error)
     }
-}
-
-/// `"name"`, with quotes inside doubled: the one way in which an identifier enters a statement.
-pub fn quote_identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// `"schema"."name"`.
-pub fn quote_table(schema: &str, name: &str) -> String {
-    format!("{}.{}", quote_identifier(schema), quote_identifier(name))
 }
 
 /// Opens a session. A task of its own drives the connection until the client is dropped.
@@ -267,8 +258,8 @@ impl Place {
             "3D000" => format!("{name} has no database {database:?}; correct source.url or create it"),
             "42501" => format!(
                 "role {user:?} may not connect to {database:?} ({said}); GRANT CONNECT ON DATABASE {} TO {}",
-                quote_identifier(database),
-                quote_identifier(user)
+                quote::postgres(database),
+                quote::postgres(user)
             ),
             "53300" => format!("{name} has no connection left ({said}); raise max_connections, or end idle sessions"),
             "57P03" => format!("{name} does not take connections yet ({said}); wait"),
@@ -304,11 +295,6 @@ fn speakable(error: &tokio_postgres::error::DbError) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn identifiers_are_quoted_whatever_they_hold() {
-        assert_eq!(quote_table("public", "we\"ird na.me"), "\"public\".\"we\"\"ird na.me\"");
-    }
 
     #[test]
     fn settings_of_the_url_do_not_win_over_the_pinned_ones() {

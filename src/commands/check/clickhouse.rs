@@ -6,8 +6,9 @@ use clickhouse::{Client, error::Error};
 
 use super::{Found, Report, failed, fine, warning};
 use crate::{
-    clickhouse::client::{client, code, describe, quote_identifier},
+    clickhouse::client::{client, code, describe},
     config::ClickHouseConfig,
+    quote,
 };
 
 const AREA: &str = "ClickHouse";
@@ -39,7 +40,7 @@ pub(super) async fn check(config: &ClickHouseConfig) -> Report {
     };
     report.push(AREA, "connection", fine(format!("{} as {}", config.url, config.user)));
     report.push(AREA, "version", version_found(&version));
-    let database = quote_identifier(&config.database);
+    let database = quote::clickhouse(&config.database);
     let engine = client.query("SELECT engine FROM system.databases WHERE name = ?").bind(&config.database);
     let exists = match bounded(engine.fetch_optional::<String>()).await {
         Ok(engine) => {
@@ -104,7 +105,7 @@ async fn database_found(client: &Client, user: &str, database: &str, engine: Opt
                 format!("user {user:?} sees no database {database}, and may not create it"),
                 format!(
                     "CREATE DATABASE {database}, or GRANT CREATE DATABASE ON {database}.* TO {}",
-                    quote_identifier(user)
+                    quote::clickhouse(user)
                 ),
             ),
             Err(error) => warning(
@@ -130,7 +131,7 @@ async fn rights(client: &Client, user: &str, database: &str, exists: bool) -> Fo
     let missing = missing.join(", ");
     failed(
         format!("user {user:?} lacks {missing}"),
-        format!("GRANT {missing} ON {database}.* TO {}", quote_identifier(user)),
+        format!("GRANT {missing} ON {database}.* TO {}", quote::clickhouse(user)),
     )
 }
 

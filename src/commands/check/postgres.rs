@@ -8,8 +8,9 @@ use crate::{
     event::{SourceTable, TableKind},
     postgres::{
         catalog::tables,
-        sql::{SqlError, connect, quote_identifier},
+        sql::{SqlError, connect},
     },
+    quote,
 };
 
 const AREA: &str = "PostgreSQL";
@@ -118,7 +119,7 @@ impl Server {
         if self.may_replicate {
             return fine(format!("{:?} may replicate", self.user));
         }
-        let role = quote_identifier(&self.user);
+        let role = quote::postgres(&self.user);
         failed(
             format!("{:?} may not replicate", self.user),
             format!("ALTER ROLE {role} REPLICATION (on Amazon RDS: GRANT rds_replication TO {role})"),
@@ -198,7 +199,7 @@ async fn look_at_publication(
     let statement = "SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate, pubviaroot, puballtables, \
                             pg_has_role(current_user, pubowner, 'USAGE'), pg_get_userbyid(pubowner)::text \
                      FROM pg_publication WHERE pubname = $1";
-    let name = quote_identifier(&source.publication);
+    let name = quote::postgres(&source.publication);
     let Some(row) = client.query_opt(statement, &[&source.publication]).await? else {
         report.push(AREA, "publication", absent(server, &name));
         if server.may_create {
@@ -236,7 +237,7 @@ async fn look_at_publication(
     if missing.is_empty() || owned {
         return look_at_ownership(client, &name, &missing, report).await;
     }
-    let list: Vec<String> = missing.iter().map(|table| table.quoted()).collect();
+    let list: Vec<String> = missing.iter().map(|table| quote::postgres_table(&table.schema, &table.name)).collect();
     let what = format!(
         "{} missing, and the publication belongs to {:?}",
         plural(missing.len(), "table"),
@@ -254,7 +255,7 @@ fn absent(server: &Server, name: &str) -> Found {
     if server.may_create {
         return fine(format!("{name} will be created"));
     }
-    let (role, database) = (quote_identifier(&server.user), quote_identifier(&server.database));
+    let (role, database) = (quote::postgres(&server.user), quote::postgres(&server.database));
     failed(
         format!("{name} does not exist, and {role} may not create it"),
         format!(
@@ -292,7 +293,12 @@ async fn look_at_ownership(
     let mut foreign = Vec::new();
     for row in client.query(statement, &[&oids]).await? {
         let oid: u32 = row.try_get(0)?;
-        foreign.extend(missing.iter().filter(|table| table.oid == oid).map(|table| table.quoted()));
+        foreign.extend(
+            missing
+                .iter()
+                .filter(|table| table.oid == oid)
+                .map(|table| quote::postgres_table(&table.schema, &table.name)),
+        );
     }
     if foreign.is_empty() {
         let what = if missing.is_empty() {
@@ -358,7 +364,7 @@ async fn unreadable(client: &Client, tables: &[SourceTable]) -> Result<Vec<(u32,
     for row in client.query(statement, &[&oids]).await? {
         let (schema, name, user): (&str, &str, &str) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
         let (role, in_schema, table) =
-            (quote_identifier(user), quote_identifier(schema), crate::postgres::sql::quote_table(schema, name));
+            (quote::postgres(user), quote::postgres(schema), quote::postgres_table(schema, name));
         let reason = match (row.try_get(4)?, row.try_get(5)?) {
             (false, _) => format!("{role} may not look into the schema; GRANT USAGE ON SCHEMA {in_schema} TO {role}"),
             (_, false) => format!("{role} may not read {table}; GRANT SELECT ON {table} TO {role}"),
