@@ -278,7 +278,7 @@ impl Copier {
             .await?;
         let rows = chunk.rows;
         let mut rows = pin!(rows);
-        let mut copied = CopiedRows::new(&table.spec);
+        let mut copied = CopiedRows::new(table);
         let mut ahead: Option<BoxFuture<'_, Result<(), InsertError>>> = None;
         let (mut count, mut unweighed) = (0, 0);
         loop {

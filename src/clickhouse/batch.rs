@@ -10,7 +10,7 @@
 
 use super::{
     block::{Block, ColumnSpec},
-    table::{Plan, TableSpec},
+    table::{Plan, Table, TableSpec},
     text::ValueError,
 };
 use crate::event::{Lsn, Tuple, Value, Version};
@@ -137,16 +137,16 @@ pub enum Outcome {
 
 impl Batch {
     /// An empty batch; `keyed` batches can hold rows that wait.
-    /// `expected` is what the values that a waiting row lacks are expected to take, in bytes.
-    pub fn new(spec: &TableSpec, keyed: bool, expected: usize, first_row: u64, oldest: SystemTime) -> Self {
+    pub fn new(table: &Table, keyed: bool, first_row: u64, oldest: SystemTime) -> Self {
+        let spec = &table.spec;
         let keys: Arc<[ColumnSpec]> = spec.key.iter().map(|&index| spec.columns[index].clone()).collect();
         Self {
-            block: Block::new(Arc::clone(&spec.columns)),
+            block: Block::new(Arc::clone(&spec.columns)).with_datetime_range(table.range),
             waiting: Vec::new(),
-            keys: Block::new(keys),
+            keys: Block::new(keys).with_datetime_range(table.range),
             latest: keyed.then(HashMap::new),
             waiting_bytes: 0,
-            expected,
+            expected: table.lookup_bytes(),
             first_row,
             commit: Lsn::ZERO,
             oldest,

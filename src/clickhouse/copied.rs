@@ -6,20 +6,22 @@
 //!
 //! Source: PostgreSQL's documentation of COPY, "File Formats", "Text Format".
 
-use super::{batch::CellError, block::Block, table::TableSpec, text::ValueError};
+use super::{batch::CellError, block::Block, table::Table, text::ValueError};
 use crate::event::Version;
 use std::sync::Arc;
 
 /// Builds blocks from rows of COPY.
 pub struct CopiedRows {
     block: Block,
+    empty: Block,
     unescaped: Vec<u8>,
 }
 
 impl CopiedRows {
-    /// An empty block for rows whose fields are the columns of `spec`, in order.
-    pub fn new(spec: &TableSpec) -> Self {
-        Self { block: Block::new(Arc::clone(&spec.columns)), unescaped: Vec::new() }
+    /// An empty block for rows whose fields are the columns of `table`, in order.
+    pub fn new(table: &Table) -> Self {
+        let empty = Block::new(Arc::clone(&table.spec.columns)).with_datetime_range(table.range);
+        Self { block: empty.clone(), empty, unescaped: Vec::new() }
     }
 
     /// How many rows there are.
@@ -34,8 +36,7 @@ impl CopiedRows {
 
     /// The block, and an empty one in its place.
     pub fn take(&mut self) -> Block {
-        let empty = Block::new(Arc::clone(self.block.specs()));
-        std::mem::replace(&mut self.block, empty)
+        std::mem::replace(&mut self.block, self.empty.clone())
     }
 
     /// Adds the rows of `data`, which ends with the end of a row.
@@ -110,7 +111,7 @@ mod tests {
     fn rows() -> CopiedRows {
         let column = |name: &str, ty| ColumnSpec { name: name.into(), ty, nullable: true };
         let specs: Arc<[_]> = [column("id", ColumnType::Int32), column("note", ColumnType::String)].into();
-        CopiedRows { block: Block::new(specs), unescaped: Vec::new() }
+        CopiedRows { block: Block::new(Arc::clone(&specs)), empty: Block::new(specs), unescaped: Vec::new() }
     }
 
     #[test]

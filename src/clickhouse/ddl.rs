@@ -3,6 +3,7 @@
 use super::{
     retrying,
     table::{IS_DELETED, TableSpec, VERSION},
+    text::DateTimeRange,
 };
 use crate::quote;
 use clickhouse::{Client, error::Error};
@@ -20,6 +21,13 @@ const DURABLE: &str = "fsync_after_insert = 1, fsync_part_directory = 1, min_row
 /// Granules of tables whose values are looked up by key: a lookup reads whole granules, and these
 /// rows are wide.
 const SMALL_GRANULES: &str = "index_granularity_bytes = 65536";
+
+/// The timestamps that the server can hold.
+pub async fn datetime_range(client: &Client) -> Result<DateTimeRange, Error> {
+    let version: String = retrying("ask for the version", || client.query_raw("SELECT version()").fetch_one()).await?;
+    let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+    Ok(DateTimeRange::of_server(numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)))
+}
 
 /// Creates the database and walhouse's own tables where they are missing. `server` has no
 /// database chosen, `client` has.

@@ -6,6 +6,7 @@ use super::{
     retrying_within,
     state::{State, TableStatus},
     table::{Table, VERSION},
+    text::DateTimeRange,
     toast::{Resolver, ToastError},
 };
 use crate::{event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
@@ -20,6 +21,8 @@ const DELETE_PATIENCE: Duration = Duration::from_secs(1800);
 pub struct Shared {
     /// ClickHouse, with the database chosen.
     pub client: Client,
+    /// The timestamps that the server can hold.
+    pub range: DateTimeRange,
     /// What is stored.
     pub state: Arc<State>,
     /// Sends blocks.

@@ -298,7 +298,7 @@ impl Sink {
         let spec = &entry.table.spec;
         let batch = entry.batch.get_or_insert_with(|| {
             ledger.open(row);
-            Batch::new(spec, entry.keyed, entry.table.lookup_bytes(), row, transaction.time)
+            Batch::new(&entry.table, entry.keyed, row, transaction.time)
         });
         // The assembler has checked every tuple of the group.
         let tuple = |span: crate::event::Span| Tuple::parse(span.bytes(data)).map(|(tuple, _)| tuple);

@@ -1,7 +1,7 @@
 //! A replicated table, as the ClickHouse side sees it: which columns its target has, which of
 //! them are the key, and how a row of the stream is laid out onto them.
 
-use super::{block::ColumnSpec, types::ColumnType};
+use super::{block::ColumnSpec, text::DateTimeRange, types::ColumnType};
 use crate::event::{Lsn, Relation, ReplicaIdentity, SourceColumn, SourceTable, Version};
 use std::sync::{
     Arc,
@@ -140,6 +140,8 @@ pub struct Table {
     pub spec: TableSpec,
     /// The UUID of its target.
     pub uuid: String,
+    /// The timestamps that its server can hold.
+    pub range: DateTimeRange,
     read_until: AtomicU64,
     lookup_bytes: AtomicUsize,
     copy_over: CancellationToken,
@@ -148,10 +150,11 @@ pub struct Table {
 
 impl Table {
     /// A table whose rows were last read from PostgreSQL itself at `read_until`.
-    pub fn new(spec: TableSpec, uuid: String, read_until: Lsn) -> Arc<Self> {
+    pub fn new(spec: TableSpec, uuid: String, range: DateTimeRange, read_until: Lsn) -> Arc<Self> {
         Arc::new(Self {
             spec,
             uuid,
+            range,
             read_until: AtomicU64::new(read_until.0),
             lookup_bytes: AtomicUsize::new(FIRST_LOOKUP_BYTES),
             copy_over: CancellationToken::new(),

@@ -70,7 +70,7 @@ pub(super) async fn known(
             shared.state.update_table(*oid, |record| record.status = TableStatus::Stopped(reason)).await?;
             stopped = true;
         }
-        let table = Table::new(spec, record.uuid.clone(), record.read_until);
+        let table = Table::new(spec, record.uuid.clone(), shared.range, record.read_until);
         known.push((table, Feed { from: record.fed_from, floor: record.floor }, stopped));
     }
     Ok(known)
@@ -211,7 +211,7 @@ impl Tables {
             },
         };
         let uuid = ddl::create(&self.shared.client, &spec).await?;
-        let table = Table::new(spec, uuid.clone(), Lsn::ZERO);
+        let table = Table::new(spec, uuid.clone(), self.shared.range, Lsn::ZERO);
         // Stored before it is fed, so that whatever happens to it then, a stop above all, finds it;
         // without a membership, so that a crash in between repeats the adoption.
         let record = TableRecord {
