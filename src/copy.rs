@@ -12,7 +12,7 @@ use crate::{
         copied::CopiedRows,
         insert::InsertError,
         job::{Failure, Shared},
-        state::{ChunkRecord, TableStatus},
+        state::{ChunkRecord, TableRecord, TableStatus},
         table::Table,
     },
     config::SourceConfig,
@@ -33,13 +33,15 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, CopyOutStream};
 
 /// Blocks of a heap that make a chunk: 32 MiB. Large enough to read at full speed, small enough
 /// that little is read again after a restart, and that no transaction is long.
 const CHUNK_BLOCKS: u32 = 4096;
 /// After this many bytes of rows, the block's memory is added up.
 const WEIGH_AFTER: usize = 64 * 1024;
+/// How long a chunk's transaction is kept open for a block that does not go in.
+const TRANSACTION_PATIENCE: Duration = Duration::from_secs(20);
 /// The first and the longest bound of the wait before something is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -107,6 +109,8 @@ struct Progress {
 enum Copied {
     Done(u64),
     Rewritten,
+    /// It was given up, and what was in its way is over.
+    Again,
     /// A TRUNCATE has made the copy unnecessary.
     Over,
 }
@@ -141,7 +145,7 @@ impl Copier {
         let mut leaves: Vec<Leaf> = leaves.into_iter().rev().collect();
         while let Some(leaf) = leaves.pop() {
             match self.leaf(table, &leaf, &mut done, &mut progress).await? {
-                Copied::Done(_) => {}
+                Copied::Done(_) | Copied::Again => {}
                 Copied::Over => {
                     tracing::info!(table = progress.table, "the copy is over: the table was truncated");
                     return Ok(());
@@ -159,7 +163,7 @@ impl Copier {
                 }
             }
         }
-        let store = |record: &mut crate::clickhouse::state::TableRecord| {
+        let store = |record: &mut TableRecord| {
             if record.status == TableStatus::Copying {
                 record.status = TableStatus::Streaming;
             }
@@ -256,11 +260,17 @@ impl Copier {
                         () = table.copy_ended() => return Ok(Copied::Over),
                     }
                 }
+                Ok(Copied::Again) => {
+                    tracing::info!(table = table.spec.full_name(), "ClickHouse was slow; copying a chunk again");
+                }
                 outcome => return outcome,
             }
         }
     }
 
+    /// Copies one chunk. Its transaction keeps vacuum and rewrites of the table waiting, so it does
+    /// not wait for ClickHouse itself: it ends before the last block is sent, and is given up when an
+    /// earlier one takes too long.
     async fn chunk(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
         let client = self.session().await?;
         let columns: Vec<String> = table.spec.sources.iter().map(|column| column.name.clone()).collect();
@@ -272,45 +282,63 @@ impl Copier {
         // key change must not rely on it: stored before any of it lands.
         table.note_read(chunk.position);
         let position = table.read_until();
-        self.shared
-            .state
-            .update_table(table.spec.oid, |record| record.read_until = record.read_until.max(position))
-            .await?;
-        let rows = chunk.rows;
-        let mut rows = pin!(rows);
+        let read = |record: &mut TableRecord| record.read_until = record.read_until.max(position);
+        self.shared.state.update_table(table.spec.oid, read).await?;
+
         let mut copied = CopiedRows::new(table);
-        let mut ahead: Option<BoxFuture<'_, Result<(), InsertError>>> = None;
-        let (mut count, mut unweighed) = (0, 0);
-        loop {
-            let piece = tokio::select! {
-                inserted = wait_for(&mut ahead), if ahead.is_some() => {
-                    inserted?;
-                    continue;
-                }
-                piece = rows.next() => piece,
-            };
-            let Some(piece) = piece else { break };
-            let piece = piece?;
-            copied.push(&piece)?;
-            unweighed += piece.len();
-            // Weighed now and then: adding up the columns costs more than adding a row.
-            if unweighed >= WEIGH_AFTER {
-                unweighed = 0;
-                if copied.bytes() >= self.block_bytes {
-                    wait_for(&mut ahead).await?;
-                    count += copied.rows() as u64;
-                    ahead = Some(Box::pin(self.send(table, &mut copied)));
-                }
-            }
-        }
+        let mut ahead = None;
+        let Some(mut count) = self.read(table, chunk.rows, &mut copied, &mut ahead).await? else {
+            drop(client);
+            wait_for(&mut ahead).await?;
+            return Ok(Copied::Again);
+        };
+        let same = snapshot::end(&client, leaf).await?;
+        self.give_back(client);
         wait_for(&mut ahead).await?;
         count += copied.rows() as u64;
         if copied.rows() > 0 {
             self.send(table, &mut copied).await?;
         }
-        let same = snapshot::end(&client, leaf).await?;
-        self.give_back(client);
         Ok(if same { Copied::Done(count) } else { Copied::Rewritten })
+    }
+
+    /// Reads a chunk to its end, sending each block that is full while it goes on reading; what is
+    /// left is in `copied`. `None` if ClickHouse is too slow to go on.
+    async fn read<'a>(
+        &'a self,
+        table: &'a Table,
+        rows: CopyOutStream,
+        copied: &mut CopiedRows,
+        ahead: &mut Option<BoxFuture<'a, Result<(), InsertError>>>,
+    ) -> Result<Option<u64>, CopyError> {
+        let mut rows = pin!(rows);
+        let (mut count, mut unweighed) = (0, 0);
+        loop {
+            let piece = tokio::select! {
+                inserted = wait_for(ahead), if ahead.is_some() => {
+                    inserted?;
+                    continue;
+                }
+                piece = rows.next() => piece,
+            };
+            let Some(piece) = piece else { return Ok(Some(count)) };
+            let piece = piece?;
+            copied.push(&piece)?;
+            unweighed += piece.len();
+            // Weighed now and then: adding up the columns costs more than adding a row.
+            if unweighed < WEIGH_AFTER {
+                continue;
+            }
+            unweighed = 0;
+            if copied.bytes() >= self.block_bytes {
+                match tokio::time::timeout(TRANSACTION_PATIENCE, wait_for(ahead)).await {
+                    Ok(inserted) => inserted?,
+                    Err(_) => return Ok(None),
+                }
+                count += copied.rows() as u64;
+                *ahead = Some(Box::pin(self.send(table, copied)));
+            }
+        }
     }
 
     /// Takes the block and inserts it. It runs inside its chunk and not as a task of its own, so that

@@ -299,13 +299,16 @@ impl State {
             TableStatus::Streaming => ("streaming", ""),
             TableStatus::Stopped(reason) => ("stopped", reason.as_str()),
         };
+        // The floor is a number of 128 bits, which a parameter can not be.
+        let insert = format!(
+            "INSERT INTO _tables (slot, oid, schema_name, table_name, target, uuid, status, reason, fed_from, \
+                     read_until, floor, membership, shape, revision) SETTINGS async_insert = 0 \
+                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {}, ?, ?, ?)",
+            row.floor.0
+        );
         retrying("store a table's state", || {
             self.client
-                .query(
-                    "INSERT INTO _tables (slot, oid, schema_name, table_name, target, uuid, status, reason, fed_from, \
-                     read_until, floor, membership, shape, revision) SETTINGS async_insert = 0 \
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, toUInt128(?), ?, ?, ?)",
-                )
+                .query(&insert)
                 .bind(&self.slot)
                 .bind(row.oid)
                 .bind(&row.schema)
@@ -316,7 +319,6 @@ impl State {
                 .bind(reason)
                 .bind(row.fed_from.0)
                 .bind(row.read_until.0)
-                .bind(row.floor.0.to_string())
                 .bind(&row.membership)
                 .bind(&row.shape)
                 .bind(revision)
