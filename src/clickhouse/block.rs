@@ -66,6 +66,11 @@ impl Block {
         columns + self.versions.capacity() * size_of::<u128>() + self.deleted.capacity()
     }
 
+    /// Bytes of its values, without what is held in reserve.
+    pub fn data_bytes(&self) -> usize {
+        self.columns.iter().map(Column::native_len).sum()
+    }
+
     /// A column, in the order of the specs. Panics if there is no such column.
     pub fn column(&self, index: usize) -> &Column {
         &self.columns[index]

@@ -129,9 +129,9 @@ fn target_name(schema: &str, name: &str) -> String {
     if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") }
 }
 
-/// What a value that is looked up is taken to be before one was seen. Large, because a batch is
-/// sized by it: the first one is then small instead of beyond the budget.
-const FIRST_LOOKUP_BYTES: usize = 64 * 1024;
+/// What a value that is looked up is taken to be before one was seen. On the large side, because a
+/// batch is sized by it: the first one is then rather small than beyond the budget.
+const FIRST_LOOKUP_BYTES: usize = 8 * 1024;
 
 /// A replicated table while the daemon runs.
 #[derive(Debug)]
@@ -181,7 +181,7 @@ impl Table {
     /// Notes what such values took on average. A rise counts at once, a fall by and by.
     pub fn note_lookup(&self, bytes: usize) {
         let before = self.lookup_bytes();
-        self.lookup_bytes.store(bytes.max((before * 3 + bytes) / 4), Ordering::Relaxed);
+        self.lookup_bytes.store(bytes.max((before + bytes) / 2), Ordering::Relaxed);
     }
 
     /// Called by the copy before it writes: `None` if it must not, because a TRUNCATE has made it

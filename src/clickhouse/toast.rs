@@ -88,7 +88,7 @@ impl Resolver<'_> {
             let slice = (SLICE_BYTES / self.table.lookup_bytes().max(1)).clamp(1, MAX_SLICE);
             let range = start..waiting.len().min(start + slice);
             start = range.end;
-            let before = batch.block.bytes();
+            let before = batch.block.data_bytes();
             let found = self.look_up(batch, &waiting, range.clone()).await?;
             for index in range.clone() {
                 let row = &waiting[index];
@@ -96,7 +96,7 @@ impl Resolver<'_> {
                 let row_number = self.complete(batch, row, place, &found).await?;
                 rows.push(row_number);
             }
-            self.table.note_lookup(batch.block.bytes().saturating_sub(before) / range.len());
+            self.table.note_lookup(batch.block.data_bytes().saturating_sub(before) / range.len());
         }
         if self.table.read_until() > before_read {
             let position = self.table.read_until();
