@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{publish_all, run, session, stop_reason, wait_for_queue, wait_for_status};
 use crate::support::{
-    ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, TestDb, assert_equal, assert_settled_equal,
+    ClickHouse, ClickHouseOptions, Daemon, Past, Postgres, PostgresOptions, TestDb, assert_equal, assert_settled_equal,
     eventually, settled,
 };
 
@@ -123,5 +123,56 @@ async fn a_policy_that_hides_rows_stops_the_table_and_is_named() {
     assert_eq!(db.ch.query("SELECT count() FROM t FINAL").await, "0", "fewer rows than there are");
     drop(daemon);
     db.pg.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_from_before_a_table_was_adopted_leaves_its_copied_rows_alone() {
+    let db = TestDb::new("before_feed").await;
+    db.pg.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)").await;
+    publish_all(&db).await;
+    let mut daemon = Daemon::spawn(&db, "[source]\nexclude = [\"public.t\"]");
+    daemon.wait_ready().await;
+    let past = Past::begin(&db).await;
+    // A rewrite streams nothing: the stream carries values that the table does not have any more.
+    db.pg.execute("INSERT INTO t VALUES (1, 'streamed'), (2, 'streamed')").await;
+    db.pg.execute("ALTER TABLE t ALTER v TYPE text USING upper(v)").await;
+    settled(&db).await;
+    daemon.sigterm(Duration::from_secs(20)).await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    assert_settled_equal(&db, &["t"]).await;
+    db.pg.execute("UPDATE t SET v = 'later' WHERE id = 2").await;
+    assert_settled_equal(&db, &["t"]).await;
+    daemon.sigterm(Duration::from_secs(20)).await;
+    past.restore(&db, None).await;
+    daemon.start();
+    db.pg.execute("INSERT INTO other VALUES (1)").await;
+    assert_settled_equal(&db, &["t", "other"]).await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_from_before_a_table_was_adopted_takes_nothing_of_it() {
+    let db = TestDb::new("before_feed_truncate").await;
+    db.pg.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)").await;
+    publish_all(&db).await;
+    let mut daemon = Daemon::spawn(&db, "[source]\nexclude = [\"public.t\"]");
+    daemon.wait_ready().await;
+    let past = Past::begin(&db).await;
+    db.pg.execute("TRUNCATE t").await;
+    db.pg.execute("INSERT INTO t VALUES (1, 'copied')").await;
+    settled(&db).await;
+    daemon.sigterm(Duration::from_secs(20)).await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    assert_settled_equal(&db, &["t"]).await;
+    daemon.sigterm(Duration::from_secs(20)).await;
+    past.restore(&db, None).await;
+    daemon.start();
+    db.pg.execute("INSERT INTO other VALUES (1)").await;
+    assert_settled_equal(&db, &["t", "other"]).await;
+    drop(daemon);
     db.cleanup().await;
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{publish_all, run, session, wait_for_status};
-use crate::support::{Daemon, Past, TestDb, assert_settled_equal, eventually, settled};
+use crate::support::{Daemon, Past, Proxy, TestDb, assert_settled_equal, eventually, settled};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_truncate_takes_the_rows_before_it_and_leaves_those_after_it() {
@@ -97,6 +97,32 @@ async fn a_block_of_the_copy_that_is_on_its_way_does_not_land_after_a_truncate()
         assert_settled_equal(&db, &["t"]).await;
     }
     daemon.wait_ready().await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insert_whose_answer_was_lost_does_not_land_after_a_truncate() {
+    let db = TestDb::new("truncate_lost").await;
+    db.pg.execute("CREATE TABLE t (id int PRIMARY KEY, v text)").await;
+    let proxy = Proxy::to(db.clickhouse.port()).await;
+    let url = format!("[clickhouse]\nurl = \"http://127.0.0.1:{}\"", proxy.port());
+    let mut daemon = Daemon::spawn(&db, &url);
+    daemon.wait_ready().await;
+    proxy.hold_next_insert("t");
+    // The server begins to work on an insert when it has so much of it.
+    db.pg.execute("INSERT INTO t SELECT 1, string_agg(md5(g::text), '') FROM generate_series(1, 30000) g").await;
+    proxy.holds().await;
+    // It was sent again, and that is in.
+    settled(&db).await;
+    assert_eq!(db.ch.query("SELECT count() FROM t").await, "1");
+    let running = format!("SELECT count() FROM system.processes WHERE query_id LIKE 'walhouse-{}-%'", db.name);
+    assert_eq!(db.ch.query(&running).await, "1", "the first attempt is with the server");
+    db.pg.execute("TRUNCATE t").await;
+    settled(&db).await;
+    let answer = proxy.release().await;
+    assert_eq!(db.ch.query(&running).await, "0", "the first attempt has ended; {answer}");
+    assert_eq!(db.ch.query("SELECT count() FROM t").await, "0", "a row came after its TRUNCATE; {answer}");
     drop(daemon);
     db.cleanup().await;
 }

@@ -14,6 +14,7 @@ mod http;
 mod load;
 mod postgres;
 mod process;
+mod proxy;
 mod stream;
 mod toml;
 mod watch;
@@ -31,6 +32,7 @@ pub(crate) use http::{Response, get};
 pub(crate) use load::{LOAD_TABLES, Load};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
 pub(crate) use process::{free_port, signal};
+pub(crate) use proxy::Proxy;
 pub(crate) use stream::{FrozenStream, Past, assert_settled_equal, settled, stopped};
 pub(crate) use watch::{Watch, confirmed, stored};
 

@@ -1,0 +1,124 @@
+//! Between walhouse and ClickHouse: loses the answer of an insert, and keeps the insert itself half sent.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::eventually;
+
+/// What ends the body of a request.
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Forwards to one server, byte for byte, until it is asked to hold an insert.
+pub(crate) struct Proxy {
+    port: u16,
+    state: Arc<Mutex<State>>,
+}
+
+enum State {
+    Forward,
+    /// The next insert into this table, as it stands in the request's first line.
+    Armed(String),
+    /// The server has all of the insert but its end, and whoever sent it was hung up on.
+    Held(TcpStream),
+}
+
+impl Proxy {
+    pub(crate) async fn to(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let port = listener.local_addr().expect("a listener has an address").port();
+        let state = Arc::new(Mutex::new(State::Forward));
+        let shared = state.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(("127.0.0.1", server)).await;
+                let state = shared.clone();
+                tokio::spawn(async move {
+                    if let Ok(server) = server {
+                        // Either side hanging up is the end of it.
+                        let _ = forward(client, server, &state).await;
+                    }
+                });
+            }
+        });
+        Self { port, state }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The next insert into `table` reaches the server all but its end, and is never answered.
+    pub(crate) fn hold_next_insert(&self, table: &str) {
+        *self.state.lock().expect("nobody panics here") = State::Armed(format!("INSERT+INTO+%60{table}%60+"));
+    }
+
+    /// Waits until an insert is held.
+    pub(crate) async fn holds(&self) {
+        eventually(Duration::from_secs(20), async || match *self.state.lock().expect("nobody panics here") {
+            State::Held(_) => Ok(()),
+            _ => Err("no insert came by".to_owned()),
+        })
+        .await;
+    }
+
+    /// Sends the end of the insert that is held, and returns what the server says to that; nothing if it has hung up.
+    pub(crate) async fn release(&self) -> String {
+        let state = std::mem::replace(&mut *self.state.lock().expect("nobody panics here"), State::Forward);
+        let State::Held(mut server) = state else { panic!("no insert is held") };
+        let mut answer = vec![0; 64 * 1024];
+        let length = match server.write_all(LAST_CHUNK).await {
+            Ok(()) => server.read(&mut answer).await.unwrap_or(0),
+            Err(_gone) => 0,
+        };
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+}
+
+async fn forward(mut client: TcpStream, mut server: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
+    let (mut to_server, mut to_client) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    loop {
+        tokio::select! {
+            read = client.read(&mut to_server) => {
+                let bytes = &to_server[..read?];
+                if bytes.is_empty() {
+                    return Ok(());
+                }
+                if is_awaited(bytes, state) {
+                    return hold(client, server, bytes.to_vec(), state).await;
+                }
+                server.write_all(bytes).await?;
+            }
+            read = server.read(&mut to_client) => match read? {
+                0 => return Ok(()),
+                length => client.write_all(&to_client[..length]).await?,
+            },
+        }
+    }
+}
+
+fn is_awaited(bytes: &[u8], state: &Mutex<State>) -> bool {
+    let mut state = state.lock().expect("nobody panics here");
+    let State::Armed(insert) = &*state else { return false };
+    let found = bytes.windows(insert.len()).any(|window| window == insert.as_bytes());
+    if found {
+        *state = State::Forward;
+    }
+    found
+}
+
+async fn hold(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    mut request: Vec<u8>,
+    state: &Mutex<State>,
+) -> std::io::Result<()> {
+    while !request.ends_with(LAST_CHUNK) {
+        client.read_buf(&mut request).await?;
+    }
+    server.write_all(&request[..request.len() - LAST_CHUNK.len()]).await?;
+    *state.lock().expect("nobody panics here") = State::Held(server);
+    Ok(())
+}
