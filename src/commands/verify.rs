@@ -168,7 +168,8 @@ impl fmt::Display for Report {
 /// When there is nothing to compare, or a side is lost.
 pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<Report, Error> {
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
-    let records = records(config, &target).await?;
+    let records = stored(config, &target).await?.tables().await;
+    let records: HashMap<u32, TableRecord> = records.into_iter().map(|record| (record.oid, record)).collect();
     let mut source = sql::connect(&config.source, "walhouse verify").await?;
     let tables = wanted(&source, config, args).await?;
     let mut report = Report::default();
@@ -195,8 +196,8 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     Ok(report)
 }
 
-/// What ClickHouse knows of the slot's tables.
-async fn records(config: &Config, target: &Client) -> Result<HashMap<u32, TableRecord>, Error> {
+/// What ClickHouse knows of the slot.
+pub(super) async fn stored(config: &Config, target: &Client) -> Result<State, Error> {
     let slot = &config.source.slot;
     let not_run = || Error::NotRunYet { database: config.clickhouse.database.clone(), slot: slot.clone() };
     let state = match bounded(State::load(target.clone(), slot)).await {
@@ -208,10 +209,7 @@ async fn records(config: &Config, target: &Client) -> Result<HashMap<u32, TableR
             return Err(Error::ClickHouse { url, user, source });
         }
     };
-    if state.checkpoint().await.is_none() {
-        return Err(not_run());
-    }
-    Ok(state.tables().await.into_iter().map(|record| (record.oid, record)).collect())
+    if state.checkpoint().await.is_none() { Err(not_run()) } else { Ok(state) }
 }
 
 async fn wanted(
@@ -219,7 +217,7 @@ async fn wanted(
     config: &Config,
     args: &VerifyArgs,
 ) -> Result<Vec<SourceTable>, Error> {
-    let mut tables = catalog::tables(source, &config.source.table_filter()).await?;
+    let (mut tables, _) = catalog::tables(source, &config.source.table_filter()).await?;
     if tables.is_empty() {
         return Err(Error::NoTable("source.tables"));
     }
@@ -238,7 +236,12 @@ fn pair(table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, 
     match &record.status {
         TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
         TableStatus::Copying => return Err((Absence::Copying, "its copy is not complete".to_owned())),
-        TableStatus::Streaming => {}
+        TableStatus::Resync(reason) => return Err((Absence::Copying, format!("it is being copied anew: {reason}"))),
+        TableStatus::Streaming | TableStatus::Swapping | TableStatus::Gone => {}
+    }
+    if !is_followed(record, &spec) {
+        let why = "its shape has changed in PostgreSQL, and walhouse has not followed yet".to_owned();
+        return Err((Absence::Copying, why));
     }
     let column = |source: &crate::event::SourceColumn| ColumnPair {
         name: source.name.clone(),
@@ -253,6 +256,15 @@ fn pair(table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, 
         // A table of which only some rows are published is not taken up.
         filter: None,
     })
+}
+
+/// Whether the target has the columns that the catalog shows.
+fn is_followed(record: &TableRecord, spec: &TableSpec) -> bool {
+    let TableRecord { oid, schema, name, target, shape, .. } = record;
+    let names = |spec: &TableSpec| spec.sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>();
+    let stored = TableSpec::stored(*oid, schema, name, target, shape);
+    // What is stored by a tool, and not by walhouse, may have no shape.
+    stored.map_or(shape.is_empty(), |stored| names(&stored) == names(spec))
 }
 
 /// The stored checkpoint, which moves on an idle server too.

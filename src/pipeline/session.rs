@@ -10,8 +10,10 @@ use crate::{
         client, ddl,
         insert::{Inserter, QueryIds, kill_leftovers},
         job::{Failure, Shared},
+        requests::Requests,
         sink::{Limits, Sink},
         state::{Checkpoint, State},
+        table::TableSpec,
     },
     config::Config,
     copy::Copier,
@@ -239,6 +241,8 @@ async fn stream(
     let inserter = Inserter::new(clickhouse.clone(), Arc::clone(&state), ids, Arc::clone(&allowed));
     let shared = Arc::new(Shared {
         range: ddl::datetime_range(&clickhouse).await?,
+        requests: Requests::new(clickhouse.clone(), &source.slot),
+        layout: Box::new(TableSpec::new),
         client: clickhouse,
         state: Arc::clone(&state),
         inserter: Arc::new(inserter),

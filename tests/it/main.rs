@@ -16,6 +16,7 @@ mod outage;
 mod privileges;
 mod rules;
 mod servers;
+mod shapes;
 mod startup;
 mod stream;
 mod support;

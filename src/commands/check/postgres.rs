@@ -46,7 +46,7 @@ async fn look(client: &Client, source: &SourceConfig, report: &mut Report) -> Re
         None => fine(format!("{:?} will be created", source.slot)),
     };
     report.push(AREA, "slot", found);
-    let tables = tables(client, &source.table_filter()).await?;
+    let (tables, _) = tables(client, &source.table_filter()).await?;
     look_at_publication(client, source, &server, &tables, report).await?;
     look_at_tables(client, &tables, report).await
 }
