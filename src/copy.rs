@@ -10,8 +10,8 @@ use crate::{
     clickhouse::{
         batch::CellError,
         copied::CopiedRows,
-        insert::InsertError,
         job::{Failure, Shared},
+        landing::land,
         state::{ChunkRecord, TableRecord, TableStatus},
         table::Table,
     },
@@ -24,7 +24,6 @@ use crate::{
     retry::{Backoff, Kind},
     telemetry::names,
 };
-use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream};
 use std::{
     future::Future,
@@ -85,12 +84,6 @@ impl From<tokio_postgres::Error> for CopyError {
 impl From<clickhouse::error::Error> for CopyError {
     fn from(error: clickhouse::error::Error) -> Self {
         Self::Lane(Failure::ClickHouse(error))
-    }
-}
-
-impl From<InsertError> for CopyError {
-    fn from(error: InsertError) -> Self {
-        Self::Lane(error.into())
     }
 }
 
@@ -285,7 +278,7 @@ impl Copier {
         let read = |record: &mut TableRecord| record.read_until = record.read_until.max(position);
         self.shared.state.update_table(table.spec.oid, read).await?;
 
-        let mut copied = CopiedRows::new(table);
+        let mut copied = CopiedRows::new(table, self.shared.policy);
         let mut ahead = None;
         let Some(mut count) = self.read(table, chunk.rows, &mut copied, &mut ahead).await? else {
             drop(client);
@@ -308,8 +301,8 @@ impl Copier {
         &'a self,
         table: &'a Table,
         rows: CopyOutStream,
-        copied: &mut CopiedRows,
-        ahead: &mut Option<BoxFuture<'a, Result<(), InsertError>>>,
+        copied: &mut CopiedRows<'_>,
+        ahead: &mut Option<BoxFuture<'a, Result<(), Failure>>>,
     ) -> Result<Option<u64>, CopyError> {
         let mut rows = pin!(rows);
         let (mut count, mut unweighed) = (0, 0);
@@ -346,13 +339,12 @@ impl Copier {
     fn send<'a>(
         &'a self,
         table: &'a Table,
-        copied: &mut CopiedRows,
-    ) -> impl Future<Output = Result<(), InsertError>> + Send + use<'a> {
-        let rows = copied.rows();
-        let data = Bytes::from(copied.take().into_native());
+        copied: &mut CopiedRows<'_>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send + use<'a> {
+        let (block, letters) = copied.take();
         async move {
             // Version 0 is below any ceiling.
-            self.shared.inserter.insert(&table.spec.target, rows, data, Lsn::ZERO).await?;
+            let rows = land(&self.shared, table, block, letters, Lsn::ZERO).await?;
             metrics::counter!(names::COPY_ROWS, "table" => table.spec.full_name()).increment(rows as u64);
             Ok(())
         }
@@ -376,7 +368,7 @@ impl Copier {
 }
 
 /// Waits for the insert that is on its way, if there is one.
-async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<(), InsertError>>>) -> Result<(), InsertError> {
+async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<(), Failure>>>) -> Result<(), Failure> {
     match ahead {
         Some(insert) => {
             insert.await?;

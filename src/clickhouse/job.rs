@@ -2,7 +2,9 @@
 
 use super::{
     batch::{Batch, CellError},
+    dead_letters::Policy,
     insert::{InsertError, Inserter},
+    landing::land,
     retrying_within,
     state::{State, TableStatus},
     table::{Table, VERSION},
@@ -10,7 +12,6 @@ use super::{
     toast::{Resolver, ToastError},
 };
 use crate::{event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
-use bytes::Bytes;
 use clickhouse::Client;
 use std::{sync::Arc, time::Duration};
 
@@ -27,6 +28,8 @@ pub struct Shared {
     pub state: Arc<State>,
     /// Sends blocks.
     pub inserter: Arc<Inserter>,
+    /// What becomes of values that can not be held.
+    pub policy: Policy,
     /// Reads single rows of the source.
     pub source: Arc<dyn RowSource>,
     /// Where the lane's lag is told.
@@ -140,16 +143,11 @@ impl Job {
 
 async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<(), Failure> {
     if !batch.waiting.is_empty() {
-        let Shared { client, state, source, .. } = shared;
-        Resolver { table, client, source: &**source, state }.resolve(&mut batch).await?;
+        let Shared { client, state, source, policy, .. } = shared;
+        Resolver { table, client, source: &**source, state, policy: *policy }.resolve(&mut batch).await?;
     }
-    let rows = batch.block.rows();
-    if rows == 0 {
-        return Ok(());
-    }
-    let commit = batch.commit;
-    let data = Bytes::from(batch.block.into_native());
-    shared.inserter.insert(&table.spec.target, rows, data, commit).await?;
+    let Batch { block, letters, commit, .. } = batch;
+    let rows = land(shared, table, block, letters, commit).await?;
     metrics::counter!(names::ROWS_WRITTEN, "table" => table.spec.full_name()).increment(rows as u64);
     Ok(())
 }

@@ -12,7 +12,7 @@
 //! When too many bytes are held, nothing more is received; the room of the lane does the rest.
 
 use super::{
-    batch::{At, Batch, CellError, Outcome},
+    batch::{At, Batch, CellError, Outcome, RowChange},
     job::{Done, Failure, Job, Shared},
     ledger::Ledger,
     table::{ANEW, Feed, Plan, Table, shape_changed},
@@ -267,15 +267,15 @@ impl Sink {
         }
         entry.received.increment(1);
         let row = self.ledger.row();
-        let at = At { version, xid: transaction.xid };
-        match Self::add(entry, &mut self.ledger, &transaction, data, change, at, row) {
+        let at = At { version, xid: transaction.xid, time: transaction.time };
+        match Self::add(&self.shared, entry, &mut self.ledger, data, change, at, row) {
             Ok(Outcome::Added) => Ok(()),
             Ok(Outcome::NeedsKeys) => {
                 // What is in the batch must be in ClickHouse before a lookup can find it there.
                 entry.keyed = true;
                 self.seal(change.relation);
                 let Some(entry) = self.tables.get_mut(&change.relation) else { return Ok(()) };
-                match Self::add(entry, &mut self.ledger, &transaction, data, change, at, row) {
+                match Self::add(&self.shared, entry, &mut self.ledger, data, change, at, row) {
                     Ok(_) => Ok(()),
                     Err(error) => self.refuse(change.relation, &error),
                 }
@@ -286,9 +286,9 @@ impl Sink {
 
     /// Adds a change to its table's open batch, and opens one if there is none.
     fn add(
+        shared: &Shared,
         entry: &mut Entry,
         ledger: &mut Ledger,
-        transaction: &Transaction,
         data: &[u8],
         change: &Change,
         at: At,
@@ -298,18 +298,22 @@ impl Sink {
         let spec = &entry.table.spec;
         let batch = entry.batch.get_or_insert_with(|| {
             ledger.open(row);
-            Batch::new(&entry.table, entry.keyed, row, transaction.time)
+            Batch::new(&entry.table, entry.keyed, row, at.time)
         });
         // The assembler has checked every tuple of the group.
         let tuple = |span: crate::event::Span| Tuple::parse(span.bytes(data)).map(|(tuple, _)| tuple);
         let empty = |_| CellError::protocol();
-        let outcome = match change.op {
-            Op::Insert { new } => batch.insert(spec, plan, tuple(new).map_err(empty)?, at),
+        let row = match change.op {
+            Op::Insert { new } => RowChange::Insert(tuple(new).map_err(empty)?),
             Op::Update { old, old_is_key, new } => {
                 let old = old.map(tuple).transpose().map_err(empty)?.map(|old| (old, old_is_key));
-                batch.update(spec, plan, old, tuple(new).map_err(empty)?, at)
+                RowChange::Update(old, tuple(new).map_err(empty)?)
             }
-            Op::Delete { old, .. } => batch.delete(spec, plan, tuple(old).map_err(empty)?, at),
+            Op::Delete { old, .. } => RowChange::Delete(tuple(old).map_err(empty)?),
+        };
+        let outcome = match batch.add(spec, plan, row, at) {
+            Err(error) if shared.policy.takes(spec, &error) => batch.lose(spec, plan, row, at, &error),
+            outcome => outcome,
         };
         if batch.rows() == 0 {
             // Opened for a change that it did not take.
@@ -401,7 +405,7 @@ impl Sink {
         if let Some(batch) = entry.batch.take() {
             self.open.remove(&oid);
             self.open_bytes -= std::mem::take(&mut entry.bytes);
-            let bytes = batch.bytes();
+            let bytes = batch.bytes_when_sent();
             self.sealed_bytes += bytes;
             entry.queue.push_back(Job::Insert { batch: Box::new(batch), bytes });
             self.queued.insert(oid);

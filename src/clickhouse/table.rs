@@ -1,7 +1,7 @@
 //! A replicated table, as the ClickHouse side sees it: which columns its target has, which of
 //! them are the key, and how a row of the stream is laid out onto them.
 
-use super::{block::ColumnSpec, text::DateTimeRange, types::ColumnType};
+use super::{block::ColumnSpec, dead_letters::Losses, text::DateTimeRange, types::ColumnType};
 use crate::event::{Lsn, Relation, ReplicaIdentity, SourceColumn, SourceTable, Version};
 use std::sync::{
     Arc,
@@ -142,6 +142,8 @@ pub struct Table {
     pub uuid: String,
     /// The timestamps that its server can hold.
     pub range: DateTimeRange,
+    /// The rows of its that were lost.
+    pub losses: Losses,
     read_until: AtomicU64,
     lookup_bytes: AtomicUsize,
     copy_over: CancellationToken,
@@ -155,6 +157,7 @@ impl Table {
             spec,
             uuid,
             range,
+            losses: Losses::default(),
             read_until: AtomicU64::new(read_until.0),
             lookup_bytes: AtomicUsize::new(FIRST_LOOKUP_BYTES),
             copy_over: CancellationToken::new(),
