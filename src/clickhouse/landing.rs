@@ -168,7 +168,15 @@ async fn store(shared: &Shared, table: &Table, letters: Letters, commit: Lsn) ->
     let classes: Vec<_> = letters.by_class().filter(|(_, count)| *count > 0).collect();
     let sql = dead_letters::insert_statement(shared.state.slot(), &table.spec);
     table.losses.begin();
-    shared.inserter.insert_letters(&sql, rows, Bytes::from(letters.into_data()), commit).await?;
+    let stored = shared.inserter.insert_letters(&sql, rows, Bytes::from(letters.into_data()), commit).await;
+    stored.map_err(|error| match error {
+        InsertError::Refused { source, of_rows: true, .. } => {
+            Failure::Table(format!("a dead letter of it can not be stored: {}", client::describe(&source)))
+        }
+        // A letter has nowhere to go, of whatever table it is.
+        InsertError::Refused { source, .. } => Failure::ClickHouse(source),
+        error => error.into(),
+    })?;
     for (class, count) in classes {
         metrics::counter!(names::DEAD_LETTERS, "table" => name.clone(), "reason" => class).increment(count);
     }

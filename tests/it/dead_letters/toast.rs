@@ -67,25 +67,16 @@ async fn an_unchanged_value_is_not_taken_from_before_a_letter() {
     assert_settled_equal(&db, &["one", "each", "restarted"]).await;
     for table in ["one", "each", "restarted"] {
         assert_eq!(lost(&db, table).await.len(), 4, "{table}");
-        let revived = format!(
-            "SELECT count() FROM {table} WHERE d IS NULL AND id IN (1, 20, 30) AND n < 2 AND
-             _version > (SELECT min(_version) FROM {table} WHERE id IN (1, 2)) AND startsWith(a, 'first')"
-        );
-        let first = format!("SELECT count() FROM {table} WHERE id = 1 AND startsWith(a, 'first')");
-        println!("{table}: {} {}", db.ch.query(&revived).await, db.ch.query(&first).await);
     }
     // As if what came after the letters had never landed.
-    for round in 0..2 {
+    for _ in 0..2 {
         daemon.sigterm(Duration::from_secs(20)).await;
         for table in ["one", "each", "restarted"] {
-            let last = format!(
-                "ALTER TABLE {table} DELETE WHERE id IN (1, 20, 30, 5) AND _version > 0 AND a LIKE 'lost%' OR id = 5"
-            );
+            let last = format!("ALTER TABLE {table} DELETE WHERE id = 5 OR a LIKE 'lost%'");
             db.ch.query(&format!("{last} SETTINGS mutations_sync = 2")).await;
         }
         past.restore(&db, None).await;
         daemon.start();
-        println!("round {round}");
         assert_settled_equal(&db, &["one", "each", "restarted"]).await;
     }
     drop(daemon);
