@@ -39,7 +39,7 @@ use tokio_postgres::{Client, CopyOutStream};
 const CHUNK_BLOCKS: u32 = 4096;
 /// After this many bytes of rows, the block's memory is added up.
 const WEIGH_AFTER: usize = 64 * 1024;
-/// How long a chunk's transaction is kept open for a block that does not go in.
+/// How long a chunk's transaction is kept open for a block that does not go in, at first.
 const TRANSACTION_PATIENCE: Duration = Duration::from_secs(20);
 /// The first and the longest bound of the wait before something is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -237,11 +237,12 @@ impl Copier {
     /// Copies a chunk, and tries again for as long as what is in the way is transient.
     async fn patiently(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut patience = TRANSACTION_PATIENCE;
         let _worker = self.workers.acquire().await;
         loop {
             let Some(_writing) = table.begin_copy() else { return Ok(Copied::Over) };
             let outcome = tokio::select! {
-                outcome = self.chunk(table, leaf, first, last) => outcome,
+                outcome = self.chunk(table, leaf, first, last, patience) => outcome,
                 () = table.copy_ended() => return Ok(Copied::Over),
             };
             match outcome {
@@ -254,6 +255,8 @@ impl Copier {
                     }
                 }
                 Ok(Copied::Again) => {
+                    // What takes long may do so each time, such as finding rows that are refused.
+                    patience *= 2;
                     tracing::info!(table = table.spec.full_name(), "ClickHouse was slow; copying a chunk again");
                 }
                 outcome => return outcome,
@@ -264,7 +267,14 @@ impl Copier {
     /// Copies one chunk. Its transaction keeps vacuum and rewrites of the table waiting, so it does
     /// not wait for ClickHouse itself: it ends before the last block is sent, and is given up when an
     /// earlier one takes too long.
-    async fn chunk(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
+    async fn chunk(
+        &self,
+        table: &Arc<Table>,
+        leaf: &Leaf,
+        first: u32,
+        last: u32,
+        patience: Duration,
+    ) -> Result<Copied, CopyError> {
         let client = self.session().await?;
         let columns: Vec<String> = table.spec.sources.iter().map(|column| column.name.clone()).collect();
         let chunk = match snapshot::open(&client, leaf, &columns, first, last).await? {
@@ -280,7 +290,7 @@ impl Copier {
 
         let mut copied = CopiedRows::new(table, self.shared.policy);
         let mut ahead = None;
-        let Some(mut count) = self.read(table, chunk.rows, &mut copied, &mut ahead).await? else {
+        let Some(mut count) = self.read(table, chunk.rows, &mut copied, &mut ahead, patience).await? else {
             drop(client);
             wait_for(&mut ahead).await?;
             return Ok(Copied::Again);
@@ -303,6 +313,7 @@ impl Copier {
         rows: CopyOutStream,
         copied: &mut CopiedRows<'_>,
         ahead: &mut Option<BoxFuture<'a, Result<(), Failure>>>,
+        patience: Duration,
     ) -> Result<Option<u64>, CopyError> {
         let mut rows = pin!(rows);
         let (mut count, mut unweighed) = (0, 0);
@@ -324,7 +335,7 @@ impl Copier {
             }
             unweighed = 0;
             if copied.bytes() >= self.block_bytes {
-                match tokio::time::timeout(TRANSACTION_PATIENCE, wait_for(ahead)).await {
+                match tokio::time::timeout(patience, wait_for(ahead)).await {
                     Ok(inserted) => inserted?,
                     Err(_) => return Ok(None),
                 }

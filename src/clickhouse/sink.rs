@@ -323,16 +323,19 @@ impl Sink {
         outcome
     }
 
-    /// A value can not be held: the table stops, and this change is the first that it drops.
+    /// A row is not taken: the table stops, and this change is the first that it drops.
     fn refuse(&mut self, oid: u32, error: &CellError) -> Result<(), Failure> {
         self.seal(oid);
         // A number of its own: the change's may be that of the batch which was opened for it.
         let row = self.ledger.row();
         self.ledger.open(row);
-        let reason = format!(
-            "a row has a value that ClickHouse can not hold without changing it: {error}. Exclude the table, or correct \
-             the value at the source. {ANEW}"
-        );
+        let reason = match error {
+            CellError::Value { .. } => format!(
+                "a row has a value that ClickHouse can not hold without changing it: {error}. Exclude the table, or correct \
+                 the value at the source. {ANEW}"
+            ),
+            CellError::Protocol(_) => format!("{error}, which is a bug in walhouse. {ANEW}"),
+        };
         self.stop(oid, reason, vec![row]);
         Ok(())
     }

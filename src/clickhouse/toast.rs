@@ -25,7 +25,7 @@
 //! one of the same row had the very text that this one's old key has. They were durable before
 //! anything that comes after them is looked up, and stay, so this holds over restarts and in
 //! replays, and nothing is kept in memory but whether a table has any. Letters of the copy do not
-//! count: what the copy reads is from the future anyway.
+//! count: any row of a change is newer than what the copy read.
 
 use super::{
     batch::{Batch, CellError, Slot, Waiting},

@@ -46,6 +46,24 @@ async fn ids(db: &TestDb, table: &str) -> String {
     db.ch.query(&format!("SELECT arraySort(groupArray(id)) FROM {table} FINAL WHERE _is_deleted = 0")).await
 }
 
+/// The statements of docs/operations.md.
+async fn assert_documented(db: &TestDb) {
+    let docs = include_str!("../../docs/operations.md");
+    let section =
+        docs.split("## Dead letters").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("the section");
+    let blocks = section.split("```sql\n").skip(1).map(|block| block.split("```").next().unwrap_or_default());
+    let run = async |sql: &str| {
+        let sql = sql.replace("'walhouse'", &format!("'{}'", db.name)).replace("sales_order", "streamed");
+        db.ch.query(&sql).await
+    };
+    let [count, rows, delete]: [&str; 3] = blocks.collect::<Vec<_>>().try_into().expect("three statements");
+    assert_eq!(run(count).await.lines().filter(|line| line.contains("\td\t")).count(), 4, "two reasons for each table");
+    let rows = run(rows).await;
+    assert!(rows.lines().any(|line| line.contains("insert\td\tinfinity\t")), "{rows}");
+    run(delete).await;
+    assert_eq!((lost(db, "streamed").await.len(), lost(db, "copied").await.len()), (0, 3));
+}
+
 async fn assert_none_stopped(db: &TestDb) {
     assert_eq!(stopped(db).await.as_deref(), Ok(""));
 }
@@ -94,7 +112,10 @@ async fn rows_around_a_lost_one_go_in_from_the_copy_and_from_the_stream() {
     // verify names them, and says where to look.
     let verify = walhouse(daemon.config(), &["verify"]).await;
     assert_eq!(verify.code, Some(1), "{verify:?}");
-    assert!(verify.stdout.contains("id=3: missing in ClickHouse"), "{verify:?}");
+    for expected in ["id=3: missing in ClickHouse", "public.copied: 3 dead letters; SELECT"] {
+        assert!(verify.stdout.contains(expected), "{expected}: {verify:?}");
+    }
+    assert_documented(&db).await;
 
     // The next change of each row brings it home.
     for table in ["copied", "streamed"] {
