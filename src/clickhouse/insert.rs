@@ -56,8 +56,6 @@ pub enum InsertError {
     Refused {
         /// The table.
         target: String,
-        /// Whether it may be some of the rows, and not the table.
-        of_rows: bool,
         /// What ClickHouse said.
         source: Error,
     },
@@ -163,8 +161,8 @@ impl Inserter {
                     tracing::warn!(table = target, rows, ?pause, error, "an insert did not go in; sending it again");
                     tokio::time::sleep(pause).await;
                 }
-                Class::Refused { of_rows } => {
-                    return Err(InsertError::Refused { target: target.to_owned(), of_rows, source: error });
+                Class::Refused => {
+                    return Err(InsertError::Refused { target: target.to_owned(), source: error });
                 }
                 Class::Halt => return Err(InsertError::Halt(error)),
             }
@@ -272,36 +270,20 @@ async fn kill(client: &Client, condition: &str) -> Result<(), Error> {
     }
 }
 
-/// Codes that say that some value does not go into this table, by the names that ClickHouse gives
-/// them: another row might. What reads a value may be somebody's own: a constraint, a materialized
-/// column, a view on the table.
-const OF_ROWS: &[u32] = &[
+/// Codes that say that these rows do not go into this table, by the names that ClickHouse gives
+/// them. What reads the rows may be somebody's own: a constraint, a materialized column, a view.
+const REFUSED: &[u32] = &[
     6,   // CANNOT_PARSE_TEXT
-    27,  // CANNOT_PARSE_INPUT_ASSERTION_FAILED
-    36,  // BAD_ARGUMENTS
-    38,  // CANNOT_PARSE_DATE
-    41,  // CANNOT_PARSE_DATETIME
-    69,  // ARGUMENT_OUT_OF_BOUND
-    70,  // CANNOT_CONVERT_TYPE
-    72,  // CANNOT_PARSE_NUMBER
-    117, // INCORRECT_DATA
-    131, // TOO_LARGE_STRING_SIZE
-    153, // ILLEGAL_DIVISION
-    321, // VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
-    349, // CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
-    395, // FUNCTION_THROW_IF_VALUE_IS_NON_ZERO
-    407, // DECIMAL_OVERFLOW
-    469, // VIOLATED_CONSTRAINT
-];
-
-/// Codes that say that the table is not what it was: no row would go in.
-const OF_TABLE: &[u32] = &[
     7,   // NUMBER_OF_COLUMNS_DOESNT_MATCH
     8,   // THERE_IS_NO_COLUMN
     9,   // SIZES_OF_COLUMNS_DOESNT_MATCH
     10,  // NOT_FOUND_COLUMN_IN_BLOCK
     16,  // NO_SUCH_COLUMN_IN_TABLE
     20,  // NUMBER_OF_COLUMNS_DOESNT_MATCH
+    27,  // CANNOT_PARSE_INPUT_ASSERTION_FAILED
+    36,  // BAD_ARGUMENTS
+    38,  // CANNOT_PARSE_DATE
+    41,  // CANNOT_PARSE_DATETIME
     43,  // ILLEGAL_TYPE_OF_ARGUMENT
     44,  // ILLEGAL_COLUMN
     47,  // UNKNOWN_IDENTIFIER
@@ -309,14 +291,25 @@ const OF_TABLE: &[u32] = &[
     50,  // UNKNOWN_TYPE
     53,  // TYPE_MISMATCH
     60,  // UNKNOWN_TABLE
+    69,  // ARGUMENT_OUT_OF_BOUND
+    70,  // CANNOT_CONVERT_TYPE
+    72,  // CANNOT_PARSE_NUMBER
+    117, // INCORRECT_DATA
+    131, // TOO_LARGE_STRING_SIZE
+    153, // ILLEGAL_DIVISION
     218, // TABLE_IS_DROPPED
+    321, // VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
+    349, // CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
+    395, // FUNCTION_THROW_IF_VALUE_IS_NON_ZERO
+    407, // DECIMAL_OVERFLOW
+    469, // VIOLATED_CONSTRAINT
 ];
 
 /// What an insert's error means for the rows.
 #[derive(Clone, Copy)]
 enum Class {
     Transient,
-    Refused { of_rows: bool },
+    Refused,
     Halt,
 }
 
@@ -326,8 +319,7 @@ impl Class {
             (Kind::Transient, _) => Self::Transient,
             // Only what speaks of this table or of these rows stops the table; the rest is the
             // server's state, and would stop one table after the other.
-            (Kind::Definite, Some(code)) if OF_ROWS.contains(&code) => Self::Refused { of_rows: true },
-            (Kind::Definite, Some(code)) if OF_TABLE.contains(&code) => Self::Refused { of_rows: false },
+            (Kind::Definite, Some(code)) if REFUSED.contains(&code) => Self::Refused,
             (Kind::Definite, _) => Self::Halt,
         }
     }
@@ -335,7 +327,7 @@ impl Class {
     fn label(self) -> &'static str {
         match self {
             Self::Transient => "transient",
-            Self::Refused { .. } => "refused",
+            Self::Refused => "refused",
             Self::Halt => "halt",
         }
     }

@@ -5,6 +5,10 @@
 //! parts, in any order, since versions commute. What it says of a row is kept by its code and name
 //! only, because its message may quote the row.
 //!
+//! Whether the rows are refused or the table is not what it was, the error's code does not tell
+//! surely (an unknown column is INCORRECT_DATA). So a block without rows is sent first: if that is
+//! refused, no row would go in, and the table stops at once.
+//!
 //! If too many rows of one block are refused, it is not the rows that are wrong: the table stops.
 //! Then letters of the block are not written, and the checkpoint does not pass it before the stop
 //! is stored. What has landed of it does no harm: a table that stopped is copied anew.
@@ -26,6 +30,9 @@ use crate::{
 use bytes::Bytes;
 use std::ops::Range;
 
+/// TOO_LARGE_STRING_SIZE: a letter's values, as JSON, are beyond what ClickHouse reads.
+const TOO_LARGE: u32 = 131;
+
 /// Lands a block and the letters that came with it, and returns how many rows went in. `commit` is
 /// the highest commit among all of them.
 pub async fn land(
@@ -40,7 +47,8 @@ pub async fn land(
     if landed > 0 {
         match shared.inserter.insert(&table.spec.target, &block, commit).await {
             Ok(()) => {}
-            Err(InsertError::Refused { source, of_rows: true, .. }) if takes_refused(shared, table) => {
+            Err(InsertError::Refused { source, .. }) if takes_refused(shared, table) => {
+                shared.inserter.insert(&table.spec.target, &block.slice(0..0), commit).await?;
                 let before = letters.rows();
                 bisect(shared, table, &block, client::describe(&source), commit, &mut letters).await?;
                 let refused = letters.rows() - before;
@@ -129,7 +137,7 @@ async fn attempt(
 ) -> Result<Option<String>, Failure> {
     match shared.inserter.insert(&table.spec.target, &block.slice(range), commit).await {
         Ok(()) => Ok(None),
-        Err(InsertError::Refused { source, of_rows: true, .. }) => Ok(Some(client::describe(&source))),
+        Err(InsertError::Refused { source, .. }) => Ok(Some(client::describe(&source))),
         Err(error) => Err(error.into()),
     }
 }
@@ -170,10 +178,11 @@ async fn store(shared: &Shared, table: &Table, letters: Letters, commit: Lsn) ->
     table.losses.begin();
     let stored = shared.inserter.insert_letters(&sql, rows, Bytes::from(letters.into_data()), commit).await;
     stored.map_err(|error| match error {
-        InsertError::Refused { source, of_rows: true, .. } => {
-            Failure::Table(format!("a dead letter of it can not be stored: {}", client::describe(&source)))
+        InsertError::Refused { source, .. } if client::code(&source) == Some(TOO_LARGE) => {
+            let why = client::describe(&source);
+            Failure::Table(format!("a row that can not be held is too large for a dead letter: {why}. {ANEW}"))
         }
-        // A letter has nowhere to go, of whatever table it is.
+        // Letters have nowhere to go, of whatever table they are.
         InsertError::Refused { source, .. } => Failure::ClickHouse(source),
         error => error.into(),
     })?;
