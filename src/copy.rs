@@ -10,8 +10,8 @@ use crate::{
     clickhouse::{
         batch::CellError,
         copied::CopiedRows,
-        insert::InsertError,
         job::{Failure, Shared},
+        landing::land,
         state::{ChunkRecord, TableRecord, TableStatus},
         table::Table,
     },
@@ -24,7 +24,6 @@ use crate::{
     retry::{Backoff, Kind},
     telemetry::names,
 };
-use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream};
 use std::{
     future::Future,
@@ -40,7 +39,7 @@ use tokio_postgres::{Client, CopyOutStream};
 const CHUNK_BLOCKS: u32 = 4096;
 /// After this many bytes of rows, the block's memory is added up.
 const WEIGH_AFTER: usize = 64 * 1024;
-/// How long a chunk's transaction is kept open for a block that does not go in.
+/// How long a chunk's transaction is kept open for a block that does not go in, at first.
 const TRANSACTION_PATIENCE: Duration = Duration::from_secs(20);
 /// The first and the longest bound of the wait before something is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -85,12 +84,6 @@ impl From<tokio_postgres::Error> for CopyError {
 impl From<clickhouse::error::Error> for CopyError {
     fn from(error: clickhouse::error::Error) -> Self {
         Self::Lane(Failure::ClickHouse(error))
-    }
-}
-
-impl From<InsertError> for CopyError {
-    fn from(error: InsertError) -> Self {
-        Self::Lane(error.into())
     }
 }
 
@@ -244,11 +237,12 @@ impl Copier {
     /// Copies a chunk, and tries again for as long as what is in the way is transient.
     async fn patiently(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut patience = TRANSACTION_PATIENCE;
         let _worker = self.workers.acquire().await;
         loop {
             let Some(_writing) = table.begin_copy() else { return Ok(Copied::Over) };
             let outcome = tokio::select! {
-                outcome = self.chunk(table, leaf, first, last) => outcome,
+                outcome = self.chunk(table, leaf, first, last, patience) => outcome,
                 () = table.copy_ended() => return Ok(Copied::Over),
             };
             match outcome {
@@ -261,6 +255,8 @@ impl Copier {
                     }
                 }
                 Ok(Copied::Again) => {
+                    // What takes long may do so each time, such as finding rows that are refused.
+                    patience *= 2;
                     tracing::info!(table = table.spec.full_name(), "ClickHouse was slow; copying a chunk again");
                 }
                 outcome => return outcome,
@@ -271,7 +267,14 @@ impl Copier {
     /// Copies one chunk. Its transaction keeps vacuum and rewrites of the table waiting, so it does
     /// not wait for ClickHouse itself: it ends before the last block is sent, and is given up when an
     /// earlier one takes too long.
-    async fn chunk(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
+    async fn chunk(
+        &self,
+        table: &Arc<Table>,
+        leaf: &Leaf,
+        first: u32,
+        last: u32,
+        patience: Duration,
+    ) -> Result<Copied, CopyError> {
         let client = self.session().await?;
         let columns: Vec<String> = table.spec.sources.iter().map(|column| column.name.clone()).collect();
         let chunk = match snapshot::open(&client, leaf, &columns, first, last).await? {
@@ -285,9 +288,9 @@ impl Copier {
         let read = |record: &mut TableRecord| record.read_until = record.read_until.max(position);
         self.shared.state.update_target(table.spec.oid, &table.uuid, read).await?;
 
-        let mut copied = CopiedRows::new(table);
+        let mut copied = CopiedRows::new(table, self.shared.policy);
         let mut ahead = None;
-        let Some(mut count) = self.read(table, chunk.rows, &mut copied, &mut ahead).await? else {
+        let Some(mut count) = self.read(table, chunk.rows, &mut copied, &mut ahead, patience).await? else {
             drop(client);
             wait_for(&mut ahead).await?;
             return Ok(Copied::Again);
@@ -308,8 +311,9 @@ impl Copier {
         &'a self,
         table: &'a Table,
         rows: CopyOutStream,
-        copied: &mut CopiedRows,
-        ahead: &mut Option<BoxFuture<'a, Result<(), InsertError>>>,
+        copied: &mut CopiedRows<'_>,
+        ahead: &mut Option<BoxFuture<'a, Result<(), Failure>>>,
+        patience: Duration,
     ) -> Result<Option<u64>, CopyError> {
         let mut rows = pin!(rows);
         let (mut count, mut unweighed) = (0, 0);
@@ -331,7 +335,7 @@ impl Copier {
             }
             unweighed = 0;
             if copied.bytes() >= self.block_bytes {
-                match tokio::time::timeout(TRANSACTION_PATIENCE, wait_for(ahead)).await {
+                match tokio::time::timeout(patience, wait_for(ahead)).await {
                     Ok(inserted) => inserted?,
                     Err(_) => return Ok(None),
                 }
@@ -346,13 +350,12 @@ impl Copier {
     fn send<'a>(
         &'a self,
         table: &'a Table,
-        copied: &mut CopiedRows,
-    ) -> impl Future<Output = Result<(), InsertError>> + Send + use<'a> {
-        let rows = copied.rows();
-        let data = Bytes::from(copied.take().into_native());
+        copied: &mut CopiedRows<'_>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send + use<'a> {
+        let (block, letters) = copied.take();
         async move {
             // Version 0 is below any ceiling.
-            self.shared.inserter.insert(&table.spec.target, rows, data, Lsn::ZERO).await?;
+            let rows = land(&self.shared, table, block, letters, Lsn::ZERO).await?;
             metrics::counter!(names::COPY_ROWS, "table" => table.spec.full_name()).increment(rows as u64);
             Ok(())
         }
@@ -376,7 +379,7 @@ impl Copier {
 }
 
 /// Waits for the insert that is on its way, if there is one.
-async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<(), InsertError>>>) -> Result<(), InsertError> {
+async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<(), Failure>>>) -> Result<(), Failure> {
     match ahead {
         Some(insert) => {
             insert.await?;

@@ -22,7 +22,8 @@
 //! 2. Commits only: the checkpoint moves forward, and only to ends of commits and idle marks.
 //! 3. Replay converges: a row's version is where its change stands in the WAL, so every write may be
 //!    repeated in any grouping.
-//! 4. Nothing is changed silently: a value that its column can not hold stops the table, by name.
+//! 4. Nothing is changed silently: a row that its table can not hold goes to the dead letters, or
+//!    stops the table, by name.
 //! 5. Memory is bounded by configuration, whatever the size of a transaction, a table or a backlog.
 //! 6. The source's connection never starves: status goes out while ClickHouse is slow, down or hung.
 //! 7. No row value in a log, an error or a metric; no secret in any output.

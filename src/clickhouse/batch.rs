@@ -7,9 +7,15 @@
 //! A row that lacks a toasted value can not be built yet. It waits beside the block with what it
 //! has, and knows the row before it in the same batch, if there is one: that is what the keys are
 //! kept for, from the first such row of a table on.
+//!
+//! A change with a value that its column can not hold is not taken, and leaves the batch as it was.
+//! Whoever adds it decides whether the table stops or [`Batch::lose`] turns it into a dead letter.
+
+mod lost;
 
 use super::{
     block::{Block, ColumnSpec},
+    dead_letters::{Letters, Operation},
     table::{Plan, Table, TableSpec},
     text::ValueError,
 };
@@ -27,22 +33,42 @@ pub struct At {
     pub version: Version,
     /// Its transaction's id.
     pub xid: u32,
+    /// When that committed, by the source's clock.
+    pub time: SystemTime,
 }
 
-/// A value that a column can not hold.
+/// What a change says of a row.
+#[derive(Clone, Copy, Debug)]
+pub enum RowChange<'a> {
+    /// It is new.
+    Insert(Tuple<'a>),
+    /// It was the first and is the second now. The first is there if the key may have changed, with
+    /// whether it is a key tuple.
+    Update(Option<(Tuple<'a>, bool)>, Tuple<'a>),
+    /// It is gone, and had this key.
+    Delete(Tuple<'a>),
+}
+
+/// A row that a batch does not take.
 #[derive(Debug, thiserror::Error)]
-#[error("column {column}: {error}")]
-pub struct CellError {
-    /// The column's name.
-    pub column: String,
-    /// What is wrong with the value.
-    pub error: ValueError,
+pub enum CellError {
+    /// A value that a column can not hold.
+    #[error("column {column}: {error}")]
+    Value {
+        /// The column's name.
+        column: String,
+        /// What is wrong with the value.
+        error: ValueError,
+    },
+    /// Something that the source never sends.
+    #[error("the source sent {0}")]
+    Protocol(&'static str),
 }
 
 impl CellError {
     /// A tuple that is none.
     pub fn protocol() -> Self {
-        Self { column: "?".into(), error: ValueError::Malformed("a row that is not one") }
+        Self::Protocol("a row that is not one")
     }
 }
 
@@ -55,6 +81,8 @@ pub enum Slot {
     Waiting(usize),
     /// A tombstone.
     Gone,
+    /// A dead letter.
+    Lost,
 }
 
 /// A column's value in a row that waits.
@@ -80,13 +108,26 @@ pub struct Waiting {
     pub before: Option<Slot>,
     /// Whether the change altered the key.
     pub key_change: bool,
-    /// Whether the change is an INSERT: then there is no row before it.
-    pub insert: bool,
+    /// Whether no row can be known before it: the change is an INSERT, or the old key is one that
+    /// could never be held.
+    pub alone: bool,
+    /// What the change did.
+    pub operation: Operation,
     /// The row of the batch's keys that holds its new key; the next one holds the old key.
     pub keys: usize,
+    /// The text forms of the old key, if they differ from the new ones.
+    old_key: Vec<Box<[u8]>>,
 }
 
 impl Waiting {
+    /// The text forms of its old key, in index order.
+    pub fn old_key<'a>(&'a self, spec: &'a TableSpec) -> impl Iterator<Item = &'a [u8]> + 'a {
+        let same = spec.key.iter().map(|&column| self.text(column).unwrap_or_default());
+        let other = self.old_key.iter().map(|text| &**text);
+        let (same, other) = if self.old_key.is_empty() { (Some(same), None) } else { (None, Some(other)) };
+        same.into_iter().flatten().chain(other.into_iter().flatten())
+    }
+
     /// The text form of a value that it has.
     pub fn text(&self, column: usize) -> Option<&[u8]> {
         match self.cells[column] {
@@ -112,6 +153,8 @@ pub struct Batch {
     pub keys: Block,
     /// The last row of each key; only kept once the table has had a row that waits.
     latest: Option<HashMap<Box<[u8]>, Slot>>,
+    /// The rows that can not be held.
+    pub letters: Letters,
     waiting_bytes: usize,
     /// What a value that is looked up is expected to take, in bytes.
     expected: usize,
@@ -145,6 +188,7 @@ impl Batch {
             waiting: Vec::new(),
             keys: Block::new(keys).with_datetime_range(table.range),
             latest: keyed.then(HashMap::new),
+            letters: Letters::default(),
             waiting_bytes: 0,
             expected: table.lookup_bytes(),
             first_row,
@@ -156,26 +200,43 @@ impl Batch {
 
     /// How many rows it will have.
     pub fn rows(&self) -> usize {
-        self.block.rows() + self.waiting.len()
+        self.block.rows() + self.waiting.len() + self.letters.rows()
     }
 
     /// Bytes of memory that it holds, or will when the rows that wait are complete.
     pub fn bytes(&self) -> usize {
         let keys = self.latest.as_ref().map_or(0, |keys| keys.capacity() * 48);
-        self.block.bytes() + self.waiting_bytes + self.waiting.len() * self.expected + self.keys.bytes() + keys
+        let rows = self.block.bytes() + self.letters.bytes() + self.waiting_bytes;
+        rows + self.waiting.len() * self.expected + self.keys.bytes() + keys
     }
 
-    /// Adds a new row.
-    pub fn insert(&mut self, spec: &TableSpec, plan: &Plan, new: Tuple<'_>, at: At) -> Result<Outcome, CellError> {
+    /// Bytes of memory that it takes while it is sent: a part at a time is written beside it.
+    pub fn bytes_when_sent(&self) -> usize {
+        self.bytes() + self.block.largest_native_part()
+    }
+
+    /// Adds what becomes of a row.
+    ///
+    /// # Errors
+    /// A value that its column can not hold; then the batch is as it was.
+    pub fn add(&mut self, spec: &TableSpec, plan: &Plan, change: RowChange<'_>, at: At) -> Result<Outcome, CellError> {
+        match change {
+            RowChange::Insert(new) => self.insert(spec, plan, new, at),
+            RowChange::Update(old, new) => self.update(spec, plan, old, new, at),
+            RowChange::Delete(old) => self.delete(spec, plan, old, at),
+        }
+    }
+
+    fn insert(&mut self, spec: &TableSpec, plan: &Plan, new: Tuple<'_>, at: At) -> Result<Outcome, CellError> {
         if !self.push_row(spec, plan, new)? {
-            return self.wait(spec, plan, None, new, at, true);
+            return self.wait(spec, plan, None, new, at, Operation::Insert);
         }
         self.end_row(spec, at.version, false);
         Ok(Outcome::Added)
     }
 
     /// Adds the new state of a row, and a tombstone for the old key if that was another one.
-    pub fn update(
+    fn update(
         &mut self,
         spec: &TableSpec,
         plan: &Plan,
@@ -184,7 +245,7 @@ impl Batch {
         at: At,
     ) -> Result<Outcome, CellError> {
         if !self.push_row(spec, plan, new)? {
-            return self.wait(spec, plan, old, new, at, false);
+            return self.wait(spec, plan, old, new, at, Operation::Update);
         }
         self.end_row(spec, at.version, false);
         self.push_old_key(spec, plan, old.map(|(old, _)| old), new, at)?;
@@ -204,7 +265,7 @@ impl Batch {
         // Different texts can be one key to ClickHouse: 0 and -0.
         let row = self.block.rows();
         if let Err(error) = self.push_tombstone(spec, plan, old) {
-            // No half of a change: its table stops before it.
+            // No half of a change.
             self.block.pop_row();
             return Err(error);
         }
@@ -229,15 +290,14 @@ impl Batch {
             };
             if let Err(error) = pushed {
                 self.block.rollback_row();
-                return Err(CellError { column: spec.columns[column].name.clone(), error });
+                return Err(CellError::Value { column: spec.columns[column].name.clone(), error });
             }
         }
         self.end_row(spec, row.at.version, false);
         Ok(())
     }
 
-    /// Adds a tombstone.
-    pub fn delete(&mut self, spec: &TableSpec, plan: &Plan, old: Tuple<'_>, at: At) -> Result<Outcome, CellError> {
+    fn delete(&mut self, spec: &TableSpec, plan: &Plan, old: Tuple<'_>, at: At) -> Result<Outcome, CellError> {
         self.push_tombstone(spec, plan, old)?;
         self.end_row(spec, at.version, true);
         Ok(Outcome::Added)
@@ -257,11 +317,14 @@ impl Batch {
                     self.block.rollback_row();
                     return Ok(false);
                 }
-                Value::Binary(_) => Err(ValueError::Malformed("a binary value, which was not asked for")),
+                Value::Binary(_) => {
+                    self.block.rollback_row();
+                    return Err(CellError::Protocol("a binary value, which was not asked for"));
+                }
             };
             if let Err(error) = pushed {
                 self.block.rollback_row();
-                return Err(CellError { column: spec.columns[column].name.clone(), error });
+                return Err(CellError::Value { column: spec.columns[column].name.clone(), error });
             }
         }
         Ok(true)
@@ -275,7 +338,10 @@ impl Batch {
             let into = self.block.column_mut(column);
             let pushed = match value {
                 Value::Text(text) if spec.key.contains(&column) => into.push_text(text),
-                _ if spec.key.contains(&column) => Err(ValueError::Malformed("an old key without its value")),
+                _ if spec.key.contains(&column) => {
+                    self.block.rollback_row();
+                    return Err(CellError::Protocol("an old key without its value"));
+                }
                 _ => {
                     into.push_default();
                     Ok(())
@@ -283,7 +349,7 @@ impl Batch {
             };
             if let Err(error) = pushed {
                 self.block.rollback_row();
-                return Err(CellError { column: spec.columns[column].name.clone(), error });
+                return Err(CellError::Value { column: spec.columns[column].name.clone(), error });
             }
         }
         Ok(())
@@ -300,7 +366,8 @@ impl Batch {
         }
     }
 
-    /// Adds a row that lacks values, and the tombstone of its old key.
+    /// Adds a row that lacks values, and the tombstone of its old key. Any other operation than an
+    /// update has no old key.
     fn wait(
         &mut self,
         spec: &TableSpec,
@@ -308,43 +375,45 @@ impl Batch {
         old: Option<(Tuple<'_>, bool)>,
         new: Tuple<'_>,
         at: At,
-        insert: bool,
+        operation: Operation,
     ) -> Result<Outcome, CellError> {
+        let alone = operation != Operation::Update;
         let mut row = Waiting {
             at,
             cells: vec![Cell::Null; spec.columns.len()],
             bytes: Vec::new(),
             before: None,
             key_change: false,
-            insert,
+            alone,
+            operation: if old.is_some() { Operation::Update } else { operation },
             keys: self.keys.rows(),
+            old_key: Vec::new(),
         };
         fill(&mut row, spec, plan, old, new);
+        let old = old.map(|(old, _)| old).filter(|_| !alone);
         if row.lacking().next().is_none() {
             self.push_filled(spec, &row)?;
-            self.push_old_key(spec, plan, old.map(|(old, _)| old), new, at)?;
+            self.push_old_key(spec, plan, old, new, at)?;
             return Ok(Outcome::Added);
         }
         if self.latest.is_none() {
             return Ok(Outcome::NeedsKeys);
         }
-        let old_texts = old.filter(|(old, _)| key_texts_differ(plan, *old, new)).map(|(old, _)| old);
-        let new_key = self.push_key(spec, |column| row.text(column))?;
-        let old_key = match old_texts {
-            Some(old) => {
-                let values: Vec<_> = old.values().collect();
-                let text = |column: usize| {
-                    let place = plan.columns.iter().position(|&other| other == column)?;
-                    match values.get(place)? {
-                        Value::Text(text) => Some(*text),
-                        // A toasted key column that did not change.
-                        _ => row.text(column),
-                    }
-                };
-                self.push_key(spec, text)?
+        let old_texts = old.filter(|old| key_texts_differ(plan, *old, new));
+        if let Some(old) = old_texts {
+            let old = key_texts(plan, old, Some(new));
+            row.old_key = old.into_iter().map(|text| text.unwrap_or_default().into()).collect();
+        }
+        let keys = self.keys.rows();
+        let new_key = self.push_key(spec, spec.key.iter().map(|&column| row.text(column)))?;
+        let old_key = match self.push_key(spec, row.old_key(spec).map(Some)) {
+            Ok(old_key) => old_key,
+            Err(error) => {
+                self.keys.pop_row();
+                return Err(error);
             }
-            None => self.push_key(spec, |column| row.text(column))?,
         };
+        debug_assert!(self.keys.rows() == keys + 2, "two rows of keys for each row that waits");
         row.key_change = new_key != old_key;
         if row.key_change
             && let Some(old) = old_texts
@@ -355,7 +424,9 @@ impl Batch {
             debug_assert!(self.block.rows() == row_index + 1);
         }
         self.commit = self.commit.max(at.version.commit());
-        self.waiting_bytes += row.bytes.len() + row.cells.len() * size_of::<Cell>() + size_of::<Waiting>();
+        let old_key_bytes: usize = row.old_key.iter().map(|text| text.len() + size_of::<Box<[u8]>>()).sum();
+        self.waiting_bytes += row.bytes.len() + old_key_bytes;
+        self.waiting_bytes += row.cells.len() * size_of::<Cell>() + size_of::<Waiting>();
         let slot = Slot::Waiting(self.waiting.len());
         if let Some(latest) = &mut self.latest {
             row.before = latest.get(old_key.as_slice()).copied();
@@ -372,13 +443,16 @@ impl Batch {
     fn push_key<'a>(
         &mut self,
         spec: &TableSpec,
-        text: impl Fn(usize) -> Option<&'a [u8]>,
+        texts: impl Iterator<Item = Option<&'a [u8]>>,
     ) -> Result<Vec<u8>, CellError> {
-        for (place, &column) in spec.key.iter().enumerate() {
-            let value = text(column).ok_or(ValueError::Malformed("a key without its value"));
-            if let Err(error) = value.and_then(|text| self.keys.column_mut(place).push_text(text)) {
+        for ((place, &column), text) in spec.key.iter().enumerate().zip(texts) {
+            let Some(text) = text else {
                 self.keys.rollback_row();
-                return Err(CellError { column: spec.columns[column].name.clone(), error });
+                return Err(CellError::Protocol("a key without its value"));
+            };
+            if let Err(error) = self.keys.column_mut(place).push_text(text) {
+                self.keys.rollback_row();
+                return Err(CellError::Value { column: spec.columns[column].name.clone(), error });
             }
         }
         let row = self.keys.rows();
@@ -420,4 +494,15 @@ fn key_texts_differ(plan: &Plan, old: Tuple<'_>, new: Tuple<'_>) -> bool {
         (Value::Text(old), Value::Text(new)) => old != new && plan.key.contains(&place),
         _ => false,
     })
+}
+
+/// The text forms of a key, in index order. A toasted key column that did not change is in the
+/// other tuple.
+fn key_texts<'a>(plan: &Plan, tuple: Tuple<'a>, other: Option<Tuple<'a>>) -> Vec<Option<&'a [u8]>> {
+    let text = |tuple: Tuple<'a>, place: usize| match tuple.values().nth(place) {
+        Some(Value::Text(text)) => Some(text),
+        _ => None,
+    };
+    let places = plan.key.iter();
+    places.map(|&place| text(tuple, place).or_else(|| text(other?, place))).collect()
 }

@@ -10,7 +10,7 @@ use super::{
     text::DateTimeRange,
     types::ColumnType,
 };
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// The column with the rows' versions.
 pub const VERSION_COLUMN: &str = "_version";
@@ -111,36 +111,49 @@ impl Block {
         key_columns.iter().for_each(|&index| self.columns[index].key_bytes(row, out));
     }
 
+    /// Some of its rows, as a block of their own. Panics if there are no such rows.
+    pub fn slice(&self, rows: Range<usize>) -> Self {
+        let mut slice = Block::new(Arc::clone(&self.specs));
+        for row in rows {
+            slice.columns.iter_mut().zip(&self.columns).for_each(|(column, of)| column.push_from(of, row));
+            slice.commit_row(self.versions[row], self.deleted[row] == 1);
+        }
+        slice
+    }
+
     /// The block in the Native format. A row that is not committed must have been rolled back.
     pub fn write_native(&self) -> Vec<u8> {
-        let mut out = self.start();
-        for (spec, column) in self.specs.iter().zip(&self.columns) {
-            write_header(&mut out, &spec.name, &spec.ty.name(spec.nullable));
-            column.write_native(&mut out);
-        }
-        write_versions(&mut out, &self.versions, &self.deleted);
+        let mut out = Vec::new();
+        (0..self.native_parts()).for_each(|part| self.write_native_part(part, &mut out));
         out
     }
 
-    /// As [`write_native`](Self::write_native), giving up each column's memory once it is written.
-    pub fn into_native(self) -> Vec<u8> {
-        let mut out = self.start();
-        for (spec, column) in self.specs.iter().zip(self.columns) {
-            write_header(&mut out, &spec.name, &spec.ty.name(spec.nullable));
-            column.write_native(&mut out);
-        }
-        write_versions(&mut out, &self.versions, &self.deleted);
-        out
+    /// Of how many parts the Native format is made: a part is not larger than a column.
+    pub fn native_parts(&self) -> usize {
+        self.columns.len() + 2
     }
 
-    fn start(&self) -> Vec<u8> {
+    /// Appends one part of the Native format; they belong together in their order.
+    pub fn write_native_part(&self, part: usize, out: &mut Vec<u8>) {
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows()), "a row is not committed");
-        let headers: usize = self.specs.iter().map(|spec| spec.name.len() + 64).sum();
-        let data: usize = self.columns.iter().map(Column::native_len).sum();
-        let mut out = Vec::with_capacity(headers + data + self.rows() * (size_of::<u128>() + 1) + 64);
-        push_varint(&mut out, self.columns.len() + 2);
-        push_varint(&mut out, self.rows());
-        out
+        let Some(index) = part.checked_sub(1) else {
+            push_varint(out, self.columns.len() + 2);
+            return push_varint(out, self.rows());
+        };
+        match self.specs.get(index).zip(self.columns.get(index)) {
+            Some((spec, column)) => {
+                out.reserve(column.native_len() + spec.name.len() + 64);
+                write_header(out, &spec.name, &spec.ty.name(spec.nullable));
+                column.write_native(out);
+            }
+            None => write_versions(out, &self.versions, &self.deleted),
+        }
+    }
+
+    /// About how many bytes the largest part of the Native format has.
+    pub fn largest_native_part(&self) -> usize {
+        let columns = self.columns.iter().map(Column::native_len);
+        columns.max().unwrap_or(0).max(self.rows() * (size_of::<u128>() + 1))
     }
 }
 
@@ -195,7 +208,10 @@ mod tests {
         assert_eq!(block.write_native(), expected);
         assert_eq!(block.version(1), (1 << 64, true));
         assert!(block.bytes() >= expected.len() - 64);
-        assert_eq!(block.into_native(), expected);
+        let mut second = self::block();
+        add(&mut second, "2", None);
+        second.commit_row(1 << 64, true);
+        assert_eq!(block.slice(1..2).write_native(), second.write_native());
     }
 
     #[test]

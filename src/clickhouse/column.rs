@@ -7,6 +7,7 @@
 //! Source of the encodings: ClickHouse's documentation, "Native format specification".
 
 mod dictionary;
+pub(super) mod render;
 
 use super::{
     text::{self, DateTimeRange, ValueError},

@@ -6,37 +6,51 @@
 //!
 //! Source: PostgreSQL's documentation of COPY, "File Formats", "Text Format".
 
-use super::{batch::CellError, block::Block, table::Table, text::ValueError};
+use super::{
+    batch::CellError,
+    block::Block,
+    dead_letters::{Envelope, Letter, Letters, Operation, Policy, Reason},
+    table::{Table, TableSpec},
+    text::ValueError,
+};
 use crate::event::Version;
 use std::sync::Arc;
 
 /// Builds blocks from rows of COPY.
-pub struct CopiedRows {
+pub struct CopiedRows<'a> {
+    spec: &'a TableSpec,
+    policy: Policy,
     block: Block,
     empty: Block,
+    letters: Letters,
     unescaped: Vec<u8>,
 }
 
-impl CopiedRows {
+impl<'a> CopiedRows<'a> {
     /// An empty block for rows whose fields are the columns of `table`, in order.
-    pub fn new(table: &Table) -> Self {
+    pub fn new(table: &'a Table, policy: Policy) -> Self {
         let empty = Block::new(Arc::clone(&table.spec.columns)).with_datetime_range(table.range);
-        Self { block: empty.clone(), empty, unescaped: Vec::new() }
+        Self::empty(&table.spec, policy, empty)
     }
 
-    /// How many rows there are.
+    fn empty(spec: &'a TableSpec, policy: Policy, empty: Block) -> Self {
+        let (letters, unescaped) = (Letters::default(), Vec::new());
+        Self { spec, policy, block: empty.clone(), empty, letters, unescaped }
+    }
+
+    /// How many rows there are, those that can not be held among them.
     pub fn rows(&self) -> usize {
-        self.block.rows()
+        self.block.rows() + self.letters.rows()
     }
 
     /// Bytes of memory that they hold.
     pub fn bytes(&self) -> usize {
-        self.block.bytes()
+        self.block.bytes() + self.letters.bytes()
     }
 
-    /// The block, and an empty one in its place.
-    pub fn take(&mut self) -> Block {
-        std::mem::replace(&mut self.block, self.empty.clone())
+    /// The block and the letters, and empty ones in their place.
+    pub fn take(&mut self) -> (Block, Letters) {
+        (std::mem::replace(&mut self.block, self.empty.clone()), std::mem::take(&mut self.letters))
     }
 
     /// Adds the rows of `data`, which ends with the end of a row.
@@ -44,7 +58,12 @@ impl CopiedRows {
         while !data.is_empty() {
             // A newline inside a value is escaped, so the next one ends the row.
             let end = data.iter().position(|&byte| byte == b'\n').ok_or_else(CellError::protocol)?;
-            self.row(&data[..end])?;
+            if let Err(error) = self.row(&data[..end]) {
+                if !self.policy.takes(self.spec, &error) {
+                    return Err(error);
+                }
+                self.lose(&data[..end], &error)?;
+            }
             data = &data[end + 1..];
         }
         Ok(())
@@ -69,7 +88,7 @@ impl CopiedRows {
             };
             if let Err(error) = pushed {
                 self.block.rollback_row();
-                return Err(CellError { column: self.block.specs()[column].name.clone(), error });
+                return Err(CellError::Value { column: self.block.specs()[column].name.clone(), error });
             }
         }
         if fields.next().is_some() {
@@ -77,6 +96,34 @@ impl CopiedRows {
             return Err(CellError::protocol());
         }
         self.block.commit_row(Version::COPY.0, false);
+        Ok(())
+    }
+
+    /// Adds a letter for a row that can not be held.
+    fn lose(&mut self, row: &[u8], error: &CellError) -> Result<(), CellError> {
+        let fields = row.split(|&byte| byte == b'\t').map(|field| {
+            let mut text = Vec::new();
+            // An escape that is none was the error already, or comes after it.
+            let read = (field != b"\\N").then(|| unescape(field, &mut text)).transpose();
+            read.map(|read| read.map(|()| text)).map_err(|_| CellError::protocol())
+        });
+        let fields = fields.collect::<Result<Vec<Option<Vec<u8>>>, _>>()?;
+        if fields.len() != self.spec.columns.len() {
+            return Err(CellError::protocol());
+        }
+        let mut envelope = Envelope::default();
+        for (column, text) in self.spec.columns.iter().zip(&fields) {
+            envelope.new_value(&column.name, text.as_deref());
+        }
+        let letter = Letter {
+            version: Version::COPY,
+            transaction: None,
+            operation: Operation::Copy,
+            key: self.spec.key.iter().map(|&column| fields[column].clone().unwrap_or_default()).collect(),
+            reason: Reason::from(error),
+            envelope,
+        };
+        self.letters.add(self.spec, letter);
         Ok(())
     }
 }
@@ -107,19 +154,26 @@ fn unescape(field: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
 mod tests {
     use super::super::{block::ColumnSpec, types::ColumnType};
     use super::*;
+    use crate::config::Unrepresentable;
 
-    fn rows() -> CopiedRows {
+    fn spec() -> TableSpec {
         let column = |name: &str, ty| ColumnSpec { name: name.into(), ty, nullable: true };
-        let specs: Arc<[_]> = [column("id", ColumnType::Int32), column("note", ColumnType::String)].into();
-        CopiedRows { block: Block::new(Arc::clone(&specs)), empty: Block::new(specs), unescaped: Vec::new() }
+        let columns = [column("id", ColumnType::Int32), column("note", ColumnType::String)].into();
+        let (schema, name, target) = ("public".to_owned(), "t".to_owned(), "t".to_owned());
+        TableSpec { oid: 1, schema, name, target, sources: Vec::new(), columns, key: vec![0] }
+    }
+
+    fn rows(spec: &TableSpec, unrepresentable: Unrepresentable) -> CopiedRows<'_> {
+        CopiedRows::empty(spec, Policy::new(unrepresentable), Block::new(Arc::clone(&spec.columns)))
     }
 
     #[test]
     fn escapes_nulls_and_empty_strings_are_told_apart() {
-        let mut copied = rows();
+        let spec = spec();
+        let mut copied = rows(&spec, Unrepresentable::Fail);
         copied.push(b"1\ta\\tb\\n\\\\N\n2\t\\N\n3\t\n\\N\t\\\\.\n").unwrap();
         assert_eq!(copied.rows(), 4);
-        let mut expected = rows();
+        let mut expected = rows(&spec, Unrepresentable::Fail);
         for (id, note) in
             [(Some("1"), Some("a\tb\n\\N")), (Some("2"), None), (Some("3"), Some("")), (None, Some("\\."))]
         {
@@ -133,16 +187,30 @@ mod tests {
             }
             expected.block.commit_row(0, false);
         }
-        assert_eq!(copied.take().write_native(), expected.block.write_native());
+        assert_eq!(copied.take().0.write_native(), expected.block.write_native());
         assert_eq!(copied.rows(), 0);
     }
 
     #[test]
     fn what_is_not_a_row_is_an_error_and_leaves_no_half_row() {
+        let spec = spec();
         for data in [&b"1\n"[..], b"1\tx\ty\n", b"1\tx", b"1\tx\\\n", b"one\tx\n"] {
-            let mut copied = rows();
+            let mut copied = rows(&spec, Unrepresentable::Fail);
             assert!(copied.push(data).is_err(), "{data:?}");
             assert_eq!((copied.rows(), copied.block.column(0).len()), (0, 0));
         }
+    }
+
+    #[test]
+    fn a_row_that_can_not_be_held_becomes_a_letter_and_the_others_stay() {
+        let spec = spec();
+        let mut copied = rows(&spec, Unrepresentable::DeadLetter);
+        copied.push(b"1\ta\n3000000000\tb\\tc\n\\N\t\\N\n2\td\n").unwrap();
+        assert!(copied.push(b"4000000000\n").is_err(), "a row that is not one is no letter");
+        let (block, letters) = copied.take();
+        assert_eq!((block.rows(), letters.rows()), (3, 1));
+        let data = letters.into_data();
+        let holds = |text: &str| data.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(holds(r#"{"new":{"id":"3000000000","note":"b\tc"}}"#) && holds(r#"{"id":"3000000000"}"#));
     }
 }

@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/clickhouse/0001_checkpoint.sql"),
     include_str!("../../migrations/clickhouse/0002_tables.sql"),
     include_str!("../../migrations/clickhouse/0003_chunks.sql"),
+    include_str!("../../migrations/clickhouse/0004_dead_letters.sql"),
     include_str!("../../migrations/clickhouse/0005_shapes.sql"),
     include_str!("../../migrations/clickhouse/0006_requests.sql"),
 ];

@@ -6,7 +6,7 @@
 //! that nothing more arrives (a barrier) calls [`Inserter::settle`], which kills every attempt of
 //! this process that is not waited for any more, and waits until they are gone.
 
-use super::{client, retrying};
+use super::{block::Block, client, dead_letters, retrying};
 use crate::{
     event::Lsn,
     quote,
@@ -14,7 +14,7 @@ use crate::{
     telemetry::names,
 };
 use bytes::Bytes;
-use clickhouse::{Client, error::Error};
+use clickhouse::{Client, error::Error, insert_formatted::InsertFormatted};
 use std::{
     collections::HashSet,
     sync::{
@@ -111,12 +111,29 @@ impl Inserter {
         Self { client, state, ids, allowed, running: Mutex::default(), unanswered: AtomicBool::new(false) }
     }
 
-    /// Inserts a block of `rows` in the Native format into `target`, and returns once ClickHouse has
-    /// confirmed it. `commit` is the highest commit among its rows.
+    /// Inserts a block into `target`, and returns once ClickHouse has confirmed it. `commit` is the
+    /// highest commit among its rows.
     ///
     /// # Errors
     /// Transient trouble is waited out; what comes back is definite.
-    pub async fn insert(&self, target: &str, rows: usize, data: Bytes, commit: Lsn) -> Result<(), InsertError> {
+    pub async fn insert(&self, target: &str, block: &Block, commit: Lsn) -> Result<(), InsertError> {
+        let sql = format!("INSERT INTO {} FORMAT Native", quote::clickhouse(target));
+        self.deliver(target, &sql, block.rows(), &Body::Native(block), commit).await
+    }
+
+    /// As [`insert`](Self::insert), for dead letters and their statement.
+    pub async fn insert_letters(&self, sql: &str, rows: usize, data: Bytes, commit: Lsn) -> Result<(), InsertError> {
+        self.deliver(dead_letters::TABLE, sql, rows, &Body::Encoded(data), commit).await
+    }
+
+    async fn deliver(
+        &self,
+        target: &str,
+        sql: &str,
+        rows: usize,
+        body: &Body<'_>,
+        commit: Lsn,
+    ) -> Result<(), InsertError> {
         self.state.reserve(commit).await?;
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
@@ -126,7 +143,7 @@ impl Inserter {
             let id = self.ids.next();
             let begun = Instant::now();
             let mut attempt = Attempt::new(self, id);
-            let result = self.send(target, &attempt.id, data.clone()).await;
+            let result = self.send(sql, &attempt.id, body).await;
             metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
             let Err(error) = result else {
                 attempt.answered = true;
@@ -152,18 +169,27 @@ impl Inserter {
         }
     }
 
-    async fn send(&self, target: &str, id: &str, data: Bytes) -> Result<(), Error> {
-        let sql = format!("INSERT INTO {} FORMAT Native", quote::clickhouse(target));
-        let mut insert = self.client.insert_formatted_with(sql).with_setting("query_id", id);
+    async fn send(&self, sql: &str, id: &str, body: &Body<'_>) -> Result<(), Error> {
+        let mut insert = self.client.insert_formatted_with(sql.to_owned()).with_setting("query_id", id);
         for (name, value) in SETTINGS {
             insert = insert.with_setting(*name, *value);
         }
         let mut insert = insert
             .with_setting("max_execution_time", SERVER_TIMEOUT.as_secs().to_string())
             .with_timeouts(Some(CLIENT_TIMEOUT), Some(CLIENT_TIMEOUT));
-        let mut rest = data;
-        while !rest.is_empty() {
-            insert.send(rest.split_to(rest.len().min(PIECE))).await?;
+        match body {
+            Body::Native(block) => {
+                // Column by column, so that what is on its way is not in memory twice.
+                let mut buffer = Vec::new();
+                for part in 0..block.native_parts() {
+                    block.write_native_part(part, &mut buffer);
+                    if buffer.len() >= PIECE {
+                        send_pieces(&mut insert, std::mem::take(&mut buffer).into()).await?;
+                    }
+                }
+                send_pieces(&mut insert, buffer.into()).await?;
+            }
+            Body::Encoded(data) => send_pieces(&mut insert, data.clone()).await?,
         }
         insert.end().await
     }
@@ -182,6 +208,19 @@ impl Inserter {
             format!("startsWith(query_id, '{}') AND query_id NOT IN ({})", self.ids.prefix, running.join(", "));
         kill(&self.client, &others).await
     }
+}
+
+/// What an insert sends.
+enum Body<'a> {
+    Native(&'a Block),
+    Encoded(Bytes),
+}
+
+async fn send_pieces(insert: &mut InsertFormatted, mut data: Bytes) -> Result<(), Error> {
+    while !data.is_empty() {
+        insert.send(data.split_to(data.len().min(PIECE))).await?;
+    }
+    Ok(())
 }
 
 /// One attempt. It is running until it is dropped, and unanswered if it was given up before.
@@ -231,7 +270,8 @@ async fn kill(client: &Client, condition: &str) -> Result<(), Error> {
     }
 }
 
-/// Codes that say that these rows do not go into this table, by the names that ClickHouse gives them.
+/// Codes that say that these rows do not go into this table, by the names that ClickHouse gives
+/// them. What reads the rows may be somebody's own: a constraint, a materialized column, a view.
 const REFUSED: &[u32] = &[
     6,   // CANNOT_PARSE_TEXT
     7,   // NUMBER_OF_COLUMNS_DOESNT_MATCH
@@ -240,7 +280,10 @@ const REFUSED: &[u32] = &[
     10,  // NOT_FOUND_COLUMN_IN_BLOCK
     16,  // NO_SUCH_COLUMN_IN_TABLE
     20,  // NUMBER_OF_COLUMNS_DOESNT_MATCH
+    27,  // CANNOT_PARSE_INPUT_ASSERTION_FAILED
     36,  // BAD_ARGUMENTS
+    38,  // CANNOT_PARSE_DATE
+    41,  // CANNOT_PARSE_DATETIME
     43,  // ILLEGAL_TYPE_OF_ARGUMENT
     44,  // ILLEGAL_COLUMN
     47,  // UNKNOWN_IDENTIFIER
@@ -253,9 +296,11 @@ const REFUSED: &[u32] = &[
     72,  // CANNOT_PARSE_NUMBER
     117, // INCORRECT_DATA
     131, // TOO_LARGE_STRING_SIZE
+    153, // ILLEGAL_DIVISION
     218, // TABLE_IS_DROPPED
     321, // VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
     349, // CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
+    395, // FUNCTION_THROW_IF_VALUE_IS_NON_ZERO
     407, // DECIMAL_OVERFLOW
     469, // VIOLATED_CONSTRAINT
 ];

@@ -2,7 +2,9 @@
 
 use super::{
     batch::{Batch, CellError},
+    dead_letters::Policy,
     insert::{InsertError, Inserter},
+    landing::land,
     requests::Requests,
     reshape, retrying_within,
     state::{Altering, State, TableStatus},
@@ -11,7 +13,6 @@ use super::{
     toast::{Resolver, ToastError},
 };
 use crate::{event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
-use bytes::Bytes;
 use clickhouse::Client;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -28,6 +29,8 @@ pub struct Shared {
     pub state: Arc<State>,
     /// Sends blocks.
     pub inserter: Arc<Inserter>,
+    /// What becomes of values that can not be held.
+    pub policy: Policy,
     /// Reads single rows of the source.
     pub source: Arc<dyn RowSource>,
     /// What operators ask for.
@@ -194,16 +197,11 @@ impl Job {
 
 async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<(), Failure> {
     if !batch.waiting.is_empty() {
-        let Shared { client, state, source, .. } = shared;
-        Resolver { table, client, source: &**source, state }.resolve(&mut batch).await?;
+        let Shared { client, state, source, policy, .. } = shared;
+        Resolver { table, client, source: &**source, state, policy: *policy }.resolve(&mut batch).await?;
     }
-    let rows = batch.block.rows();
-    if rows == 0 {
-        return Ok(());
-    }
-    let commit = batch.commit;
-    let data = Bytes::from(batch.block.into_native());
-    shared.inserter.insert(&table.spec.target, rows, data, commit).await?;
+    let Batch { block, letters, commit, .. } = batch;
+    let rows = land(shared, table, block, letters, commit).await?;
     metrics::counter!(names::ROWS_WRITTEN, "table" => table.spec.full_name()).increment(rows as u64);
     Ok(())
 }

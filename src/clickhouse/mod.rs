@@ -3,8 +3,9 @@
 //!
 //! In the order of the data: [`table`] lays a source's table onto a target, [`batch`] turns changes
 //! into rows of a [`block`], whose [`column`]s parse PostgreSQL's [`text`] forms; [`toast`] completes
-//! rows that lack values; [`insert`] sends blocks; [`sink`] is the lane that drives all of this
-//! and keeps the [`ledger`] of what is durable. [`state`] is what survives.
+//! rows that lack values; [`insert`] sends blocks; [`landing`] finds the rows that ClickHouse does
+//! not take, and [`dead_letters`] keeps them; [`sink`] is the lane that drives all of this and keeps
+//! the [`ledger`] of what is durable. [`state`] is what survives.
 
 pub mod batch;
 pub mod block;
@@ -12,9 +13,11 @@ pub mod client;
 pub mod column;
 pub mod copied;
 pub mod ddl;
+pub mod dead_letters;
 pub mod evolve;
 pub mod insert;
 pub mod job;
+pub mod landing;
 pub mod ledger;
 pub mod requests;
 pub mod reshape;

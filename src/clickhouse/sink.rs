@@ -18,7 +18,7 @@ mod shape;
 pub use entry::Member;
 
 use super::{
-    batch::{At, Batch, CellError, Outcome},
+    batch::{At, Batch, CellError, Outcome, RowChange},
     job::{Failure, Job, Shared},
     ledger::Ledger,
     reshape,
@@ -271,16 +271,16 @@ impl Sink {
                 continue;
             }
             touched.insert(index);
-            match self.take(index, &transaction, data, change, version) {
-                Ok(()) => {}
-                Err(error) if error.error == ValueError::Null => {
-                    self.loosen(index, &error.column, version).await?;
+            let taken = match self.take(index, &transaction, data, change, version) {
+                Err(CellError::Value { column, error: ValueError::Null }) => {
+                    self.loosen(index, &column, version).await?;
                     let frozen = self.entries[index].as_ref().is_none_or(|entry| entry.frozen);
-                    if !frozen && let Err(error) = self.take(index, &transaction, data, change, version) {
-                        self.refuse(index, &error);
-                    }
+                    if frozen { Ok(()) } else { self.take(index, &transaction, data, change, version) }
                 }
-                Err(error) => self.refuse(index, &error),
+                taken => taken,
+            };
+            if let Err(error) = taken {
+                self.refuse(index, &error);
             }
         }
         Ok(())
@@ -297,22 +297,22 @@ impl Sink {
         let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
         entry.received.increment(1);
         let row = self.ledger.row();
-        let at = At { version, xid: transaction.xid };
-        if Self::add(entry, &mut self.ledger, transaction, data, change, at, row)? == Outcome::NeedsKeys {
+        let at = At { version, xid: transaction.xid, time: transaction.time };
+        if Self::add(&self.shared, entry, &mut self.ledger, data, change, at, row)? == Outcome::NeedsKeys {
             // What is in the batch must be in ClickHouse before a lookup can find it there.
             entry.keyed = true;
             self.seal(index);
             let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
-            Self::add(entry, &mut self.ledger, transaction, data, change, at, row)?;
+            Self::add(&self.shared, entry, &mut self.ledger, data, change, at, row)?;
         }
         Ok(())
     }
 
     /// Adds a change to its table's open batch, and opens one if there is none.
     fn add(
+        shared: &Shared,
         entry: &mut Entry,
         ledger: &mut Ledger,
-        transaction: &Transaction,
         data: &[u8],
         change: &Change,
         at: At,
@@ -322,18 +322,22 @@ impl Sink {
         let spec = &entry.table.spec;
         let batch = entry.batch.get_or_insert_with(|| {
             ledger.open(row);
-            Batch::new(&entry.table, entry.keyed, row, transaction.time)
+            Batch::new(&entry.table, entry.keyed, row, at.time)
         });
         // The assembler has checked every tuple of the group.
         let tuple = |span: crate::event::Span| Tuple::parse(span.bytes(data)).map(|(tuple, _)| tuple);
         let empty = |_| CellError::protocol();
-        let outcome = match change.op {
-            Op::Insert { new } => batch.insert(spec, plan, tuple(new).map_err(empty)?, at),
+        let row = match change.op {
+            Op::Insert { new } => RowChange::Insert(tuple(new).map_err(empty)?),
             Op::Update { old, old_is_key, new } => {
                 let old = old.map(tuple).transpose().map_err(empty)?.map(|old| (old, old_is_key));
-                batch.update(spec, plan, old, tuple(new).map_err(empty)?, at)
+                RowChange::Update(old, tuple(new).map_err(empty)?)
             }
-            Op::Delete { old, .. } => batch.delete(spec, plan, tuple(old).map_err(empty)?, at),
+            Op::Delete { old, .. } => RowChange::Delete(tuple(old).map_err(empty)?),
+        };
+        let outcome = match batch.add(spec, plan, row, at) {
+            Err(error) if shared.policy.takes(spec, &error) => batch.lose(spec, plan, row, at, &error),
+            outcome => outcome,
         };
         if batch.rows() == 0 {
             // Opened for a change that it did not take.
@@ -343,12 +347,15 @@ impl Sink {
         outcome
     }
 
-    /// A value can not be held: the table stops, and this change is the first that it drops.
+    /// A row is not taken: the table stops, and this change is the first that it drops.
     fn refuse(&mut self, index: usize, error: &CellError) {
-        let reason = format!(
-            "a row has a value that ClickHouse can not hold without changing it: {error}. Exclude the table, or correct \
-             the value at the source. {ANEW}"
-        );
+        let reason = match error {
+            CellError::Value { .. } => format!(
+                "a row has a value that ClickHouse can not hold without changing it: {error}. Exclude the table, or correct \
+                 the value at the source. {ANEW}"
+            ),
+            CellError::Protocol(_) => format!("{error}, which is a bug in walhouse. {ANEW}"),
+        };
         self.stop(index, reason);
     }
 

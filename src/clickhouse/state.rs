@@ -147,6 +147,11 @@ impl State {
         Ok(Self { client, slot: slot.to_owned(), ids: QueryIds::new(slot, "state"), inner: Mutex::new(inner) })
     }
 
+    /// The slot whose state it is.
+    pub fn slot(&self) -> &str {
+        &self.slot
+    }
+
     /// The stored checkpoint, if there is one.
     pub async fn checkpoint(&self) -> Option<Checkpoint> {
         self.inner.lock().await.checkpoint.clone()

@@ -1,7 +1,7 @@
 //! A replicated table, as the ClickHouse side sees it: which columns its target has, which of
 //! them are the key, and how a row of the stream is laid out onto them.
 
-use super::{block::ColumnSpec, text::DateTimeRange, types::ColumnType};
+use super::{block::ColumnSpec, dead_letters::Losses, text::DateTimeRange, types::ColumnType};
 use crate::event::{Lsn, Relation, ReplicaIdentity, SourceColumn, SourceTable, Version};
 use std::sync::{
     Arc,
@@ -133,6 +133,8 @@ pub struct Table {
     pub uuid: String,
     /// The timestamps that its server can hold.
     pub range: DateTimeRange,
+    /// The rows of its that were lost.
+    pub losses: Arc<Losses>,
     account: Arc<Account>,
 }
 
@@ -154,12 +156,18 @@ impl Table {
             copy_over: CancellationToken::new(),
             copy_writers: watch::Sender::new(0),
         };
-        Arc::new(Self { spec, uuid, range, account: Arc::new(account) })
+        Arc::new(Self { spec, uuid, range, losses: Arc::default(), account: Arc::new(account) })
     }
 
     /// The same table in another shape, or under another name.
     pub fn reshaped(&self, spec: TableSpec) -> Arc<Self> {
-        Arc::new(Self { spec, uuid: self.uuid.clone(), range: self.range, account: Arc::clone(&self.account) })
+        Arc::new(Self {
+            spec,
+            uuid: self.uuid.clone(),
+            range: self.range,
+            losses: Arc::clone(&self.losses),
+            account: Arc::clone(&self.account),
+        })
     }
 
     /// The WAL position after the last read of rows from PostgreSQL itself. Such rows may be from

@@ -17,10 +17,20 @@
 //! lookup, so a row that was seen has its read on record.
 //!
 //! An INSERT can carry the marker too (an UPDATE that enters a row filter): only 4 is right.
+//!
+//! A row that became a dead letter is not in ClickHouse, and what is there under its key is older
+//! than it should be: its values must not come back to life. In the batch such a row leaves a mark,
+//! and means not found. In ClickHouse, the newest row of the old key counts only if no dead letter
+//! of that key is newer. The letters are asked for that, by the key's text: the change before this
+//! one of the same row had the very text that this one's old key has. They were durable before
+//! anything that comes after them is looked up, and stay, so this holds over restarts and in
+//! replays, and nothing is kept in memory but whether a table has any. Letters of the copy do not
+//! count: any row of a change is newer than what the copy read.
 
 use super::{
     batch::{Batch, CellError, Slot, Waiting},
     block::{Block, ColumnSpec},
+    dead_letters::{self, Policy, push_strings},
     retrying,
     state::State,
     table::{IS_DELETED, Table, VERSION},
@@ -32,6 +42,7 @@ use crate::{
     quote,
     telemetry::names,
 };
+use bytes::Bytes;
 use clickhouse::Client;
 use std::{collections::BTreeSet, fmt::Write, ops::Range, sync::Arc};
 
@@ -67,6 +78,8 @@ pub struct Resolver<'a> {
     pub source: &'a dyn RowSource,
     /// Where the last read from PostgreSQL is stored.
     pub state: &'a State,
+    /// What becomes of values that can not be held.
+    pub policy: Policy,
 }
 
 /// What ClickHouse has for a slice of rows: the values that some row lacks, by the number of the
@@ -75,6 +88,8 @@ struct Found {
     columns: Vec<usize>,
     values: Block,
     row_of: Vec<Option<usize>>,
+    /// The version of the row, if it is the old key's newest one.
+    newest: Vec<Option<u128>>,
 }
 
 impl Resolver<'_> {
@@ -112,13 +127,13 @@ impl Resolver<'_> {
     /// Where the values of a row are to be taken from.
     fn place(&self, row: &Waiting, rows: &[Option<usize>], found: &Found, asked: usize) -> Place {
         let from_the_future = row.key_change && row.at.version.commit() <= self.table.read_until();
-        if row.insert || from_the_future {
+        if row.alone || from_the_future {
             return Place::Source;
         }
         match row.before {
             Some(Slot::Row(row)) => Place::Batch(row),
             Some(Slot::Waiting(index)) => rows.get(index).copied().flatten().map_or(Place::Source, Place::Batch),
-            Some(Slot::Gone) => Place::Source,
+            Some(Slot::Gone | Slot::Lost) => Place::Source,
             None => found.row_of[asked].map_or(Place::Source, Place::Found),
         }
     }
@@ -166,7 +181,12 @@ impl Resolver<'_> {
             };
             if let Err(error) = pushed {
                 batch.block.rollback_row();
-                return Err(CellError { column: spec.columns[column].name.clone(), error }.into());
+                let error = CellError::Value { column: spec.columns[column].name.clone(), error };
+                if !self.policy.takes(spec, &error) {
+                    return Err(error.into());
+                }
+                batch.lose_waiting(spec, row, &error)?;
+                return Ok(None);
             }
         }
         let number = batch.block.rows();
@@ -193,11 +213,16 @@ impl Resolver<'_> {
     /// Asks ClickHouse for the rows in `range` that have no row before them in the batch.
     async fn look_up(&self, batch: &Batch, all: &[Waiting], range: Range<usize>) -> Result<Found, ToastError> {
         let slice = &all[range];
-        let asks = |row: &&Waiting| row.before.is_none() && !row.insert;
+        let asks = |row: &&Waiting| row.before.is_none() && !row.alone;
         let columns: Vec<usize> =
             slice.iter().filter(asks).flat_map(Waiting::lacking).collect::<BTreeSet<_>>().into_iter().collect();
         let specs: Arc<[ColumnSpec]> = columns.iter().map(|&column| self.table.spec.columns[column].clone()).collect();
-        let mut found = Found { columns, values: Block::new(specs), row_of: vec![None; slice.len()] };
+        let mut found = Found {
+            columns,
+            values: Block::new(specs),
+            row_of: vec![None; slice.len()],
+            newest: vec![None; slice.len()],
+        };
         if found.columns.is_empty() {
             return Ok(found);
         }
@@ -214,14 +239,73 @@ impl Resolver<'_> {
             }
         }
         let sql = self.sql(&questions, &found.columns);
-        let answer = retrying("look up unchanged TOAST", || async {
+        let answer = self.ask("look up unchanged TOAST", &sql).await?;
+        read_answer(&answer, &mut found).map_err(ToastError::Answer)?;
+        if self.has_letters().await? {
+            self.leave_out_lost(slice, &mut found).await?;
+        }
+        Ok(found)
+    }
+
+    /// Whether a change of the table ever became a dead letter.
+    async fn has_letters(&self) -> Result<bool, ToastError> {
+        if let Some(any) = self.table.losses.any() {
+            return Ok(any);
+        }
+        let sql = format!("SELECT count() FROM {} WHERE {}", dead_letters::TABLE, self.own_letters());
+        let count: u64 = retrying("look for dead letters", || self.client.query_raw(&sql).fetch_one()).await?;
+        self.table.losses.found(count > 0);
+        Ok(count > 0)
+    }
+
+    fn own_letters(&self) -> String {
+        let slot = quote::clickhouse_string(self.state.slot());
+        format!("slot = {slot} AND oid = {} AND version > 0", self.table.spec.oid)
+    }
+
+    /// Forgets each row that was found under an old key of which a dead letter is newer.
+    async fn leave_out_lost(&self, slice: &[Waiting], found: &mut Found) -> Result<(), ToastError> {
+        let mut questions = Vec::new();
+        for (number, row) in slice.iter().enumerate().filter(|(number, _)| found.newest[*number].is_some()) {
+            questions.extend_from_slice(&(number as u32).to_le_bytes());
+            push_strings(&mut questions, &row.old_key(&self.table.spec).collect::<Vec<_>>());
+            questions.extend_from_slice(&row.at.version.0.to_le_bytes());
+        }
+        if questions.is_empty() {
+            return Ok(());
+        }
+        let sql = format!(
+            "WITH q AS (SELECT * FROM format(RowBinary, 'n UInt32, k Array(String), v UInt128', unhex('{}'))) \
+             SELECT q.n AS n, max(l.version) AS newest FROM {} AS l INNER JOIN q ON l.key_values = q.k \
+             WHERE {} AND l.key_values IN (SELECT k FROM q) AND l.version < q.v GROUP BY n",
+            hex(&questions),
+            dead_letters::TABLE,
+            self.own_letters(),
+        );
+        let answer = self.ask("look for dead letters", &sql).await?;
+        let (answers, rest) = answer.as_chunks::<20>();
+        if !rest.is_empty() {
+            return Err(ToastError::Answer(ValueError::Malformed("it ends early")));
+        }
+        for answer in answers {
+            let (number, version) = answer.split_at(4);
+            let number = u32::from_le_bytes(number.try_into().unwrap_or_default()) as usize;
+            let version = u128::from_le_bytes(version.try_into().unwrap_or_default());
+            if found.newest.get(number).copied().flatten().is_some_and(|newest| newest < version) {
+                found.row_of[number] = None;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, doing: &'static str, sql: &str) -> Result<Bytes, ToastError> {
+        let answer = retrying(doing, || async {
             // Not in the statement itself: there they come too late for its own parsing.
-            let query = self.client.query_raw(&sql).with_setting("max_query_size", "1073741824");
+            let query = self.client.query_raw(sql).with_setting("max_query_size", "1073741824");
             let mut cursor = query.with_setting("max_ast_elements", "1000000").fetch_bytes("RowBinary")?;
             cursor.collect().await
         });
-        read_answer(&answer.await?, &mut found).map_err(ToastError::Answer)?;
-        Ok(found)
+        Ok(answer.await?)
     }
 
     /// A block for the questions: number, key, and in the block's own columns the version and
@@ -244,17 +328,12 @@ impl Resolver<'_> {
         let asked: Vec<String> = (0..keys.len()).map(|place| format!("k{place}")).collect();
         let same: Vec<String> = keys.iter().zip(&asked).map(|(key, asked)| format!("{key} = q.{asked}")).collect();
         let wanted: Vec<String> = columns.iter().map(quoted).collect();
-        let native = questions.write_native();
-        let mut hex = String::with_capacity(native.len() * 2);
-        for byte in native {
-            // Writing to a String can not fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
+        let hex = hex(&questions.write_native());
         let (target, keys, asked) = (quote::clickhouse(&spec.target), keys.join(", "), asked.join(", "));
         format!(
             "WITH q AS (SELECT * FROM format(Native, unhex('{hex}'))) \
              SELECT q.n AS n, q.{IS_DELETED} AS exactly, argMax(t.{IS_DELETED}, t.{VERSION}) AS gone, \
-             argMax(tuple({}), t.{VERSION}) AS found FROM {target} AS t INNER JOIN q ON {} \
+             max(t.{VERSION}) AS newest, argMax(tuple({}), t.{VERSION}) AS found FROM {target} AS t INNER JOIN q ON {} \
              WHERE ({keys}) IN (SELECT {asked} FROM q) \
              AND if(q.{IS_DELETED} = 1, t.{VERSION} = q.{VERSION}, t.{VERSION} < q.{VERSION}) \
              GROUP BY n, exactly ORDER BY n, exactly DESC",
@@ -262,6 +341,15 @@ impl Resolver<'_> {
             same.join(" AND "),
         )
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut hex = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to a String can not fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
 /// Where the values of a row come from.
@@ -282,21 +370,24 @@ impl Place {
     }
 }
 
-/// Reads rows of (number, exactly, gone, values…); the first that is there counts.
+/// Reads rows of (number, exactly, gone, version, values…); the first that is there counts.
 fn read_answer(mut input: &[u8], found: &mut Found) -> Result<(), ValueError> {
     while !input.is_empty() {
         let (head, rest) = input.split_first_chunk::<6>().ok_or(ValueError::Malformed("it ends early"))?;
+        let (version, rest) = rest.split_first_chunk::<16>().ok_or(ValueError::Malformed("it ends early"))?;
         input = rest;
-        let [a, b, c, d, _exactly, gone] = *head;
+        let [a, b, c, d, exactly, gone] = *head;
         for column in 0..found.columns.len() {
             found.values.column_mut(column).push_row_binary(&mut input)?;
         }
         let number = found.values.rows();
         found.values.commit_row(0, false);
-        let asked = found.row_of.get_mut(u32::from_le_bytes([a, b, c, d]) as usize);
-        let asked = asked.ok_or(ValueError::Malformed("a number that was not asked"))?;
-        if gone == 0 && asked.is_none() {
-            *asked = Some(number);
+        let index = u32::from_le_bytes([a, b, c, d]) as usize;
+        let asked = found.row_of.get_mut(index).zip(found.newest.get_mut(index));
+        let (row, newest) = asked.ok_or(ValueError::Malformed("a number that was not asked"))?;
+        if gone == 0 && row.is_none() {
+            *row = Some(number);
+            *newest = (exactly == 0).then_some(u128::from_le_bytes(*version));
         }
     }
     Ok(())

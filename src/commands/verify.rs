@@ -101,6 +101,15 @@ pub struct NotCompared {
     pub reason: String,
 }
 
+/// What ClickHouse keeps of a table's rows beside it, because its columns can not hold them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeadLetters {
+    /// `schema.name`.
+    pub table: String,
+    /// How many rows; some may be home by now, through a later change.
+    pub rows: u64,
+}
+
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
@@ -108,6 +117,8 @@ pub struct Report {
     pub compared: Vec<TableReport>,
     /// By schema and name.
     pub not_compared: Vec<NotCompared>,
+    /// Of tables that are not equal.
+    pub dead_letters: Vec<DeadLetters>,
 }
 
 impl Report {
@@ -121,9 +132,14 @@ impl Report {
         u8::from(!self.is_equal())
     }
 
-    /// For machines: `{"equal": …, "compared": […], "not_compared": […]}`.
+    /// For machines: `{"equal": …, "compared": […], "not_compared": […], "dead_letters": […]}`.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::json!({ "equal": self.is_equal(), "compared": self.compared, "not_compared": self.not_compared })
+        serde_json::json!({
+            "equal": self.is_equal(),
+            "compared": self.compared,
+            "not_compared": self.not_compared,
+            "dead_letters": self.dead_letters,
+        })
     }
 
     fn differing(&self) -> usize {
@@ -151,6 +167,9 @@ impl fmt::Display for Report {
             };
             writeln!(f, "{mark}  {table}  {state}: {reason}")?;
         }
+        for DeadLetters { table, rows } in &self.dead_letters {
+            writeln!(f, "   {table}: {rows} dead letters; SELECT * FROM _dead_letters FINAL in ClickHouse says why")?;
+        }
         let all = self.not_compared.iter().filter(|table| table.state != Absence::NotReplicated).count();
         match (self.compared.len() + all, self.differing()) {
             (0, _) => f.write_str("There is nothing to compare."),
@@ -175,6 +194,7 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let mut report = Report::default();
     let checkpoint = Stored::new(&target, config).await?;
     let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
+    let oids: HashMap<String, u32> = tables.iter().map(|table| (table.full_name(), table.oid)).collect();
     for table in tables {
         let pair = match pair(&table, records.get(&table.oid)) {
             Ok(pair) => pair,
@@ -193,7 +213,24 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
             Err(error) => return Err(Error::Ended(told(&error))),
         }
     }
+    if !report.is_equal() {
+        let letters = dead_letters(&target, &config.source.slot).await;
+        let differing = report.compared.iter().filter(|compared| !compared.is_equal()).map(|compared| &compared.table);
+        let differing = differing.chain(report.not_compared.iter().map(|table| &table.table));
+        let of = |table: &String| Some(DeadLetters { table: table.clone(), rows: *letters.get(oids.get(table)?)? });
+        report.dead_letters = differing.filter_map(of).collect();
+    }
     Ok(report)
+}
+
+/// How many dead letters each table has, by oid. They explain a difference, and no more: if they can
+/// not be read, there are none.
+async fn dead_letters(target: &Client, slot: &str) -> HashMap<u32, u64> {
+    let count = target
+        .query("SELECT oid, uniqExact(key_values) FROM _dead_letters WHERE slot = ? GROUP BY oid")
+        .bind(slot)
+        .fetch_all::<(u32, u64)>();
+    bounded(count).await.unwrap_or_default().into_iter().collect()
 }
 
 /// What ClickHouse knows of the slot.

@@ -8,6 +8,7 @@ use crate::{
     checkpoint,
     clickhouse::{
         client, ddl,
+        dead_letters::Policy,
         insert::{Inserter, QueryIds, kill_leftovers},
         job::{Failure, Shared},
         requests::Requests,
@@ -246,6 +247,7 @@ async fn stream(
         client: clickhouse,
         state: Arc::clone(&state),
         inserter: Arc::new(inserter),
+        policy: Policy::new(config.batch.unrepresentable),
         source: Arc::new(Lookup::new(source.clone())),
         status: Arc::clone(status),
     });

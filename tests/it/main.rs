@@ -9,6 +9,7 @@
 mod commands;
 mod copy;
 mod crash;
+mod dead_letters;
 mod gap;
 mod memory;
 mod operations;

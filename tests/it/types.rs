@@ -172,7 +172,7 @@ const UNHELD: [(&str, &str, &str); 5] = [
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_value_that_can_not_be_held_stops_its_table_alone() {
+async fn a_value_that_can_not_be_held_stops_its_table_alone_where_that_is_wanted() {
     let db = TestDb::new("types_unheld").await;
     db.pg.execute("CREATE TABLE good (id int PRIMARY KEY, v text); INSERT INTO good VALUES (1, 'a')").await;
     for (name, kind, literal) in UNHELD {
@@ -185,7 +185,7 @@ async fn a_value_that_can_not_be_held_stops_its_table_alone() {
             ))
             .await;
     }
-    let mut daemon = Daemon::spawn(&db, "");
+    let mut daemon = Daemon::spawn(&db, "[batch]\nunrepresentable = \"fail\"\n");
     daemon.wait_ready().await;
     for (name, _, literal) in UNHELD {
         db.pg

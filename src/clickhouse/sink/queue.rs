@@ -46,7 +46,7 @@ impl Sink {
         if let Some(batch) = entry.batch.take() {
             self.open.remove(&index);
             self.open_bytes -= std::mem::take(&mut entry.bytes);
-            let bytes = batch.bytes();
+            let bytes = batch.bytes_when_sent();
             self.sealed_bytes += bytes;
             entry.push(Job::Insert { batch: Box::new(batch), bytes });
             self.queued.insert(index);
