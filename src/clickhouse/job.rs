@@ -9,7 +9,7 @@ use super::{
     text::DateTimeRange,
     toast::{Resolver, ToastError},
 };
-use crate::{event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
+use crate::{config::Config, event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
 use bytes::Bytes;
 use clickhouse::Client;
 use std::{sync::Arc, time::Duration};
@@ -21,6 +21,8 @@ const DELETE_PATIENCE: Duration = Duration::from_secs(1800);
 pub struct Shared {
     /// ClickHouse, with the database chosen.
     pub client: Client,
+    /// What tables' options are taken from.
+    pub config: Arc<Config>,
     /// The timestamps that the server can hold.
     pub range: DateTimeRange,
     /// What is stored.

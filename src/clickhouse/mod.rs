@@ -2,7 +2,8 @@
 //! beside them.
 //!
 //! In the order of the data: [`table`] lays a source's table onto a target, [`batch`] turns changes
-//! into rows of a [`block`], whose [`column`]s parse PostgreSQL's [`text`] forms; [`toast`] completes
+//! into rows of a [`block`], whose [`column`]s parse PostgreSQL's [`text`] forms
+//! and lay a [`mask`] over what is not to be seen; [`toast`] completes
 //! rows that lack values; [`insert`] sends blocks; [`sink`] is the lane that drives all of this
 //! and keeps the [`ledger`] of what is durable. [`state`] is what survives.
 
@@ -15,6 +16,7 @@ pub mod ddl;
 pub mod insert;
 pub mod job;
 pub mod ledger;
+pub mod mask;
 pub mod sink;
 pub mod state;
 pub mod table;

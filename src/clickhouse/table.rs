@@ -1,8 +1,12 @@
 //! A replicated table, as the ClickHouse side sees it: which columns its target has, which of
 //! them are the key, and how a row of the stream is laid out onto them.
 
-use super::{block::ColumnSpec, text::DateTimeRange, types::ColumnType};
-use crate::event::{Lsn, Relation, ReplicaIdentity, SourceColumn, SourceTable, Version};
+mod spec;
+
+pub use spec::{Choices, TableSpec};
+
+use super::{text::DateTimeRange, types::ColumnType};
+use crate::event::{Lsn, Relation, ReplicaIdentity, SourceTable, Version};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -19,88 +23,7 @@ const RESERVED: &[&str] = &["_checkpoint", "_tables", "_chunks", "_dead_letters"
 /// What follows a target's name in the name of its view of current rows.
 pub const VIEW_SUFFIX: &str = "_current";
 
-/// The layout of a target.
-#[derive(Clone, Debug)]
-pub struct TableSpec {
-    /// `pg_class.oid` of the source.
-    pub oid: u32,
-    /// The source's schema.
-    pub schema: String,
-    /// The source's name.
-    pub name: String,
-    /// The table in ClickHouse.
-    pub target: String,
-    /// The source's columns that are replicated, in the order of the target's.
-    pub sources: Vec<SourceColumn>,
-    /// The target's columns, without those that every target has.
-    pub columns: Arc<[ColumnSpec]>,
-    /// Indexes of the key's columns, in index order.
-    pub key: Vec<usize>,
-}
-
 impl TableSpec {
-    /// The layout for `table` as the catalog shows it.
-    ///
-    /// # Errors
-    /// Why it can not be replicated, and what to do about it.
-    pub fn new(table: &SourceTable) -> Result<Self, String> {
-        table.key.clone()?;
-        let target = target_name(&table.schema, &table.name);
-        if RESERVED.contains(&target.as_str()) {
-            return Err(format!(
-                "its name in ClickHouse would be {target}, which is walhouse's own: exclude it in source.exclude"
-            ));
-        }
-        let sources = table.columns.iter().filter(|column| !column.generated).cloned().collect();
-        Self::of(table.oid, &table.schema, &table.name, target, sources)
-    }
-
-    /// The layout that was stored as [`shape`](Self::shape), whatever the catalog shows by now.
-    ///
-    /// # Errors
-    /// If what was stored is not a layout.
-    pub fn stored(oid: u32, schema: &str, name: &str, target: &str, shape: &str) -> Result<Self, String> {
-        let sources =
-            serde_json::from_str(shape).map_err(|error| format!("its stored shape is not readable: {error}"))?;
-        Self::of(oid, schema, name, target.to_owned(), sources)
-    }
-
-    fn of(oid: u32, schema: &str, name: &str, target: String, sources: Vec<SourceColumn>) -> Result<Self, String> {
-        if let Some(column) = sources.iter().find(|column| [VERSION, IS_DELETED].contains(&column.name.as_str())) {
-            return Err(format!(
-                "its column {} has a name that every table in ClickHouse needs: rename it",
-                column.name
-            ));
-        }
-        let columns = sources.iter().map(|source| ColumnSpec {
-            name: source.name.clone(),
-            ty: ColumnType::of_postgres(source.type_oid, source.type_modifier, source.is_enum),
-            nullable: !source.not_null && source.key_position.is_none(),
-        });
-        let columns: Arc<[_]> = columns.collect();
-        let mut key: Vec<_> = (0..sources.len()).filter(|&index| sources[index].key_position.is_some()).collect();
-        key.sort_by_key(|&index| sources[index].key_position);
-        if key.is_empty() {
-            return Err("its key has no column that is replicated".into());
-        }
-        Ok(Self { oid, schema: schema.to_owned(), name: name.to_owned(), target, sources, columns, key })
-    }
-
-    /// The view of current rows beside the target.
-    pub fn view(&self) -> String {
-        format!("{}{VIEW_SUFFIX}", self.target)
-    }
-
-    /// Whether an update can leave a value out of the stream.
-    pub fn toastable(&self) -> bool {
-        self.sources.iter().any(|column| column.storage_toastable)
-    }
-
-    /// The source's columns, to be stored.
-    pub fn shape(&self) -> String {
-        serde_json::to_string(&self.sources).unwrap_or_default()
-    }
-
     /// How the catalog's present shape differs from this one, in what the stream can not tell: a
     /// column that was dropped and added again under its name, or another key under FULL.
     pub fn differs(&self, table: &SourceTable) -> Option<String> {
@@ -117,16 +40,6 @@ impl TableSpec {
         }
         None
     }
-
-    /// `schema.name`, for people and as a metric's label.
-    pub fn full_name(&self) -> String {
-        format!("{}.{}", self.schema, self.name)
-    }
-}
-
-/// The name of the target: tables of `public` keep theirs, others get their schema's in front.
-fn target_name(schema: &str, name: &str) -> String {
-    if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") }
 }
 
 /// What a value that is looked up is taken to be before one was seen. On the large side, because a

@@ -225,10 +225,10 @@ impl Resolver<'_> {
     /// A block for the questions: number, key, and in the block's own columns the version and
     /// whether exactly that version is asked for.
     fn questions(&self) -> Block {
-        let number = ColumnSpec { name: "n".into(), ty: ColumnType::UInt32, nullable: false };
+        let number = ColumnSpec { name: "n".into(), ty: ColumnType::UInt32, nullable: false, mask: None };
         let keys = self.table.spec.key.iter().enumerate().map(|(place, &column)| {
             let ty = self.table.spec.columns[column].ty;
-            ColumnSpec { name: format!("k{place}"), ty, nullable: false }
+            ColumnSpec { name: format!("k{place}"), ty, nullable: false, mask: None }
         });
         Block::new(std::iter::once(number).chain(keys).collect())
     }

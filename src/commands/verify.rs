@@ -175,7 +175,7 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let checkpoint = Stored::new(&target, config).await?;
     let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
     for table in tables {
-        let pair = match pair(&table, records.get(&table.oid)) {
+        let pair = match pair(config, &table, records.get(&table.oid)) {
             Ok(pair) => pair,
             Err((state, reason)) => {
                 report.add(table.full_name(), state, reason);
@@ -230,15 +230,25 @@ async fn wanted(
 }
 
 /// What to compare with what, or why not.
-fn pair(table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
-    let spec = TableSpec::new(table).map_err(|reason| (Absence::NotReplicated, reason))?;
-    let record = record.ok_or_else(|| {
-        (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned())
+fn pair(config: &Config, table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
+    let options = config.table_options(&table.schema, &table.name);
+    let record = record.ok_or_else(|| match TableSpec::new(table, &options) {
+        Err(reason) => (Absence::NotReplicated, reason),
+        Ok(_) => (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned()),
     })?;
     match &record.status {
         TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
         TableStatus::Copying => return Err((Absence::Copying, "its copy is not complete".to_owned())),
         TableStatus::Streaming => {}
+    }
+    let TableRecord { oid, schema, name, target, shape, .. } = record;
+    let spec = TableSpec::stored(*oid, schema, name, target, shape, &options);
+    let spec = spec.map_err(|reason| (Absence::Failed, reason))?;
+    if let Some(difference) = spec.differs_by_configuration(&options) {
+        return Err((
+            Absence::Failed,
+            format!("{difference}; walhouse stops it when it starts with this configuration"),
+        ));
     }
     let column = |source: &crate::event::SourceColumn| ColumnPair {
         name: source.name.clone(),

@@ -238,6 +238,7 @@ async fn stream(
     let ids = QueryIds::new(&source.slot, epoch.0);
     let inserter = Inserter::new(clickhouse.clone(), Arc::clone(&state), ids, Arc::clone(&allowed));
     let shared = Arc::new(Shared {
+        config: Arc::clone(config),
         range: ddl::datetime_range(&clickhouse).await?,
         client: clickhouse,
         state: Arc::clone(&state),

@@ -55,11 +55,14 @@ pub(super) async fn known(
     let mut known = Vec::new();
     for record in shared.state.tables().await.into_iter().filter(is_adopted) {
         let TableRecord { oid, schema, name, target, shape, .. } = &record;
-        let spec = TableSpec::stored(*oid, schema, name, target, shape).map_err(SessionError::Definite)?;
+        let options = shared.config.table_options(schema, name);
+        let spec = TableSpec::stored(*oid, schema, name, target, shape, &options).map_err(SessionError::Definite)?;
         let mut stopped = matches!(record.status, TableStatus::Stopped(_));
         let reason = match present.get(oid) {
             None => Some("it is gone, or does not match source.tables any more".to_owned()),
-            Some(now) => missed(&record, memberships.get(oid)).or_else(|| spec.differs(now)),
+            Some(now) => missed(&record, memberships.get(oid))
+                .or_else(|| spec.differs(now))
+                .or_else(|| spec.differs_by_configuration(&options)),
         };
         let replaced = ddl::uuid(&shared.client, target).await?.as_deref() != Some(record.uuid.as_str());
         let reason =
@@ -191,7 +194,8 @@ impl Tables {
         source: &SourceTable,
         membership: Option<&Membership>,
     ) -> Result<Result<(), String>, SessionError> {
-        let spec = match TableSpec::new(source) {
+        let options = self.shared.config.table_options(&source.schema, &source.name);
+        let spec = match TableSpec::new(source, &options) {
             Ok(spec) => spec,
             Err(reason) => return Ok(Err(reason)),
         };
