@@ -274,7 +274,8 @@ impl Copier {
     async fn chunk(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
         let client = self.session().await?;
         let columns: Vec<String> = table.spec.sources.iter().map(|column| column.name.clone()).collect();
-        let chunk = match snapshot::open(&client, leaf, &columns, first, last).await? {
+        let filter = table.spec.filter.as_deref();
+        let chunk = match snapshot::open(&client, leaf, &columns, filter, (first, last)).await? {
             Opened::Chunk(chunk) => chunk,
             Opened::Rewritten => return Ok(Copied::Rewritten),
         };

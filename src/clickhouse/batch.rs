@@ -249,6 +249,7 @@ impl Batch {
             return Err(CellError::protocol());
         }
         for (&column, value) in plan.columns.iter().zip(tuple.values()) {
+            let Some(column) = column else { continue };
             let into = self.block.column_mut(column);
             let pushed = match value {
                 Value::Text(text) => into.push_text(text),
@@ -272,6 +273,7 @@ impl Batch {
             return Err(CellError::protocol());
         }
         for (&column, value) in plan.columns.iter().zip(old.values()) {
+            let Some(column) = column else { continue };
             let into = self.block.column_mut(column);
             let pushed = match value {
                 Value::Text(text) if spec.key.contains(&column) => into.push_text(text),
@@ -334,7 +336,7 @@ impl Batch {
             Some(old) => {
                 let values: Vec<_> = old.values().collect();
                 let text = |column: usize| {
-                    let place = plan.columns.iter().position(|&other| other == column)?;
+                    let place = plan.columns.iter().position(|&other| other == Some(column))?;
                     match values.get(place)? {
                         Value::Text(text) => Some(*text),
                         // A toasted key column that did not change.
@@ -395,6 +397,7 @@ fn fill(row: &mut Waiting, spec: &TableSpec, plan: &Plan, old: Option<(Tuple<'_>
     let old_values: Vec<_> = old.map(|(old, _)| old.values().collect()).unwrap_or_default();
     let old_is_key = old.is_some_and(|(_, is_key)| is_key);
     for (place, (&column, value)) in plan.columns.iter().zip(new.values()).enumerate() {
+        let Some(column) = column else { continue };
         // A key tuple says nothing of the columns outside the key.
         let known = |value: &&Value<'_>| matches!(value, Value::Text(_)) && (!old_is_key || spec.key.contains(&column));
         let value = match value {

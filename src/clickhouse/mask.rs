@@ -58,6 +58,11 @@ impl Hash {
         }
     }
 
+    /// Whether it has a salt.
+    pub fn is_keyed(&self) -> bool {
+        self.keyed.is_some()
+    }
+
     /// Tells one salt from another without telling it; empty where there is none.
     pub fn fingerprint(&self) -> String {
         if self.keyed.is_none() {
@@ -104,6 +109,16 @@ impl Mask {
     }
 }
 
+/// The two keys that HMAC-SHA-256 makes of a salt, inner and outer, in hexadecimal: what a server
+/// needs that has SHA-256 alone (RFC 2104).
+pub fn pads(salt: &SecretString) -> [SecretString; 2] {
+    const BLOCK: usize = 64;
+    let salt = salt.expose_secret().as_bytes();
+    let mut key = if salt.len() > BLOCK { Sha256::digest(salt).to_vec() } else { salt.to_vec() };
+    key.resize(BLOCK, 0);
+    [0x36, 0x5c].map(|pad| hex(&key.iter().map(|byte| byte ^ pad).collect::<Vec<_>>()).into())
+}
+
 fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
@@ -126,6 +141,20 @@ mod tests {
         let salted = Mask::new(&Masking::Hash, Some(&"Jefe".into()));
         let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
         assert_eq!(text(&salted, "what do ya want for nothing?").as_deref(), Some(expected), "RFC 4231, case 2");
+    }
+
+    #[test]
+    fn two_plain_hashes_over_the_pads_are_the_keyed_one() {
+        for salt in ["Jefe".to_owned(), "s".repeat(64), "s".repeat(65)] {
+            let bytes = |hex: &str| -> Vec<u8> {
+                (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+            };
+            let [inner, outer] = pads(&salt.as_str().into()).map(|pad| bytes(pad.expose_secret()));
+            let inside = Sha256::digest([inner.as_slice(), b"text"].concat());
+            let expected = hex(&Sha256::digest([outer.as_slice(), &inside].concat()));
+            let salted = Mask::new(&Masking::Hash, Some(&salt.into()));
+            assert_eq!(text(&salted, "text"), Some(expected));
+        }
     }
 
     #[test]

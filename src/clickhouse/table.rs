@@ -134,8 +134,8 @@ impl Drop for CopyGuard {
 /// How a tuple of the stream lies on a table's columns.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// For each column of the tuple, the target's column.
-    pub columns: Vec<usize>,
+    /// For each column of the tuple, the target's column; `None` for one that is left out.
+    pub columns: Vec<Option<usize>>,
     /// For each column of the key, in index order, its place in the tuple.
     pub key: Vec<usize>,
 }
@@ -148,6 +148,10 @@ impl Plan {
     pub fn new(spec: &TableSpec, relation: &Relation) -> Result<Self, String> {
         let mut columns = Vec::with_capacity(relation.columns.len());
         for column in &relation.columns {
+            if spec.excluded.iter().any(|excluded| excluded.name == column.name) {
+                columns.push(None);
+                continue;
+            }
             let Some(index) = spec.sources.iter().position(|source| source.name == column.name) else {
                 return Err(format!("column {} is new", column.name));
             };
@@ -158,24 +162,24 @@ impl Plan {
             {
                 return Err(format!("the type of column {} is another", column.name));
             }
-            columns.push(index);
+            columns.push(Some(index));
         }
-        if let Some(missing) = (0..spec.sources.len()).find(|index| !columns.contains(index)) {
+        if let Some(missing) = (0..spec.sources.len()).find(|&index| !columns.contains(&Some(index))) {
             return Err(format!("column {} is gone", spec.sources[missing].name));
         }
         // Under FULL every column counts as one of the identity; then the catalog is looked at.
         if relation.identity != ReplicaIdentity::Full {
             let identity =
                 relation.columns.iter().zip(&columns).filter(|(column, _)| column.key).map(|(_, &index)| index);
-            let mut identity: Vec<usize> = identity.collect();
-            let mut key = spec.key.clone();
+            let mut identity: Vec<Option<usize>> = identity.collect();
+            let mut key: Vec<_> = spec.key.iter().copied().map(Some).collect();
             identity.sort_unstable();
             key.sort_unstable();
             if identity != key {
                 return Err("its replica identity is another".to_owned());
             }
         }
-        let place = |index: &usize| columns.iter().position(|column| column == index);
+        let place = |index: &usize| columns.iter().position(|column| *column == Some(*index));
         let key = spec.key.iter().map(place).collect::<Option<_>>().ok_or("a column of the key is gone")?;
         Ok(Self { columns, key })
     }

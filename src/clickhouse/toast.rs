@@ -181,6 +181,7 @@ impl Resolver<'_> {
             table: spec.oid,
             key: key.collect(),
             columns: lacking.iter().map(|&column| name(column)).collect(),
+            filter: spec.filter.clone(),
             xid: row.at.xid,
         };
         let answer = self.source.current(request).await?;

@@ -4,6 +4,8 @@
 //! table whose copy is not complete, one that stopped. Both count as differences. A table without a
 //! usable key is never replicated; it is named, and counts as none.
 
+mod masked;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -18,16 +20,19 @@ use tokio::sync::Mutex;
 use crate::{
     cli::VerifyArgs,
     clickhouse::{
+        block::ColumnSpec,
         client::{client, code, describe},
+        mask::Mask,
         state::{State, TableRecord, TableStatus},
         table::TableSpec,
     },
     config::Config,
-    event::{Lsn, SourceTable},
+    event::{Lsn, SourceColumn, SourceTable},
     postgres::{
         catalog,
         sql::{self, SqlError},
     },
+    quote,
     verify::{self, CheckpointError, ColumnPair, Options, Rendering, TablePair, TableReport, Verifier},
 };
 
@@ -170,6 +175,7 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
     let records = records(config, &target).await?;
     let mut source = sql::connect(&config.source, "walhouse verify").await?;
+    masked::prepare(&source, config.masking.salt.as_ref()).await?;
     let tables = wanted(&source, config, args).await?;
     let mut report = Report::default();
     let checkpoint = Stored::new(&target, config).await?;
@@ -250,18 +256,20 @@ fn pair(config: &Config, table: &SourceTable, record: Option<&TableRecord>) -> R
             format!("{difference}; walhouse stops it when it starts with this configuration"),
         ));
     }
-    let column = |source: &crate::event::SourceColumn| ColumnPair {
-        name: source.name.clone(),
-        kind: Rendering::of(source.type_oid, source.type_modifier, source.is_enum),
+    let column = |(source, column): (&SourceColumn, &ColumnSpec)| {
+        let usual = Rendering::of(source.type_oid, source.type_modifier, source.is_enum);
+        let kind = if matches!(column.mask, Some(Mask::Hash(_))) { Rendering::Text } else { usual };
+        let of_row = format!("walhouse_row.{}", quote::postgres(&source.name));
+        let masked = column.mask.as_ref().map(|mask| masked::expression(mask, &of_row));
+        ColumnPair { name: source.name.clone(), kind, masked }
     };
     Ok(TablePair {
         schema: spec.schema.clone(),
         name: spec.name.clone(),
         target: record.target.clone(),
         key: spec.key.iter().filter_map(|&index| spec.sources.get(index)).map(|key| key.name.clone()).collect(),
-        columns: spec.sources.iter().map(column).collect(),
-        // A table of which only some rows are published is not taken up.
-        filter: None,
+        columns: spec.sources.iter().zip(spec.columns.iter()).map(column).collect(),
+        filter: spec.filter.clone(),
     })
 }
 

@@ -11,7 +11,13 @@ mod tables;
 mod url;
 mod value;
 
-use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
@@ -187,6 +193,13 @@ impl Config {
             unrepresentable: self.batch.unrepresentable,
             salt: self.masking.salt.clone(),
         }
+    }
+
+    /// The names of tables for which options are given and that are none of `present`, which are given
+    /// as `schema.name`.
+    pub fn without_table(&self, present: impl Iterator<Item = String>) -> Vec<&str> {
+        let present: HashSet<String> = present.collect();
+        self.tables.keys().filter(|name| !present.contains(*name)).map(String::as_str).collect()
     }
 
     /// The first key whose value is out of bounds, and why.

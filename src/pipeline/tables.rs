@@ -51,6 +51,9 @@ pub(super) async fn known(
 ) -> Result<Vec<(Arc<Table>, Feed, bool)>, SessionError> {
     let present: HashMap<u32, SourceTable> =
         catalog::tables(control, &source.table_filter()).await?.into_iter().map(|table| (table.oid, table)).collect();
+    for absent in shared.config.without_table(present.values().map(SourceTable::full_name)) {
+        tracing::warn!(table = absent, "options are given for a table that is not there; is its name misspelt?");
+    }
     let memberships = slot::memberships(control, publication).await?;
     let mut known = Vec::new();
     for record in shared.state.tables().await.into_iter().filter(is_adopted) {
@@ -64,6 +67,11 @@ pub(super) async fn known(
                 .or_else(|| spec.differs(now))
                 .or_else(|| spec.differs_by_configuration(&options)),
         };
+        if spec.has_other_settings(&options) {
+            let settings =
+                "a table's settings have changed in the configuration; its target keeps those that it was made with";
+            tracing::warn!(table = record.full_name(), "{settings}");
+        }
         let replaced = ddl::uuid(&shared.client, target).await?.as_deref() != Some(record.uuid.as_str());
         let reason =
             reason.or_else(|| replaced.then(|| format!("the table {target} in ClickHouse was dropped or replaced")));
@@ -195,15 +203,15 @@ impl Tables {
         membership: Option<&Membership>,
     ) -> Result<Result<(), String>, SessionError> {
         let options = self.shared.config.table_options(&source.schema, &source.name);
-        let spec = match TableSpec::new(source, &options) {
-            Ok(spec) => spec,
+        let published = match membership {
+            Some(membership) => membership.published(source),
+            None => Membership::whole(&self.publication).published(source),
+        };
+        let laid_out = published.and_then(|published| Ok((TableSpec::new(&published, &options)?, published)));
+        let (spec, published) = match laid_out {
+            Ok(laid_out) => laid_out,
             Err(reason) => return Ok(Err(reason)),
         };
-        if membership.is_some_and(|membership| membership.partial) {
-            return Ok(Err(
-                "the publication carries only some of its rows or columns, which this version can not copy".into(),
-            ));
-        }
         if let Some(reason) = self.clash(&spec).await? {
             return Ok(Err(reason));
         }
@@ -214,6 +222,9 @@ impl Tables {
                 Err(reason) => return Ok(Err(reason)),
             },
         };
+        if membership.published(source).as_ref() != Ok(&published) {
+            return Ok(Err("what is published of it was altered at this very moment; looking again".to_owned()));
+        }
         let uuid = ddl::create(&self.shared.client, &spec).await?;
         let table = Table::new(spec, uuid.clone(), self.shared.range, Lsn::ZERO);
         // Stored before it is fed, so that whatever happens to it then, a stop above all, finds it;
@@ -283,7 +294,10 @@ impl Tables {
                 )));
             }
         }
-        Ok(ddl::taken(&self.shared.client, &self.source.slot, spec).await?)
+        match ddl::taken(&self.shared.client, &self.source.slot, spec).await? {
+            None => Ok(ddl::refused(&self.shared.client, spec).await?),
+            taken => Ok(taken),
+        }
     }
 
     /// Goes on with a copy that an earlier session began.

@@ -74,11 +74,12 @@ fn identity(letter: &str) -> ReplicaIdentity {
 }
 
 async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, SqlError> {
-    // A domain over a domain has its modifier where the chain ends.
+    // A domain over a domain has its modifier where the chain ends. A virtual generated column is in no
+    // row, and so in no publication.
     let statement = "WITH RECURSIVE attribute AS ( \
                          SELECT attrelid, attnum, attname, atttypid AS declared, atttypmod AS declared_modifier, \
                                 atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, attstorage <> 'p' AS extended \
-                         FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped \
+                         FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
                        UNION ALL \
                          SELECT attrelid, attnum, attname, declared, declared_modifier, t.typbasetype, t.typtypmod, \
                                 attnotnull, generated, extended \
@@ -180,7 +181,7 @@ impl Relation {
             kind
         });
         let Self { oid, schema, name, kind, identity, .. } = self;
-        SourceTable { oid, schema, name, kind, replica_identity: identity, columns, key }
+        SourceTable { oid, schema, name, kind, replica_identity: identity, columns, key, filter: None }
     }
 
     fn key<'k>(

@@ -91,6 +91,7 @@ async fn statement(client: &Client, request: &RowRequest) -> Result<String, SqlE
     let condition = request.key.iter().map(|(column, value)| {
         format!("{} = {}", quote::postgres(column), quote::postgres_string(&String::from_utf8_lossy(value)))
     });
+    let condition = condition.chain(request.filter.iter().map(|filter| format!("({filter})")));
     let columns: Vec<String> = request.columns.iter().map(|column| quote::postgres(column)).collect();
     Ok(format!(
         "SELECT {} FROM {}{}.{} WHERE {}",

@@ -120,7 +120,7 @@ struct Shape {
 }
 
 impl TableSpec {
-    /// The layout for `table` as the catalog shows it, under `options`.
+    /// The layout for what is published of `table`, under `options`.
     ///
     /// # Errors
     /// Why it can not be replicated, and what to do about it.
@@ -138,14 +138,12 @@ impl TableSpec {
         if let Some((key, name)) = choices.unknown(&table.columns) {
             return Err(format!("{section} names in {key} a column {name}, which it does not have: correct the name"));
         }
-        // A list of columns, where the publication has one, says for itself what it carries.
-        let published = table.columns.iter().filter(|column| !column.generated).cloned();
         let (excluded, sources): (Vec<_>, Vec<_>) =
-            published.partition(|column| choices.exclude_columns.contains(&column.name));
+            table.columns.iter().cloned().partition(|column| choices.exclude_columns.contains(&column.name));
         if let Some(column) = excluded.iter().find(|column| column.key_position.is_some()) {
             return Err(format!("{section} names in exclude_columns {}, which is a column of its key", column.name));
         }
-        let shape = Shape { sources, excluded, filter: None, choices };
+        let shape = Shape { sources, excluded, filter: table.filter.clone(), choices };
         Self::of(table.oid, &table.schema, &table.name, target, shape, options)
     }
 
@@ -231,6 +229,11 @@ impl TableSpec {
         }
         let key = self.choices.differs(&Choices::of(options))?;
         Some(format!("the configuration has changed since its target was made: {key} is another"))
+    }
+
+    /// Whether the target was made with other settings than those that are configured now.
+    pub fn has_other_settings(&self, options: &TableOptions) -> bool {
+        self.choices.settings != options.table.settings
     }
 
     /// `schema.name`, for people and as a metric's label.
