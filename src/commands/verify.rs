@@ -30,6 +30,7 @@ use crate::{
     event::{Lsn, SourceColumn, SourceTable},
     postgres::{
         catalog,
+        slot::{self, Membership},
         sql::{self, SqlError},
     },
     quote,
@@ -177,11 +178,12 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let mut source = sql::connect(&config.source, "walhouse verify").await?;
     masked::prepare(&source, config.masking.salt.as_ref()).await?;
     let tables = wanted(&source, config, args).await?;
+    let memberships = slot::memberships_of(&source, &config.source.publication).await?;
     let mut report = Report::default();
     let checkpoint = Stored::new(&target, config).await?;
     let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
     for table in tables {
-        let pair = match pair(config, &table, records.get(&table.oid)) {
+        let pair = match pair(config, &table, memberships.get(&table.oid), records.get(&table.oid)) {
             Ok(pair) => pair,
             Err((state, reason)) => {
                 report.add(table.full_name(), state, reason);
@@ -236,12 +238,19 @@ async fn wanted(
 }
 
 /// What to compare with what, or why not.
-fn pair(config: &Config, table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
+fn pair(
+    config: &Config,
+    table: &SourceTable,
+    membership: Option<&Membership>,
+    record: Option<&TableRecord>,
+) -> Result<TablePair, (Absence, String)> {
     let options = config.table_options(&table.schema, &table.name);
-    let record = record.ok_or_else(|| match TableSpec::new(table, &options) {
-        Err(reason) => (Absence::NotReplicated, reason),
-        Ok(_) => (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned()),
-    })?;
+    let published = || membership.map_or_else(|| Ok(table.clone()), |membership| membership.published(table));
+    let record =
+        record.ok_or_else(|| match published().and_then(|published| TableSpec::new(&published, &options)) {
+            Err(reason) => (Absence::NotReplicated, reason),
+            Ok(_) => (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned()),
+        })?;
     match &record.status {
         TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
         TableStatus::Copying => return Err((Absence::Copying, "its copy is not complete".to_owned())),

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     event::{Lsn, ReplicaIdentity, SourceColumn, SourceTable},
     quote,
+    retry::Kind,
 };
 use std::{collections::HashMap, time::Duration};
 use tokio_postgres::{Client, error::SqlState};
@@ -395,7 +396,7 @@ pub async fn memberships(client: &Client, publication: &Publication) -> Result<H
         .query(
             &format!(
                 "SELECT prrelid, 'table ' || oid || ':' || xmin || ':' || md5(to_jsonb(r)::text), \
-                        string_to_array(to_jsonb(r) ->> 'prattrs', ' ')::int2[], {filter} \
+                        string_to_array(translate(to_jsonb(r) ->> 'prattrs', '[,]', ''), ' ')::int2[], {filter} \
                  FROM pg_publication_rel r WHERE prpubid = $1 \
                  UNION ALL SELECT c.oid, 'all', NULL, NULL FROM pg_class c, pg_publication p \
                  WHERE p.oid = $1 AND p.puballtables AND c.relkind IN ('r', 'p')"
@@ -424,6 +425,17 @@ pub async fn memberships(client: &Client, publication: &Publication) -> Result<H
         entry.and_modify(of_both).or_insert_with(|| Membership { identity, ..Membership::whole(publication) });
     }
     Ok(found)
+}
+
+/// As [`memberships`], for whoever only looks: empty where there is no publication that can be used.
+pub async fn memberships_of(client: &Client, name: &str) -> Result<HashMap<u32, Membership>, SqlError> {
+    match publication(client, name).await {
+        Ok(Some(publication)) => memberships(client, &publication).await,
+        Ok(None) => Ok(HashMap::new()),
+        // Its settings are refused, not the question.
+        Err(error) if error.code().is_none() && error.kind() == Kind::Definite => Ok(HashMap::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// How long the lock that [`add_to_publication`] needs is waited for. While it waits, so does every

@@ -10,6 +10,7 @@ mod commands;
 mod copy;
 mod crash;
 mod gap;
+mod keys;
 mod memory;
 mod operations;
 mod options;

@@ -9,6 +9,7 @@ use crate::{
     event::{SourceTable, TableKind},
     postgres::{
         catalog::tables,
+        slot,
         sql::{SqlError, connect},
     },
     quote,
@@ -340,10 +341,12 @@ async fn look_at_tables(
         return Ok(());
     }
     let unreadable = unreadable(client, tables).await?;
+    let memberships = slot::memberships_of(client, &config.source.publication).await?;
     let mut usable = 0;
     for table in tables {
         let options = config.table_options(&table.schema, &table.name);
-        let found = match TableSpec::new(table, &options) {
+        let published = memberships.get(&table.oid).map_or_else(|| Ok(table.clone()), |known| known.published(table));
+        let found = match published.and_then(|published| TableSpec::new(&published, &options)) {
             Err(reason) => failed_as_told(&reason),
             Ok(_) => match unreadable.iter().find(|(oid, _)| *oid == table.oid) {
                 Some((_, reason)) => failed_as_told(reason),
