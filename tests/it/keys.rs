@@ -7,9 +7,11 @@ use crate::support::{
 };
 use std::time::Duration;
 
-/// Each type with values that are keys of their own, and with pairs that PostgreSQL holds for one key although their
-/// texts or bytes differ. Of a pair, the first is in the table and an UPDATE or a DELETE with an INSERT makes it the second.
-const TYPES: &[(&str, &[&str], &[(&str, &str)])] = &[
+/// A type; values of it that are keys of their own; and pairs that PostgreSQL holds for one key although their texts or
+/// bytes differ. Of a pair, the first is in the table, and is made the second in several ways.
+type KeyType = (&'static str, &'static [&'static str], &'static [(&'static str, &'static str)]);
+
+const TYPES: &[KeyType] = &[
     ("bool", &["true", "false"], &[]),
     ("int2", &["-32768", "0", "32767"], &[]),
     ("int8", &["-9223372036854775808", "0", "9223372036854775807"], &[]),
