@@ -79,6 +79,14 @@ pub enum Command {
   walhouse verify --table public.sales_order --table 'crm.*'
   walhouse verify --json --timeout 5m")]
     Verify(VerifyArgs),
+    /// Copy tables again beside the live ones, then swap
+    ///
+    /// The daemon fills a fresh table while changes go on in both, and then exchanges the two: the
+    /// live one is there all the time. What brings back a table that has stopped.
+    #[command(after_help = "Examples:
+  walhouse resync public.sales_order
+  walhouse resync 'crm.*' --no-wait")]
+    Resync(ResyncArgs),
     /// Print the effective configuration, secrets redacted
     ///
     /// The file, with the environment over it and the defaults filled in.
@@ -106,6 +114,20 @@ pub struct VerifyArgs {
     #[arg(long = "table", value_name = "GLOB")]
     pub tables: Vec<Glob>,
     /// How long to wait until ClickHouse has reached PostgreSQL's position.
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    pub timeout: Timespan,
+}
+
+/// `walhouse resync`
+#[derive(Clone, Debug, Args)]
+pub struct ResyncArgs {
+    /// Tables that match this pattern over schema.table.
+    #[arg(value_name = "GLOB", required = true)]
+    pub tables: Vec<Glob>,
+    /// Only ask for it; the log of walhouse run tells the rest.
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How long to wait until walhouse run takes the request up.
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub timeout: Timespan,
 }
@@ -169,7 +191,7 @@ mod tests {
         root.build();
         let helps = root.get_subcommands_mut().filter(|command| command.get_name() != "help");
         let helps: Vec<_> = helps.map(|command| command.render_long_help().to_string()).collect();
-        assert_eq!(helps.len(), 4);
+        assert_eq!(helps.len(), 5);
         for help in helps.iter().chain([&root.render_long_help().to_string()]) {
             assert!(help.contains("\nExamples:\n  "), "{help}");
         }

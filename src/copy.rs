@@ -168,7 +168,7 @@ impl Copier {
                 record.status = TableStatus::Streaming;
             }
         };
-        self.shared.state.update_table(table.spec.oid, store).await?;
+        self.shared.state.update_target(table.spec.oid, &table.uuid, store).await?;
         metrics::gauge!(names::COPY_PROGRESS, "table" => progress.table.clone()).set(1.0);
         let seconds = progress.begun.elapsed().as_secs_f64();
         tracing::info!(table = progress.table, rows = progress.rows, seconds = round(seconds), "table copied");
@@ -284,7 +284,7 @@ impl Copier {
         table.note_read(chunk.position);
         let position = table.read_until();
         let read = |record: &mut TableRecord| record.read_until = record.read_until.max(position);
-        self.shared.state.update_table(table.spec.oid, read).await?;
+        self.shared.state.update_target(table.spec.oid, &table.uuid, read).await?;
 
         let mut copied = CopiedRows::new(table);
         let mut ahead = None;

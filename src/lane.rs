@@ -10,7 +10,7 @@
 //! configuration grants, a group takes its share when it is sent and gives it back when the last
 //! lane has dropped it. A group larger than the whole room is let through alone.
 
-use crate::event::{Group, Lsn};
+use crate::event::{Group, Lsn, SourceTable};
 use futures_util::future::BoxFuture;
 use std::{ops::Deref, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -147,11 +147,15 @@ pub struct RowError {
     pub message: String,
 }
 
-/// Reads single rows of the source as they are now: the last resort of a lane that needs a value
-/// which the stream does not carry.
+/// Reads the source as it is now: the last resort of a lane that needs what the stream does not
+/// carry.
 pub trait RowSource: Send + Sync + 'static {
     /// Reads one row through a snapshot in which the request's transaction is visible.
     fn current(&self, request: RowRequest) -> BoxFuture<'_, Result<RowAnswer, RowError>>;
+
+    /// What the catalog shows of a table through a snapshot in which transaction `xid` is visible,
+    /// with a WAL position that the snapshot is not older than; `None` if it was dropped.
+    fn table(&self, oid: u32, xid: u32) -> BoxFuture<'_, Result<Option<(SourceTable, Lsn)>, RowError>>;
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use walhouse::{
     cli::{Cli, Command, ConfigArgs, VerifyArgs, exit},
-    commands::{check, verify},
+    commands::{check, resync, verify},
     config::{self, Config},
     http, pipeline,
     status::Status,
@@ -65,6 +65,10 @@ fn start(cli: &Cli) -> Result<u8, Failure> {
                 Ok(report.exit_code())
             }
             Command::Verify(args) => compare(&config, &args).await,
+            Command::Resync(args) => {
+                resync::run(&config, &args, &say).await.map_err(|error| Failure::new(exit::FOUND, error))?;
+                Ok(exit::FINE)
+            }
             Command::Config(args) => show(&config, &args),
         }
     });

@@ -60,6 +60,8 @@ pub mod names {
     pub const COPY_PENDING: &str = "walhouse_copy_pending_tables";
     /// Tables that are stopped.
     pub const TABLES_STOPPED: &str = "walhouse_tables_stopped";
+    /// Changes of shape, by table and by whether the target was altered or the table copied anew.
+    pub const SHAPE_CHANGES: &str = "walhouse_shape_changes_total";
     /// How long inserts took, in seconds.
     pub const INSERT_SECONDS: &str = "walhouse_insert_seconds";
     /// Attempts to insert that failed, by kind.
@@ -108,6 +110,7 @@ fn describe() {
     gauge!(names::COPY_PROGRESS, "Share of the initial copy that is done, by table");
     gauge!(names::COPY_PENDING, "Tables whose initial copy is not complete");
     gauge!(names::TABLES_STOPPED, "Tables that are stopped");
+    counter!(names::SHAPE_CHANGES, "Changes of shape, by table and outcome: altered, or copied anew");
     histogram!(names::INSERT_SECONDS, Unit::Seconds, "Duration of attempts to insert a block");
     counter!(names::INSERT_ERRORS, "Attempts to insert that failed, by kind");
     counter!(names::TOAST_LOOKUPS, "Rows whose unchanged TOAST was looked up, by where it was found");

@@ -125,7 +125,7 @@ impl Column {
     /// Adds a NULL, if the column takes one.
     pub fn push_null(&mut self) -> Result<(), ValueError> {
         if self.nulls.is_none() {
-            return Err(ValueError::Unrepresentable("NULL, and the column is not nullable"));
+            return Err(ValueError::Null);
         }
         self.push_default();
         Ok(())

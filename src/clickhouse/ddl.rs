@@ -14,6 +14,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/clickhouse/0001_checkpoint.sql"),
     include_str!("../../migrations/clickhouse/0002_tables.sql"),
     include_str!("../../migrations/clickhouse/0003_chunks.sql"),
+    include_str!("../../migrations/clickhouse/0005_shapes.sql"),
+    include_str!("../../migrations/clickhouse/0006_requests.sql"),
 ];
 
 /// A confirmed insert, and a merge that took its place, outlive a power cut.
@@ -55,13 +57,41 @@ pub async fn migrate(server: &Client, client: &Client, database: &str) -> Result
 /// Creates a target, empty: one of that name that is there already is not in use, and is dropped.
 /// Returns its UUID.
 pub async fn create(client: &Client, spec: &TableSpec) -> Result<String, Error> {
-    let drop = format!("DROP TABLE IF EXISTS {} SYNC", quote::clickhouse(&spec.target));
-    retrying("drop a target that is not in use", || client.query_raw(&drop).execute()).await?;
+    drop(client, &spec.target).await?;
     let create = create_table(spec);
     retrying("create a target", || client.query_raw(&create).execute()).await?;
-    let view = create_view(spec);
-    retrying("create a view", || client.query_raw(&view).execute()).await?;
     Ok(uuid(client, &spec.target).await?.unwrap_or_default())
+}
+
+/// Creates the view of a target's current rows, in place of one that is there already.
+pub async fn view(client: &Client, spec: &TableSpec) -> Result<(), Error> {
+    let view = create_view(spec);
+    retrying("create a view", || client.query_raw(&view).execute()).await
+}
+
+/// Drops a view, if it is there.
+pub async fn drop_view(client: &Client, view: &str) -> Result<(), Error> {
+    let drop = format!("DROP VIEW IF EXISTS {} SYNC", quote::clickhouse(view));
+    retrying("drop a view", || client.query_raw(&drop).execute()).await
+}
+
+/// Drops a target that is not in use any more, if it is there.
+pub async fn drop(client: &Client, target: &str) -> Result<(), Error> {
+    let drop = format!("DROP TABLE IF EXISTS {} SYNC", quote::clickhouse(target));
+    retrying("drop a target that is not in use", || client.query_raw(&drop).execute()).await
+}
+
+/// The names of a target's columns.
+pub async fn columns(client: &Client, target: &str) -> Result<Vec<String>, Error> {
+    let sql = "SELECT name FROM system.columns WHERE database = currentDatabase() AND table = {name: String}";
+    retrying("look at a target", || client.query_raw(sql).param("name", target).fetch_all::<String>()).await
+}
+
+/// The name of the table with this UUID, if it exists.
+pub async fn name(client: &Client, uuid: &str) -> Result<Option<String>, Error> {
+    let sql =
+        "SELECT name FROM system.tables WHERE database = currentDatabase() AND uuid = toUUIDOrZero({uuid: String})";
+    retrying("look for a target", || client.query_raw(sql).param("uuid", uuid).fetch_optional::<String>()).await
 }
 
 /// Why the names of a target and its view can not be used, if so: [`create`] would drop what is there.
@@ -121,8 +151,7 @@ pub async fn refused(client: &Client, spec: &TableSpec) -> Result<Option<String>
     if foreign.is_empty() {
         return Ok(None);
     }
-    let drop = format!("DROP TABLE IF EXISTS {} SYNC", quote::clickhouse(&spec.target));
-    retrying("drop a target that is not in use", || client.query_raw(&drop).execute()).await?;
+    drop(client, &spec.target).await?;
     Ok(Some(format!(
         "partition_by in {section} uses {}, which its key has not: a row whose value changes would be in two partitions, \
          which are never merged",
@@ -165,7 +194,8 @@ fn settings(spec: &TableSpec) -> String {
     all.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
 }
 
-fn create_view(spec: &TableSpec) -> String {
+/// The statement for the view of a target's current rows.
+pub fn create_view(spec: &TableSpec) -> String {
     let columns: Vec<String> = spec.columns.iter().map(|column| quote::clickhouse(&column.name)).collect();
     format!(
         "CREATE OR REPLACE VIEW {} AS SELECT {} FROM {} FINAL WHERE {IS_DELETED} = 0",

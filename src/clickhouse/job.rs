@@ -3,19 +3,20 @@
 use super::{
     batch::{Batch, CellError},
     insert::{InsertError, Inserter},
-    retrying_within,
-    state::{State, TableStatus},
-    table::{Table, VERSION},
+    requests::Requests,
+    reshape, retrying_within,
+    state::{Altering, State, TableStatus},
+    table::{Layout, Table, TableSpec, VERSION},
     text::DateTimeRange,
     toast::{Resolver, ToastError},
 };
 use crate::{config::Config, event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
 use bytes::Bytes;
 use clickhouse::Client;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-/// How long a delete may take: it rewrites the marks of every part of the table.
-const DELETE_PATIENCE: Duration = Duration::from_secs(1800);
+/// How long a statement may take that has work to do in every part of a table.
+pub(super) const MUTATION_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What every job needs.
 pub struct Shared {
@@ -31,6 +32,10 @@ pub struct Shared {
     pub inserter: Arc<Inserter>,
     /// Reads single rows of the source.
     pub source: Arc<dyn RowSource>,
+    /// What operators ask for.
+    pub requests: Requests,
+    /// Lays a table of the source onto a target.
+    pub layout: Box<Layout>,
     /// Where the lane's lag is told.
     pub status: Arc<Status>,
 }
@@ -83,12 +88,49 @@ pub enum Job {
         /// Its number in the lane.
         row: u64,
     },
-    /// Store that the table is stopped.
-    Stop {
-        /// Why, and what to do.
-        reason: String,
-        /// The first rows of what the stop drops.
+    /// Store that the target is frozen.
+    Freeze {
+        /// How, and why.
+        status: TableStatus,
+        /// The first rows of what is dropped.
         rows: Vec<u64>,
+    },
+    /// Store that the fresh target is given up.
+    Abandon {
+        /// What becomes of the live one if that is frozen.
+        status: TableStatus,
+        /// The first rows of what is dropped.
+        rows: Vec<u64>,
+    },
+    /// Alter the target.
+    Alter {
+        /// What is altered.
+        altering: Altering,
+        /// The heaps of the source, with their filenodes.
+        heaps: BTreeMap<u32, u32>,
+        /// Its number in the lane.
+        row: u64,
+    },
+    /// Store what is known of the source.
+    Note {
+        /// Its columns.
+        shape: String,
+        /// Its heaps, with their filenodes.
+        heaps: BTreeMap<u32, u32>,
+    },
+    /// Put the fresh target in the place of the live one.
+    Swap {
+        /// The live one.
+        live: Arc<Table>,
+        /// The layout under the live one's name.
+        spec: Box<TableSpec>,
+        /// Where the lane keeps the live one.
+        replaced: usize,
+    },
+    /// Give the target another name.
+    Rename {
+        /// The layout under that name.
+        spec: Box<TableSpec>,
     },
 }
 
@@ -98,6 +140,8 @@ pub struct Done {
     pub rows: Vec<u64>,
     /// The memory that it gives back.
     pub bytes: usize,
+    /// The target that the lane keeps no more.
+    pub replaced: Option<usize>,
     /// Whether it succeeded.
     pub result: Result<(), Failure>,
 }
@@ -107,7 +151,7 @@ impl Job {
     pub fn is_exclusive(&self) -> bool {
         match self {
             Self::Insert { batch, .. } => !batch.waiting.is_empty(),
-            Self::Truncate { .. } | Self::Stop { .. } => true,
+            _ => true,
         }
     }
 
@@ -115,8 +159,9 @@ impl Job {
     pub fn rows(&self) -> Vec<u64> {
         match self {
             Self::Insert { batch, .. } => vec![batch.first_row],
-            Self::Truncate { row, .. } => vec![*row],
-            Self::Stop { rows, .. } => rows.clone(),
+            Self::Truncate { row, .. } | Self::Alter { row, .. } => vec![*row],
+            Self::Freeze { rows, .. } | Self::Abandon { rows, .. } => rows.clone(),
+            Self::Note { .. } | Self::Swap { .. } | Self::Rename { .. } => Vec::new(),
         }
     }
 
@@ -124,19 +169,28 @@ impl Job {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Insert { bytes, .. } => *bytes,
-            Self::Truncate { .. } | Self::Stop { .. } => 0,
+            _ => 0,
         }
     }
 
     /// Does it.
     pub async fn run(self, shared: &Shared, table: &Table) -> Done {
         let (rows, bytes) = (self.rows(), self.bytes());
+        let mut replaced = None;
         let result = match self {
             Self::Insert { batch, .. } => insert(shared, table, *batch).await,
             Self::Truncate { version, .. } => truncate(shared, table, version).await,
-            Self::Stop { reason, .. } => stop(shared, table, reason).await,
+            Self::Freeze { status, .. } => reshape::freeze(shared, table, status).await,
+            Self::Abandon { status, .. } => reshape::abandon(shared, table, status).await,
+            Self::Alter { altering, heaps, .. } => reshape::alter(shared, table, altering, heaps).await,
+            Self::Note { shape, heaps } => reshape::note(shared, table, shape, heaps).await,
+            Self::Swap { live, spec, replaced: index } => {
+                replaced = Some(index);
+                reshape::swap(shared, table, &live, &spec).await
+            }
+            Self::Rename { spec } => reshape::rename(shared, table, &spec).await,
         };
-        Done { rows, bytes, result }
+        Done { rows, bytes, replaced, result }
     }
 }
 
@@ -167,7 +221,7 @@ async fn truncate(shared: &Shared, table: &Table, version: Version) -> Result<()
     shared.inserter.settle().await?;
     shared
         .state
-        .update_table(table.spec.oid, |record| {
+        .update_target(table.spec.oid, &table.uuid, |record| {
             record.floor = record.floor.max(version);
             if record.status == TableStatus::Copying {
                 record.status = TableStatus::Streaming;
@@ -180,14 +234,8 @@ async fn truncate(shared: &Shared, table: &Table, version: Version) -> Result<()
         version.0
     );
     let delete = || shared.client.query_raw(&sql).execute();
-    retrying_within(DELETE_PATIENCE, "delete what a TRUNCATE removed", delete).await?;
+    retrying_within(MUTATION_PATIENCE, "delete what a TRUNCATE removed", delete).await?;
     tracing::info!(table = table.spec.full_name(), "truncated");
-    Ok(())
-}
-
-async fn stop(shared: &Shared, table: &Table, reason: String) -> Result<(), Failure> {
-    table.end_copy().await;
-    shared.state.update_table(table.spec.oid, |record| record.status = TableStatus::Stopped(reason)).await?;
     Ok(())
 }
 

@@ -11,20 +11,28 @@
 //!
 //! When too many bytes are held, nothing more is received; the room of the lane does the rest.
 
+mod entry;
+mod queue;
+mod shape;
+
+pub use entry::Member;
+
 use super::{
     batch::{At, Batch, CellError, Outcome},
-    job::{Done, Failure, Job, Shared},
+    job::{Failure, Job, Shared},
     ledger::Ledger,
-    table::{ANEW, Feed, Plan, Table, shape_changed},
+    state::TableStatus,
+    table::{ANEW, Feed, Plan, Table, TableSpec},
+    text::ValueError,
 };
 use crate::{
-    event::{Change, Epoch, Event, Lsn, Op, Relation, Transaction, Tuple, Version},
+    event::{Change, Epoch, Event, Lsn, Op, Relation, SourceTable, Transaction, Tuple, Version},
     lane::{Delivery, LaneReceiver},
     telemetry::names,
 };
-use metrics::Counter;
+use entry::{Entry, Route, due};
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -35,9 +43,6 @@ use tokio::{
 
 /// Inserts and other jobs that run at once.
 const MAX_RUNNING: usize = 4;
-/// The share of the longest delay for which a batch rests before it is sent for no other reason
-/// than that nothing else of its table is: a tenth of a second by default.
-const REST: u32 = 10;
 
 /// When a batch is full, and how much may be held.
 #[derive(Clone, Copy, Debug)]
@@ -55,45 +60,30 @@ pub struct Limits {
 /// What the lane is asked to do between two transactions.
 #[derive(Debug)]
 pub enum Command {
-    /// Feed this table from now on, and say from which position on its feed is complete.
-    Adopt(Arc<Table>, oneshot::Sender<Lsn>),
-    /// Stop this table, for this reason.
-    Stop(u32, String),
-}
-
-/// A table as the lane keeps it.
-struct Entry {
-    table: Arc<Table>,
-    feed: Feed,
-    plan: Option<Plan>,
-    batch: Option<Batch>,
-    /// What the batch held when it was last looked at.
-    bytes: usize,
-    queue: VecDeque<Job>,
-    running: usize,
-    exclusive: bool,
-    keyed: bool,
-    stopped: bool,
-    received: Counter,
-}
-
-impl Entry {
-    fn new(table: Arc<Table>, feed: Feed, stopped: bool) -> Self {
-        let received = metrics::counter!(names::ROWS_RECEIVED, "table" => table.spec.full_name());
-        Self {
-            table,
-            feed,
-            plan: None,
-            batch: None,
-            bytes: 0,
-            queue: VecDeque::new(),
-            running: 0,
-            exclusive: false,
-            keyed: false,
-            stopped,
-            received,
-        }
-    }
+    /// Feed a target with what commits after `from`, and say from which position on its feed is
+    /// complete.
+    Adopt {
+        /// The target. If it is not fresh, the lane has none of this source yet.
+        table: Arc<Table>,
+        /// Whether it is filled beside the live one.
+        fresh: bool,
+        /// What committed before is of no use to it.
+        from: Lsn,
+        /// The heaps of the source, with their filenodes.
+        heaps: BTreeMap<u32, u32>,
+        /// Where to say it.
+        reply: oneshot::Sender<Lsn>,
+    },
+    /// Freeze the live target of this table.
+    Freeze(u32, TableStatus),
+    /// Give up the fresh target of this table.
+    Abandon(u32, String),
+    /// Once the stream is past this position, compare the table with what the catalog showed there.
+    Look(Box<SourceTable>, Lsn),
+    /// Once the stream is past this position, the fresh target takes the place of the live one.
+    Swap(u32, Lsn),
+    /// The source has another schema or name: so shall the target, the last of the three.
+    Rename(u32, String, String, String),
 }
 
 /// The lane's task.
@@ -103,18 +93,22 @@ pub struct Sink {
     epoch: Epoch,
     receiver: LaneReceiver,
     commands: mpsc::Receiver<Command>,
-    tables: HashMap<u32, Entry>,
+    /// The targets of each source table, as indexes of `entries`.
+    routes: HashMap<u32, Route>,
+    entries: Vec<Option<Entry>>,
     announced: HashMap<u32, Arc<Relation>>,
-    /// Tables with an open batch.
-    open: BTreeSet<u32>,
+    /// Targets with an open batch.
+    open: BTreeSet<usize>,
     open_bytes: usize,
-    /// Tables with jobs that have not begun.
-    queued: BTreeSet<u32>,
-    running: JoinSet<(u32, Done)>,
+    /// Targets with jobs that have not begun.
+    queued: BTreeSet<usize>,
+    running: JoinSet<(usize, super::job::Done)>,
     ledger: Ledger,
     transaction: Option<Transaction>,
     /// What is to be done when the open transaction has ended.
     waiting: Vec<Command>,
+    /// What is to be done when the stream has passed a position.
+    ahead: Vec<(Lsn, Command)>,
     /// The end of the last commit, or the last idle mark.
     position: Lsn,
     sealed_bytes: usize,
@@ -130,17 +124,16 @@ impl Sink {
         start: Lsn,
         receiver: LaneReceiver,
         commands: mpsc::Receiver<Command>,
-        known: Vec<(Arc<Table>, Feed, bool)>,
+        known: Vec<Member>,
     ) -> Self {
-        let entry =
-            |(table, feed, stopped): (Arc<Table>, Feed, bool)| (table.spec.oid, Entry::new(table, feed, stopped));
-        Self {
+        let mut sink = Self {
             shared,
             limits,
             epoch,
             receiver,
             commands,
-            tables: known.into_iter().map(entry).collect(),
+            routes: HashMap::new(),
+            entries: Vec::new(),
             announced: HashMap::new(),
             open: BTreeSet::new(),
             open_bytes: 0,
@@ -149,9 +142,28 @@ impl Sink {
             ledger: Ledger::new(start),
             transaction: None,
             waiting: Vec::new(),
+            ahead: Vec::new(),
             position: start,
             sealed_bytes: 0,
             draining: false,
+        };
+        known.into_iter().for_each(|member| sink.join(member));
+        sink
+    }
+
+    /// Begins to feed a target.
+    fn join(&mut self, member: Member) {
+        let (oid, fresh, index) = (member.table.spec.oid, member.fresh, self.entries.len());
+        let mut entry = Entry::new(member);
+        // What was announced may be older than the target's shape: then it is announced anew before
+        // the next row that it takes.
+        entry.plan = self.announced.get(&oid).and_then(|relation| Plan::new(&entry.table.spec, relation).ok());
+        self.entries.push(Some(entry));
+        let route = self.routes.entry(oid).or_insert(Route { live: index, fresh: None });
+        if fresh {
+            route.fresh = Some(index);
+        } else {
+            route.live = index;
         }
     }
 
@@ -168,24 +180,24 @@ impl Sink {
                 self.seal_where(|_, _| true);
                 self.start_jobs();
             }
-            let due = self.next_due();
+            let next = self.next_due();
             tokio::select! {
                 biased;
                 Some(joined) = self.running.join_next(), if !self.running.is_empty() => {
-                    let (oid, done) = joined.map_err(|error| Failure::Bug(format!("a job ended in a panic: {error}")))?;
-                    self.ended(oid, done)?;
+                    let (index, done) = joined.map_err(|error| Failure::Bug(format!("a job ended in a panic: {error}")))?;
+                    self.ended(index, done)?;
                 }
                 Some(command) = self.commands.recv() => match self.transaction {
-                    None => self.obey(command),
+                    None => self.obey(command).await?,
                     Some(_) => self.waiting.push(command),
                 },
-                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {
                     let (now, limits) = (Instant::now(), self.limits);
-                    self.seal_where(|entry, batch| is_due(&limits, entry, batch, now));
+                    self.seal_where(|entry, batch| due(&limits, entry, batch) <= now);
                 }
                 _ = tick.tick() => self.measure(),
                 delivery = self.receiver.deliveries.recv(), if room && !self.draining => match delivery {
-                    Some(delivery) => self.process(&delivery)?,
+                    Some(delivery) => self.process(&delivery).await?,
                     None => {
                         self.draining = true;
                         self.seal_where(|_, _| true);
@@ -200,88 +212,103 @@ impl Sink {
         }
     }
 
-    fn process(&mut self, delivery: &Delivery) -> Result<(), Failure> {
+    async fn process(&mut self, delivery: &Delivery) -> Result<(), Failure> {
         let mut touched = BTreeSet::new();
         for event in &delivery.events {
             match event {
                 Event::Relation(relation) => self.relation(relation),
                 Event::Begin(transaction) => self.transaction = Some(*transaction),
-                Event::Change(change) => {
-                    touched.insert(change.relation);
-                    self.change(&delivery.data, change)?;
-                }
+                Event::Change(change) => self.change(&delivery.data, change, &mut touched).await?,
                 Event::Truncate { record, relations } => self.truncate(*record, relations)?,
                 Event::Commit { end } => {
                     let transaction = self.transaction.take().ok_or_else(|| outside("a commit"))?;
                     self.position = self.position.max(*end);
                     self.ledger.commit(*end, transaction.time);
                     for command in std::mem::take(&mut self.waiting) {
-                        self.obey(command);
+                        self.obey(command).await?;
                     }
+                    self.pass().await?;
                 }
                 Event::Idle(position) => {
                     self.position = self.position.max(*position);
                     self.ledger.idle(*position);
+                    self.pass().await?;
                 }
             }
         }
-        for oid in touched {
-            let Some(entry) = self.tables.get_mut(&oid) else { continue };
+        for index in touched {
+            let Some(entry) = self.entries[index].as_mut() else { continue };
             let Some(batch) = &entry.batch else { continue };
-            self.open.insert(oid);
+            self.open.insert(index);
             let bytes = batch.bytes();
             self.open_bytes = self.open_bytes - entry.bytes + bytes;
             entry.bytes = bytes;
             if batch.rows() >= self.limits.max_rows || bytes >= self.limits.max_bytes {
-                self.seal(oid);
+                self.seal(index);
             }
         }
         Ok(())
     }
 
     fn relation(&mut self, relation: &Arc<Relation>) {
-        // Kept for tables that are adopted later: a relation is announced once in a session.
+        // Kept for targets that are adopted later: a relation is announced once in a session.
         self.announced.insert(relation.oid, Arc::clone(relation));
-        let Some(entry) = self.tables.get_mut(&relation.oid) else { return };
-        if entry.stopped {
-            return;
-        }
-        match Plan::new(&entry.table.spec, relation) {
-            Ok(plan) => entry.plan = Some(plan),
-            Err(difference) => {
-                let reason = shape_changed(&difference);
-                self.seal(relation.oid);
-                let row = self.ledger.row();
-                self.ledger.open(row);
-                self.stop(relation.oid, reason, vec![row]);
+        let Some(route) = self.routes.get(&relation.oid) else { return };
+        for index in route.members() {
+            if let Some(entry) = self.entries[index].as_mut() {
+                entry.plan = Plan::new(&entry.table.spec, relation).ok();
             }
         }
     }
 
-    fn change(&mut self, data: &[u8], change: &Change) -> Result<(), Failure> {
+    async fn change(&mut self, data: &[u8], change: &Change, touched: &mut BTreeSet<usize>) -> Result<(), Failure> {
         let transaction = self.transaction.ok_or_else(|| outside("a row"))?;
-        let Some(entry) = self.tables.get_mut(&change.relation).filter(|entry| !entry.stopped) else { return Ok(()) };
+        let Some(route) = self.routes.get(&change.relation).copied() else { return Ok(()) };
         let version = Version::new(self.epoch, transaction.commit, change.record);
-        if !entry.feed.takes(version) {
-            return Ok(());
+        for index in route.members() {
+            let Some(entry) = self.entries[index].as_ref() else { continue };
+            if entry.frozen || !entry.feed.takes(version) {
+                continue;
+            }
+            if entry.plan.is_none() && !self.lay(index, version, transaction.xid).await? {
+                continue;
+            }
+            touched.insert(index);
+            match self.take(index, &transaction, data, change, version) {
+                Ok(()) => {}
+                Err(error) if error.error == ValueError::Null => {
+                    self.loosen(index, &error.column, version).await?;
+                    let frozen = self.entries[index].as_ref().is_none_or(|entry| entry.frozen);
+                    if !frozen && let Err(error) = self.take(index, &transaction, data, change, version) {
+                        self.refuse(index, &error);
+                    }
+                }
+                Err(error) => self.refuse(index, &error),
+            }
         }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        index: usize,
+        transaction: &Transaction,
+        data: &[u8],
+        change: &Change,
+        version: Version,
+    ) -> Result<(), CellError> {
+        let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
         entry.received.increment(1);
         let row = self.ledger.row();
         let at = At { version, xid: transaction.xid };
-        match Self::add(entry, &mut self.ledger, &transaction, data, change, at, row) {
-            Ok(Outcome::Added) => Ok(()),
-            Ok(Outcome::NeedsKeys) => {
-                // What is in the batch must be in ClickHouse before a lookup can find it there.
-                entry.keyed = true;
-                self.seal(change.relation);
-                let Some(entry) = self.tables.get_mut(&change.relation) else { return Ok(()) };
-                match Self::add(entry, &mut self.ledger, &transaction, data, change, at, row) {
-                    Ok(_) => Ok(()),
-                    Err(error) => self.refuse(change.relation, &error),
-                }
-            }
-            Err(error) => self.refuse(change.relation, &error),
+        if Self::add(entry, &mut self.ledger, transaction, data, change, at, row)? == Outcome::NeedsKeys {
+            // What is in the batch must be in ClickHouse before a lookup can find it there.
+            entry.keyed = true;
+            self.seal(index);
+            let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
+            Self::add(entry, &mut self.ledger, transaction, data, change, at, row)?;
         }
+        Ok(())
     }
 
     /// Adds a change to its table's open batch, and opens one if there is none.
@@ -320,182 +347,106 @@ impl Sink {
     }
 
     /// A value can not be held: the table stops, and this change is the first that it drops.
-    fn refuse(&mut self, oid: u32, error: &CellError) -> Result<(), Failure> {
-        self.seal(oid);
-        // A number of its own: the change's may be that of the batch which was opened for it.
-        let row = self.ledger.row();
-        self.ledger.open(row);
+    fn refuse(&mut self, index: usize, error: &CellError) {
         let reason = format!(
             "a row has a value that ClickHouse can not hold without changing it: {error}. Exclude the table, or correct \
              the value at the source. {ANEW}"
         );
-        self.stop(oid, reason, vec![row]);
-        Ok(())
+        self.stop(index, reason);
     }
 
     fn truncate(&mut self, record: Lsn, relations: &[u32]) -> Result<(), Failure> {
         let transaction = self.transaction.ok_or_else(|| outside("a truncate"))?;
         let version = Version::new(self.epoch, transaction.commit, record);
-        for &oid in relations {
-            self.seal(oid);
-            let Some(entry) = self.tables.get_mut(&oid).filter(|entry| !entry.stopped) else { continue };
+        let routes: Vec<Route> = relations.iter().filter_map(|oid| self.routes.get(oid).copied()).collect();
+        for index in routes.into_iter().flat_map(Route::members) {
+            self.seal(index);
+            let Some(entry) = self.entries[index].as_mut().filter(|entry| !entry.frozen) else { continue };
             if !entry.feed.takes(version) {
                 continue;
             }
             entry.feed.floor = version;
             let row = self.ledger.row();
             self.ledger.open(row);
-            entry.queue.push_back(Job::Truncate { version, row });
-            self.queued.insert(oid);
+            entry.push(Job::Truncate { version, row });
+            self.queued.insert(index);
         }
         Ok(())
     }
 
-    fn obey(&mut self, command: Command) {
+    async fn obey(&mut self, command: Command) -> Result<(), Failure> {
         match command {
-            Command::Adopt(table, from) => self.adopt(table, from),
-            Command::Stop(oid, reason) => {
-                self.seal(oid);
-                let row = self.ledger.row();
-                self.ledger.open(row);
-                self.stop(oid, reason, vec![row]);
+            Command::Adopt { table, fresh, from, heaps, reply } => {
+                let feed = Feed { from: self.position.max(from), floor: Version::COPY };
+                self.join(Member { table, feed, frozen: false, fresh, heaps });
+                // If nobody waits for the answer any more, the adoption is repeated from its beginning.
+                let _ = reply.send(feed.from);
             }
-        }
-    }
-
-    fn adopt(&mut self, table: Arc<Table>, from: oneshot::Sender<Lsn>) {
-        let oid = table.spec.oid;
-        let feed = Feed { from: self.position, floor: Version::COPY };
-        let mut entry = Entry::new(table, feed, false);
-        // What was announced may be older than the table's shape: then it is announced anew before
-        // the next row.
-        entry.plan = self.announced.get(&oid).and_then(|relation| Plan::new(&entry.table.spec, relation).ok());
-        let before = self.tables.insert(oid, entry);
-        debug_assert!(before.is_none(), "a table is adopted once in a session");
-        // If nobody waits for the answer any more, the adoption is repeated from its beginning.
-        let _ = from.send(self.position);
-    }
-
-    /// Stops a table: its open entries close when the stop is stored, and no earlier.
-    fn stop(&mut self, oid: u32, reason: String, mut rows: Vec<u64>) {
-        let Some(entry) = self.tables.get_mut(&oid) else {
-            rows.into_iter().for_each(|row| self.ledger.close(row));
-            return;
-        };
-        if !entry.stopped {
-            tracing::error!(table = entry.table.spec.full_name(), reason, "a table stops; the others go on");
-        }
-        entry.stopped = true;
-        if let Some(batch) = entry.batch.take() {
-            rows.push(batch.first_row);
-            self.open.remove(&oid);
-            self.open_bytes -= std::mem::take(&mut entry.bytes);
-        }
-        // What is queued ahead of the stop may still go its way, unless it is the stop's cause.
-        entry.queue.push_back(Job::Stop { reason, rows });
-        self.queued.insert(oid);
-    }
-
-    fn seal(&mut self, oid: u32) {
-        let Some(entry) = self.tables.get_mut(&oid) else { return };
-        if let Some(batch) = entry.batch.take() {
-            self.open.remove(&oid);
-            self.open_bytes -= std::mem::take(&mut entry.bytes);
-            let bytes = batch.bytes();
-            self.sealed_bytes += bytes;
-            entry.queue.push_back(Job::Insert { batch: Box::new(batch), bytes });
-            self.queued.insert(oid);
-        }
-    }
-
-    fn seal_where(&mut self, which: impl Fn(&Entry, &Batch) -> bool) {
-        let chosen = |oid: &&u32| {
-            let entry = self.tables.get(oid);
-            entry.is_some_and(|entry| entry.batch.as_ref().is_some_and(|batch| which(entry, batch)))
-        };
-        let chosen: Vec<u32> = self.open.iter().filter(chosen).copied().collect();
-        chosen.into_iter().for_each(|oid| self.seal(oid));
-    }
-
-    /// Starts what may start.
-    fn start_jobs(&mut self) {
-        for oid in self.queued.clone() {
-            let Some(entry) = self.tables.get_mut(&oid) else { continue };
-            while self.running.len() < MAX_RUNNING
-                && !entry.exclusive
-                && entry.queue.front().is_some_and(|job| entry.running == 0 || !job.is_exclusive())
-            {
-                let Some(job) = entry.queue.pop_front() else { break };
-                entry.running += 1;
-                entry.exclusive = job.is_exclusive();
-                let (shared, table) = (Arc::clone(&self.shared), Arc::clone(&entry.table));
-                self.running.spawn(async move { (oid, job.run(&shared, &table).await) });
-            }
-            if entry.queue.is_empty() {
-                self.queued.remove(&oid);
-            }
-        }
-    }
-
-    fn ended(&mut self, oid: u32, done: Done) -> Result<(), Failure> {
-        self.sealed_bytes = self.sealed_bytes.saturating_sub(done.bytes);
-        if let Some(entry) = self.tables.get_mut(&oid) {
-            entry.running -= 1;
-            entry.exclusive = false;
-        }
-        match done.result {
-            Ok(()) => done.rows.into_iter().for_each(|row| self.ledger.close(row)),
-            Err(Failure::Table(reason)) => {
-                // Nothing that is queued behind a refused batch goes in.
-                let mut rows = done.rows;
-                if let Some(entry) = self.tables.get_mut(&oid) {
-                    for job in entry.queue.drain(..) {
-                        self.sealed_bytes = self.sealed_bytes.saturating_sub(job.bytes());
-                        rows.extend(job.rows());
+            Command::Freeze(oid, status) => {
+                if let Some(route) = self.routes.get(&oid).copied() {
+                    match status {
+                        TableStatus::Resync(reason) => self.anew(route.live, reason),
+                        TableStatus::Stopped(reason) => self.stop(route.live, reason),
+                        _ => {}
                     }
                 }
-                self.stop(oid, reason, rows);
             }
-            Err(failure) => return Err(failure),
+            Command::Abandon(oid, reason) => {
+                if let Some(index) = self.routes.get(&oid).and_then(|route| route.fresh) {
+                    self.stop(index, reason);
+                }
+            }
+            Command::Look(_, at) | Command::Swap(_, at) if at > self.position => self.ahead.push((at, command)),
+            Command::Look(now, at) => self.look(&now, at).await?,
+            Command::Swap(oid, _) => self.swap(oid),
+            Command::Rename(oid, schema, name, target) => self.rename(oid, schema, name, target),
         }
         Ok(())
     }
 
-    fn publish(&mut self) {
-        let (durable, times) = self.ledger.settle();
-        self.receiver.durable.send_if_modified(|position| {
-            let rises = durable > *position;
-            *position = durable.max(*position);
-            rises
-        });
-        for time in times {
-            // A clock that runs behind the source's gives no negative latency.
-            metrics::histogram!(names::LATENCY).record(time.elapsed().unwrap_or_default().as_secs_f64());
+    /// Does what waited for the stream to pass a position.
+    async fn pass(&mut self) -> Result<(), Failure> {
+        if self.ahead.iter().all(|(at, _)| *at > self.position) {
+            return Ok(());
         }
+        let (due, ahead) = std::mem::take(&mut self.ahead).into_iter().partition(|(at, _)| *at <= self.position);
+        self.ahead = ahead;
+        let due: Vec<(Lsn, Command)> = due;
+        for (_, command) in due {
+            self.obey(command).await?;
+        }
+        Ok(())
     }
 
-    fn next_due(&self) -> Option<Instant> {
-        let entries = self.open.iter().filter_map(|oid| self.tables.get(oid));
-        entries.filter_map(|entry| due(&self.limits, entry, entry.batch.as_ref()?)).min()
+    /// The fresh target becomes the live one. From now on it alone is fed; the swap itself is its
+    /// next job, and begins when nothing of the other is on its way any more.
+    fn swap(&mut self, oid: u32) {
+        let Some(route) = self.routes.get(&oid).copied() else { return };
+        let Some(fresh) = route.fresh.filter(|&index| self.entries[index].as_ref().is_some_and(|e| !e.frozen)) else {
+            return;
+        };
+        self.seal(route.live);
+        self.seal(fresh);
+        let Some(live) = self.entries[route.live].as_ref().map(|entry| Arc::clone(&entry.table)) else { return };
+        let Some(entry) = self.entries[fresh].as_mut() else { return };
+        let spec = TableSpec { target: live.spec.target.clone(), ..entry.table.spec.clone() };
+        entry.push(Job::Swap { live, spec: Box::new(spec.clone()), replaced: route.live });
+        entry.table = entry.table.reshaped(spec);
+        entry.fresh = false;
+        entry.received = metrics::counter!(names::ROWS_RECEIVED, "table" => entry.table.spec.full_name());
+        self.queued.insert(fresh);
+        self.routes.insert(oid, Route { live: fresh, fresh: None });
     }
 
-    fn measure(&self) {
-        metrics::gauge!(names::MEMORY).set((self.open_bytes + self.sealed_bytes) as f64);
-        let age = self.ledger.oldest().and_then(|time| time.elapsed().ok()).unwrap_or_default();
-        metrics::gauge!(names::LAG_SECONDS).set(age.as_secs_f64());
-        self.shared.status.update(|account| account.lag_seconds = age.as_secs_f64());
+    fn rename(&mut self, oid: u32, schema: String, name: String, target: String) {
+        let Some(route) = self.routes.get(&oid).copied() else { return };
+        self.seal(route.live);
+        let Some(entry) = self.entries[route.live].as_mut() else { return };
+        let spec = TableSpec { schema, name, target, ..entry.table.spec.clone() };
+        entry.push(Job::Rename { spec: Box::new(spec.clone()) });
+        entry.table = entry.table.reshaped(spec);
+        self.queued.insert(route.live);
     }
-}
-
-/// When a batch is to be sent because of its age.
-fn due(limits: &Limits, entry: &Entry, batch: &Batch) -> Option<Instant> {
-    let busy = entry.running > 0 || !entry.queue.is_empty();
-    let rest = if busy { limits.max_delay } else { limits.max_delay / REST };
-    Some(batch.opened + rest)
-}
-
-fn is_due(limits: &Limits, entry: &Entry, batch: &Batch, now: Instant) -> bool {
-    due(limits, entry, batch).is_some_and(|due| due <= now)
 }
 
 fn outside(what: &str) -> Failure {

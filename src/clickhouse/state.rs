@@ -9,10 +9,14 @@
 //! slot's lock writes, so a revision is one more than the last. Writes wait out whatever is
 //! transient: nothing may overtake them.
 
+mod record;
+
+pub use record::{Altering, TableRecord, TableStatus};
+
 use super::{insert::QueryIds, retrying};
 use crate::event::{Epoch, Lsn, Version};
 use clickhouse::{Client, Row};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::HashMap;
 use tokio::sync::Mutex;
 
@@ -34,44 +38,6 @@ pub struct Checkpoint {
     pub timeline: u32,
     /// The publication's identity.
     pub publication: String,
-}
-
-/// What a table is doing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TableStatus {
-    /// Its initial copy is not complete.
-    Copying,
-    /// Its initial copy is complete.
-    Streaming,
-    /// Its changes are dropped, for this reason, until an operator copies it again.
-    Stopped(String),
-}
-
-/// What is known of a replicated table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TableRecord {
-    /// `pg_class.oid`.
-    pub oid: u32,
-    /// The source's schema.
-    pub schema: String,
-    /// The source's name.
-    pub name: String,
-    /// The table in ClickHouse.
-    pub target: String,
-    /// That table's UUID.
-    pub uuid: String,
-    /// What it is doing.
-    pub status: TableStatus,
-    /// Commits that end at or before this position are not in its feed.
-    pub fed_from: Lsn,
-    /// The WAL position after the last read of rows from PostgreSQL itself.
-    pub read_until: Lsn,
-    /// The version of the last TRUNCATE.
-    pub floor: Version,
-    /// The identity of its membership in the publication.
-    pub membership: String,
-    /// The source's columns when the target was created, as JSON.
-    pub shape: String,
 }
 
 /// A piece of a heap whose copy is done.
@@ -132,6 +98,10 @@ struct TableRow {
     floor: u128,
     membership: String,
     shape: String,
+    shaped_from: u128,
+    heaps: String,
+    altering: String,
+    fresh: String,
     revision: u64,
 }
 
@@ -164,19 +134,16 @@ impl State {
         let rows = client
             .query(
                 "SELECT oid, schema_name, table_name, target, uuid, toString(status) AS status, reason, fed_from, \
-                 read_until, floor, membership, shape, revision \
+                 read_until, floor, membership, shape, shaped_from, heaps, altering, fresh, revision \
                  FROM _tables WHERE slot = ? ORDER BY revision DESC LIMIT 1 BY oid",
             )
             .bind(slot)
             .fetch_all::<TableRow>()
             .await?;
-        inner.tables = rows
-            .into_iter()
-            .map(|row| {
-                let revision = row.revision;
-                (row.oid, (TableRecord::from(row), revision))
-            })
-            .collect();
+        for row in rows {
+            let (oid, revision) = (row.oid, row.revision);
+            inner.tables.insert(oid, (TableRecord::try_from(row)?, revision));
+        }
         Ok(Self { client, slot: slot.to_owned(), ids: QueryIds::new(slot, "state"), inner: Mutex::new(inner) })
     }
 
@@ -259,12 +226,20 @@ impl State {
 
     /// Every table that is known.
     pub async fn tables(&self) -> Vec<TableRecord> {
-        self.inner.lock().await.tables.values().map(|(record, _)| record.clone()).collect()
+        let inner = self.inner.lock().await;
+        let records = inner.tables.values().map(|(record, _)| record);
+        records.filter(|record| record.status != TableStatus::Gone).cloned().collect()
     }
 
     /// One table, if it is known.
     pub async fn table(&self, oid: u32) -> Option<TableRecord> {
-        self.inner.lock().await.tables.get(&oid).map(|(record, _)| record.clone())
+        let inner = self.inner.lock().await;
+        inner.tables.get(&oid).map(|(record, _)| record).filter(|record| record.status != TableStatus::Gone).cloned()
+    }
+
+    /// One target, if it is known: the live one of a table, or the fresh one beside it.
+    pub async fn target(&self, oid: u32, uuid: &str) -> Option<TableRecord> {
+        self.inner.lock().await.tables.get(&oid).and_then(|(record, _)| record.clone().of_target(uuid).cloned())
     }
 
     /// Stores a table that was not known, or is made anew.
@@ -292,19 +267,28 @@ impl State {
         self.write_table(&mut inner, record).await
     }
 
+    /// Changes what is stored of a target, which may be the fresh one beside the live one; nothing
+    /// happens if it is neither any more.
+    pub async fn update_target(
+        &self,
+        oid: u32,
+        uuid: &str,
+        change: impl FnOnce(&mut TableRecord) + Send,
+    ) -> Result<(), clickhouse::error::Error> {
+        let of_target = |record: &mut TableRecord| record.of_target(uuid).map(change).unwrap_or_default();
+        self.update_table(oid, of_target).await
+    }
+
     async fn write_table(&self, inner: &mut Inner, row: TableRecord) -> Result<(), clickhouse::error::Error> {
         let revision = inner.tables.get(&row.oid).map_or(0, |(_, revision)| *revision) + 1;
-        let (status, reason) = match &row.status {
-            TableStatus::Copying => ("copying", ""),
-            TableStatus::Streaming => ("streaming", ""),
-            TableStatus::Stopped(reason) => ("stopped", reason.as_str()),
-        };
-        // The floor is a number of 128 bits, which a parameter can not be.
+        let (status, reason) = row.status.parts();
+        let (heaps, altering, fresh) = (json(&row.heaps), json(&row.altering), json(&row.fresh));
+        // Versions are numbers of 128 bits, which a parameter can not be.
         let insert = format!(
             "INSERT INTO _tables (slot, oid, schema_name, table_name, target, uuid, status, reason, fed_from, \
-                     read_until, floor, membership, shape, revision) SETTINGS async_insert = 0 \
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {}, ?, ?, ?)",
-            row.floor.0
+                     read_until, floor, shaped_from, membership, shape, heaps, altering, fresh, revision) \
+                     SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {}, {}, ?, ?, ?, ?, ?, ?)",
+            row.floor.0, row.shaped_from.0
         );
         retrying("store a table's state", || {
             self.client
@@ -321,6 +305,9 @@ impl State {
                 .bind(row.read_until.0)
                 .bind(&row.membership)
                 .bind(&row.shape)
+                .bind(&heaps)
+                .bind(&altering)
+                .bind(&fresh)
                 .bind(revision)
                 .with_setting("query_id", self.ids.next())
                 .execute()
@@ -362,32 +349,39 @@ impl State {
     }
 }
 
-impl From<TableRow> for TableRecord {
-    fn from(row: TableRow) -> Self {
-        let status = match row.status.as_str() {
-            "copying" => TableStatus::Copying,
-            "streaming" => TableStatus::Streaming,
-            _ => TableStatus::Stopped(row.reason),
-        };
-        Self {
+/// What is stored as JSON is empty where there is nothing.
+fn json<T: Serialize + Default + PartialEq>(value: &T) -> String {
+    if *value == T::default() { String::new() } else { serde_json::to_string(value).unwrap_or_default() }
+}
+
+fn of_json<T: DeserializeOwned + Default>(text: &str) -> Result<T, clickhouse::error::Error> {
+    if text.is_empty() {
+        return Ok(T::default());
+    }
+    let unreadable = |error| clickhouse::error::Error::Custom(format!("_tables holds what is not readable: {error}"));
+    serde_json::from_str(text).map_err(unreadable)
+}
+
+impl TryFrom<TableRow> for TableRecord {
+    type Error = clickhouse::error::Error;
+
+    fn try_from(row: TableRow) -> Result<Self, Self::Error> {
+        Ok(Self {
             oid: row.oid,
             schema: row.schema_name,
             name: row.table_name,
             target: row.target,
             uuid: row.uuid,
-            status,
+            status: TableStatus::of_parts(&row.status, row.reason),
             fed_from: Lsn(row.fed_from),
+            shaped_from: Version(row.shaped_from),
             read_until: Lsn(row.read_until),
             floor: Version(row.floor),
             membership: row.membership,
             shape: row.shape,
-        }
-    }
-}
-
-impl TableRecord {
-    /// `schema.name`, for people.
-    pub fn full_name(&self) -> String {
-        format!("{}.{}", self.schema, self.name)
+            heaps: of_json(&row.heaps)?,
+            altering: of_json(&row.altering)?,
+            fresh: of_json(&row.fresh)?,
+        })
     }
 }

@@ -23,30 +23,14 @@ const RESERVED: &[&str] = &["_checkpoint", "_tables", "_chunks", "_dead_letters"
 /// What follows a target's name in the name of its view of current rows.
 pub const VIEW_SUFFIX: &str = "_current";
 
-impl TableSpec {
-    /// How the catalog's present shape differs from this one, in what the stream can not tell: a
-    /// column that was dropped and added again under its name, or another key under FULL.
-    pub fn differs(&self, table: &SourceTable) -> Option<String> {
-        for source in &self.sources {
-            let Some(now) = table.columns.iter().find(|column| column.name == source.name) else {
-                return Some(format!("column {} is gone", source.name));
-            };
-            if now.attnum != source.attnum {
-                return Some(format!("column {} was dropped and added again", source.name));
-            }
-            if now.key_position != source.key_position {
-                return Some("its key is another".to_owned());
-            }
-        }
-        None
-    }
-}
+/// Lays a table of the source onto a target, or says why it can not be replicated.
+pub type Layout = dyn Fn(&SourceTable) -> Result<TableSpec, String> + Send + Sync;
 
 /// What a value that is looked up is taken to be before one was seen. On the large side, because a
 /// batch is sized by it: the first one is then rather small than beyond the budget.
 const FIRST_LOOKUP_BYTES: usize = 8 * 1024;
 
-/// A replicated table while the daemon runs.
+/// A replicated table while the daemon runs, in one shape of its target.
 #[derive(Debug)]
 pub struct Table {
     /// Its layout.
@@ -55,6 +39,12 @@ pub struct Table {
     pub uuid: String,
     /// The timestamps that its server can hold.
     pub range: DateTimeRange,
+    account: Arc<Account>,
+}
+
+/// What stays when the shape changes.
+#[derive(Debug)]
+struct Account {
     read_until: AtomicU64,
     lookup_bytes: AtomicUsize,
     copy_over: CancellationToken,
@@ -64,70 +54,73 @@ pub struct Table {
 impl Table {
     /// A table whose rows were last read from PostgreSQL itself at `read_until`.
     pub fn new(spec: TableSpec, uuid: String, range: DateTimeRange, read_until: Lsn) -> Arc<Self> {
-        Arc::new(Self {
-            spec,
-            uuid,
-            range,
+        let account = Account {
             read_until: AtomicU64::new(read_until.0),
             lookup_bytes: AtomicUsize::new(FIRST_LOOKUP_BYTES),
             copy_over: CancellationToken::new(),
             copy_writers: watch::Sender::new(0),
-        })
+        };
+        Arc::new(Self { spec, uuid, range, account: Arc::new(account) })
+    }
+
+    /// The same table in another shape, or under another name.
+    pub fn reshaped(&self, spec: TableSpec) -> Arc<Self> {
+        Arc::new(Self { spec, uuid: self.uuid.clone(), range: self.range, account: Arc::clone(&self.account) })
     }
 
     /// The WAL position after the last read of rows from PostgreSQL itself. Such rows may be from
     /// a later time than the change that they complete.
     pub fn read_until(&self) -> Lsn {
-        Lsn(self.read_until.load(Ordering::SeqCst))
+        Lsn(self.account.read_until.load(Ordering::SeqCst))
     }
 
     /// Notes that rows were read from PostgreSQL at `position`; to be stored before they land.
     pub fn note_read(&self, position: Lsn) {
-        self.read_until.fetch_max(position.0, Ordering::SeqCst);
+        self.account.read_until.fetch_max(position.0, Ordering::SeqCst);
     }
 
     /// What the values that a waiting row lacks take, in bytes, as far as lookups have shown.
     pub fn lookup_bytes(&self) -> usize {
-        self.lookup_bytes.load(Ordering::Relaxed)
+        self.account.lookup_bytes.load(Ordering::Relaxed)
     }
 
     /// Notes what such values took on average. A rise counts at once, a fall by and by.
     pub fn note_lookup(&self, bytes: usize) {
         let before = self.lookup_bytes();
-        self.lookup_bytes.store(bytes.max((before + bytes) / 2), Ordering::Relaxed);
+        self.account.lookup_bytes.store(bytes.max((before + bytes) / 2), Ordering::Relaxed);
     }
 
-    /// Called by the copy before it writes: `None` if it must not, because a TRUNCATE has made it
-    /// unnecessary. While the guard lives, a TRUNCATE waits.
-    pub fn begin_copy(self: &Arc<Self>) -> Option<CopyGuard> {
-        let guard = CopyGuard { table: Arc::clone(self) };
-        self.copy_writers.send_modify(|count| *count += 1);
+    /// Called by the copy before it writes: `None` if it must not, because something has made it
+    /// unnecessary. While the guard lives, a barrier waits.
+    pub fn begin_copy(&self) -> Option<CopyGuard> {
+        let guard = CopyGuard { account: Arc::clone(&self.account) };
+        self.account.copy_writers.send_modify(|count| *count += 1);
         // Counted first, asked then: whoever ends the copy either sees the count or is seen here.
-        (!self.copy_over.is_cancelled()).then_some(guard)
+        (!self.account.copy_over.is_cancelled()).then_some(guard)
     }
 
     /// Ends the copy for good, and returns once it writes no more.
     pub async fn end_copy(&self) {
-        self.copy_over.cancel();
+        self.account.copy_over.cancel();
         // The sender lives as long as the table, so waiting can not fail.
-        let _ = self.copy_writers.subscribe().wait_for(|&count| count == 0).await;
+        let _ = self.account.copy_writers.subscribe().wait_for(|&count| count == 0).await;
     }
 
     /// Resolves when the copy has become unnecessary.
     pub async fn copy_ended(&self) {
-        self.copy_over.cancelled().await;
+        self.account.copy_over.cancelled().await;
     }
 }
 
 /// The copy of a table is writing.
 #[derive(Debug)]
 pub struct CopyGuard {
-    table: Arc<Table>,
+    account: Arc<Account>,
 }
 
 impl Drop for CopyGuard {
     fn drop(&mut self) {
-        self.table.copy_writers.send_modify(|count| *count -= 1);
+        self.account.copy_writers.send_modify(|count| *count -= 1);
     }
 }
 
@@ -144,7 +137,7 @@ impl Plan {
     /// Lays `relation` onto `spec`.
     ///
     /// # Errors
-    /// How the two differ: the table's shape has changed since its target was created.
+    /// How the two differ: the table has another shape at this point of the stream than its target.
     pub fn new(spec: &TableSpec, relation: &Relation) -> Result<Self, String> {
         let mut columns = Vec::with_capacity(relation.columns.len());
         for column in &relation.columns {
@@ -167,6 +160,10 @@ impl Plan {
         if let Some(missing) = (0..spec.sources.len()).find(|&index| !columns.contains(&Some(index))) {
             return Err(format!("column {} is gone", spec.sources[missing].name));
         }
+        // Both are in the order of attribute numbers: names that were exchanged show in their order.
+        if !columns.iter().flatten().is_sorted() {
+            return Err("its columns have exchanged their names".to_owned());
+        }
         // Under FULL every column counts as one of the identity; then the catalog is looked at.
         if relation.identity != ReplicaIdentity::Full {
             let identity =
@@ -185,24 +182,15 @@ impl Plan {
     }
 }
 
-/// Why a table stops whose shape is another now.
-pub fn shape_changed(difference: &str) -> String {
-    format!(
-        "its shape has changed since walhouse began to replicate it: {difference}. This version does not follow such a \
-         change. {ANEW}"
-    )
-}
-
-/// What brings a stopped table back in this version.
-pub const ANEW: &str = "To replicate it from the beginning, stop walhouse, delete its row from _tables in ClickHouse, \
-                        and start walhouse";
+/// What brings a stopped table back.
+pub const ANEW: &str = "To replicate it from the beginning, run walhouse resync";
 
 /// What a table's stream begins with: changes below are not in its feed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Feed {
     /// Commits that end at or before this position are left out.
     pub from: Lsn,
-    /// Rows below this version were truncated.
+    /// Rows below this version were truncated, or have landed already in an older shape.
     pub floor: Version,
 }
 

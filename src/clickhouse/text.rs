@@ -24,6 +24,9 @@ pub enum ValueError {
     /// The value is a good one, but the column's type has no place for it.
     #[error("the column can not hold the value: {0}")]
     Unrepresentable(&'static str),
+    /// NULL, for a column that takes none.
+    #[error("the column takes no NULL")]
+    Null,
 }
 
 /// Reads a bool: `t` or `f`.

@@ -101,7 +101,9 @@ impl Resolver<'_> {
         if self.table.read_until() > before_read {
             let position = self.table.read_until();
             self.state
-                .update_table(self.table.spec.oid, |table| table.read_until = table.read_until.max(position))
+                .update_target(self.table.spec.oid, &self.table.uuid, |table| {
+                    table.read_until = table.read_until.max(position)
+                })
                 .await?;
         }
         Ok(())

@@ -30,7 +30,6 @@ use crate::{
     event::{Lsn, SourceColumn, SourceTable},
     postgres::{
         catalog,
-        slot::{self, Membership},
         sql::{self, SqlError},
     },
     quote,
@@ -174,16 +173,16 @@ impl fmt::Display for Report {
 /// When there is nothing to compare, or a side is lost.
 pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + Send + Sync)) -> Result<Report, Error> {
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
-    let records = records(config, &target).await?;
+    let records = stored(config, &target).await?.tables().await;
+    let records: HashMap<u32, TableRecord> = records.into_iter().map(|record| (record.oid, record)).collect();
     let mut source = sql::connect(&config.source, "walhouse verify").await?;
     masked::prepare(&source, config.masking.salt.as_ref()).await?;
     let tables = wanted(&source, config, args).await?;
-    let memberships = slot::memberships_of(&source, &config.source.publication).await?;
     let mut report = Report::default();
     let checkpoint = Stored::new(&target, config).await?;
     let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
     for table in tables {
-        let pair = match pair(config, &table, memberships.get(&table.oid), records.get(&table.oid)) {
+        let pair = match pair(config, &table, records.get(&table.oid)) {
             Ok(pair) => pair,
             Err((state, reason)) => {
                 report.add(table.full_name(), state, reason);
@@ -203,8 +202,8 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     Ok(report)
 }
 
-/// What ClickHouse knows of the slot's tables.
-async fn records(config: &Config, target: &Client) -> Result<HashMap<u32, TableRecord>, Error> {
+/// What ClickHouse knows of the slot.
+pub(super) async fn stored(config: &Config, target: &Client) -> Result<State, Error> {
     let slot = &config.source.slot;
     let not_run = || Error::NotRunYet { database: config.clickhouse.database.clone(), slot: slot.clone() };
     let state = match bounded(State::load(target.clone(), slot)).await {
@@ -216,10 +215,7 @@ async fn records(config: &Config, target: &Client) -> Result<HashMap<u32, TableR
             return Err(Error::ClickHouse { url, user, source });
         }
     };
-    if state.checkpoint().await.is_none() {
-        return Err(not_run());
-    }
-    Ok(state.tables().await.into_iter().map(|record| (record.oid, record)).collect())
+    if state.checkpoint().await.is_none() { Err(not_run()) } else { Ok(state) }
 }
 
 async fn wanted(
@@ -227,7 +223,7 @@ async fn wanted(
     config: &Config,
     args: &VerifyArgs,
 ) -> Result<Vec<SourceTable>, Error> {
-    let mut tables = catalog::tables(source, &config.source.table_filter()).await?;
+    let (mut tables, _) = catalog::tables(source, &config.source).await?;
     if tables.is_empty() {
         return Err(Error::NoTable("source.tables"));
     }
@@ -238,32 +234,33 @@ async fn wanted(
 }
 
 /// What to compare with what, or why not.
-fn pair(
-    config: &Config,
-    table: &SourceTable,
-    membership: Option<&Membership>,
-    record: Option<&TableRecord>,
-) -> Result<TablePair, (Absence, String)> {
+fn pair(config: &Config, table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
     let options = config.table_options(&table.schema, &table.name);
-    let published = || membership.map_or_else(|| Ok(table.clone()), |membership| membership.published(table));
-    let record =
-        record.ok_or_else(|| match published().and_then(|published| TableSpec::new(&published, &options)) {
-            Err(reason) => (Absence::NotReplicated, reason),
-            Ok(_) => (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned()),
-        })?;
+    let now = TableSpec::new(table, &options);
+    let record = record.ok_or_else(|| match &now {
+        Err(reason) => (Absence::NotReplicated, reason.clone()),
+        Ok(_) => (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned()),
+    })?;
     match &record.status {
         TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
         TableStatus::Copying => return Err((Absence::Copying, "its copy is not complete".to_owned())),
-        TableStatus::Streaming => {}
+        TableStatus::Resync(reason) => return Err((Absence::Copying, format!("it is being copied anew: {reason}"))),
+        TableStatus::Streaming | TableStatus::Swapping | TableStatus::Gone => {}
     }
+    let now = now.map_err(|reason| (Absence::NotReplicated, reason))?;
     let TableRecord { oid, schema, name, target, shape, .. } = record;
-    let spec = TableSpec::stored(*oid, schema, name, target, shape, &options);
+    // What is stored by a tool, and not by walhouse, may have no shape.
+    let spec =
+        if shape.is_empty() { Ok(now.clone()) } else { TableSpec::stored(*oid, schema, name, target, shape, &options) };
     let spec = spec.map_err(|reason| (Absence::Failed, reason))?;
-    if let Some(difference) = spec.differs_by_configuration(&options) {
-        return Err((
-            Absence::Failed,
-            format!("{difference}; walhouse stops it when it starts with this configuration"),
-        ));
+    if let Some(difference) = spec.differs_by_configuration(&options).filter(|_| !shape.is_empty()) {
+        let why = format!("{difference}; walhouse stops it when it starts with this configuration");
+        return Err((Absence::Failed, why));
+    }
+    let names = |spec: &TableSpec| spec.sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>();
+    if names(&spec) != names(&now) {
+        let why = "its shape has changed in PostgreSQL, and walhouse has not followed yet".to_owned();
+        return Err((Absence::Copying, why));
     }
     let column = |(source, column): (&SourceColumn, &ColumnSpec)| {
         let usual = Rendering::of(source.type_oid, source.type_modifier, source.is_enum);

@@ -3,7 +3,7 @@ use std::{fmt, str::FromStr};
 /// A position in PostgreSQL's write-ahead log, in bytes from its beginning.
 ///
 /// Printed as PostgreSQL prints `pg_lsn`: two hexadecimal halves, `16/B374D848`.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Lsn(pub u64);
 
 impl Lsn {

@@ -30,7 +30,7 @@ pub struct RelationColumn {
 }
 
 /// `pg_class.relreplident`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ReplicaIdentity {
     /// The primary key.
     Default,

@@ -1,7 +1,7 @@
 use super::ReplicaIdentity;
 
 /// A table of the source, or the root of a partition tree, as the catalog shows it now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SourceTable {
     /// `pg_class.oid`.
     pub oid: u32,
@@ -19,10 +19,24 @@ pub struct SourceTable {
     pub key: Result<KeyKind, String>,
     /// Which rows are published, as PostgreSQL prints the condition; `None` for all.
     pub filter: Option<String>,
+    /// What holds its rows: the table itself, or the leaves of the partition tree.
+    pub heaps: Vec<Heap>,
+}
+
+/// A heap of a [`SourceTable`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Heap {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// `pg_relation_filenode`: a rewrite or a TRUNCATE gives it another.
+    pub filenode: u32,
+    /// Whether it was created as a partition, and so came without rows; `false` where that can not
+    /// be told.
+    pub born_partition: bool,
 }
 
 /// What holds the rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TableKind {
     /// The table itself.
     Table,
@@ -31,7 +45,7 @@ pub enum TableKind {
 }
 
 /// Where the key comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyKind {
     /// The primary key, under REPLICA IDENTITY DEFAULT.
     PrimaryKey,
@@ -42,7 +56,7 @@ pub enum KeyKind {
 }
 
 /// A column of a [`SourceTable`].
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct SourceColumn {
     /// `pg_attribute.attnum`: what stays when a column is renamed.
     pub attnum: i16,
@@ -67,6 +81,16 @@ pub struct SourceColumn {
     pub key_position: Option<u16>,
     /// Whether a value may be stored out of line, and so be left out of an UPDATE.
     pub storage_toastable: bool,
+    /// What rows have that are older than the column, as text: `pg_attribute.attmissingval`.
+    #[serde(default)]
+    pub missing: Option<String>,
+    /// The transaction that wrote the column's row of the catalog last. A rewrite that computes
+    /// values writes it; one that only moves rows does not.
+    #[serde(default)]
+    pub stamp: u32,
+    /// Short digests of an enum's labels with their oids, eight letters each, in order of oids.
+    #[serde(default)]
+    pub labels: String,
 }
 
 impl SourceTable {

@@ -18,7 +18,8 @@ pub struct Epoch(pub u8);
 /// and is yet the later change. Within a transaction, records rise in the order of statements.
 ///
 /// Both parts are physical, so a replay through any slot in any batching finds the same number.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Version(pub u128);
 
 impl Version {
@@ -45,6 +46,21 @@ impl Version {
     /// The LSN of the change's own record.
     pub fn record(self) -> Lsn {
         Lsn(self.0 as u64)
+    }
+}
+
+/// As text, since many readers of JSON keep no more than 53 bits of a number.
+impl From<Version> for String {
+    fn from(version: Version) -> Self {
+        version.0.to_string()
+    }
+}
+
+impl TryFrom<String> for Version {
+    type Error = std::num::ParseIntError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Version)
     }
 }
 

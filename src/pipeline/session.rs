@@ -10,8 +10,10 @@ use crate::{
         client, ddl,
         insert::{Inserter, QueryIds, kill_leftovers},
         job::{Failure, Shared},
+        requests::Requests,
         sink::{Limits, Sink},
         state::{Checkpoint, State},
+        table::{Layout, TableSpec},
     },
     config::Config,
     copy::Copier,
@@ -240,6 +242,8 @@ async fn stream(
     let shared = Arc::new(Shared {
         config: Arc::clone(config),
         range: ddl::datetime_range(&clickhouse).await?,
+        requests: Requests::new(clickhouse.clone(), &source.slot),
+        layout: layout(config),
         client: clickhouse,
         state: Arc::clone(&state),
         inserter: Arc::new(inserter),
@@ -329,6 +333,12 @@ async fn stream(
     }
     streaming.finish().await;
     Ok(())
+}
+
+/// Tables are laid out as they are configured.
+fn layout(config: &Arc<Config>) -> Box<Layout> {
+    let config = Arc::clone(config);
+    Box::new(move |table| TableSpec::new(table, &config.table_options(&table.schema, &table.name)))
 }
 
 /// LZ4 costs more than it saves where no network is crossed.

@@ -1,4 +1,4 @@
-//! The tables that are meant, as the catalog shows them *now*.
+//! The tables that are meant, as the catalog shows them *now*, with what of them is published.
 //!
 //! A table is listed with its columns and with the key that identifies its rows in ClickHouse, or
 //! with the reason why it has none: such a table must never enter the publication, since PostgreSQL
@@ -12,28 +12,101 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-use super::sql::SqlError;
+use super::{slot, sql::SqlError};
 use crate::{
-    config::TableFilter,
-    event::{KeyKind, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
+    config::SourceConfig,
+    event::{Heap, KeyKind, Lsn, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
     quote,
 };
 
-/// The tables that `filter` matches, by schema and name.
-pub async fn tables(client: &Client, filter: &TableFilter) -> Result<Vec<SourceTable>, SqlError> {
-    let listed = relations(client, filter).await?;
+/// The tables that `filter` matches, by schema and name, and a WAL position that the read is not
+/// newer than.
+pub async fn tables(client: &Client, source: &SourceConfig) -> Result<(Vec<SourceTable>, Lsn), SqlError> {
+    let filter = source.table_filter();
+    let read = async {
+        client.batch_execute(SNAPSHOT).await?;
+        let position = position(client).await?;
+        let mut listed = relations(client, None).await?;
+        listed.retain(|relation| filter.matches(&relation.schema, &relation.name));
+        Ok((described(client, source, listed).await?, position))
+    };
+    ended(client, read.await).await
+}
+
+/// One table, if it is there, and a WAL position that the read is not newer than.
+pub async fn table(client: &Client, source: &SourceConfig, oid: u32) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
+    let read = async {
+        client.batch_execute(SNAPSHOT).await?;
+        one(client, source, oid).await
+    };
+    ended(client, read.await).await
+}
+
+/// One table, if it is there, and a WAL position: commits from there on, and none before, write it
+/// in this shape or a later one.
+pub async fn table_at(
+    client: &Client,
+    source: &SourceConfig,
+    table: &SourceTable,
+) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
+    // The lock keeps the shape as it is between the two reads; the snapshot comes after it.
+    let lock = format!(
+        "{SNAPSHOT}; SET LOCAL lock_timeout = '2s'; LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+        quote::postgres_table(&table.schema, &table.name)
+    );
+    let read = async {
+        client.batch_execute(&lock).await?;
+        one(client, source, table.oid).await
+    };
+    let found = ended(client, read.await).await?;
+    // The name may have gone to another table meanwhile: then the lock was for nothing.
+    Ok(found.filter(|(now, _)| (&now.schema, &now.name) == (&table.schema, &table.name)))
+}
+
+/// One snapshot for all that is read, so that a rewrite is seen whole or not at all.
+const SNAPSHOT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+async fn ended<T>(client: &Client, outcome: Result<T, SqlError>) -> Result<T, SqlError> {
+    let ended = client.batch_execute("ROLLBACK").await;
+    let value = outcome?;
+    ended?;
+    Ok(value)
+}
+
+/// Read with the transaction's snapshot or after it: what that shows was written before.
+async fn position(client: &Client) -> Result<Lsn, SqlError> {
+    let row = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]).await?;
+    let position: &str = row.try_get(0)?;
+    Ok(position.parse().unwrap_or_default())
+}
+
+async fn one(client: &Client, source: &SourceConfig, oid: u32) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
+    let position = position(client).await?;
+    let listed = relations(client, Some(oid)).await?;
+    Ok(described(client, source, listed).await?.pop().map(|table| (table, position)))
+}
+
+async fn described(
+    client: &Client,
+    source: &SourceConfig,
+    listed: Vec<Relation>,
+) -> Result<Vec<SourceTable>, SqlError> {
     let oids: Vec<u32> = listed.iter().map(|relation| relation.oid).collect();
     let mut columns = columns(client, &oids).await?;
     let partitions = partitions(client, &oids).await?;
     let below = partitions.values().flatten().map(|partition| partition.oid);
     let with_partitions: Vec<u32> = oids.iter().copied().chain(below).collect();
     let keys = keys(client, &with_partitions).await?;
+    let mut heaps = heaps(client, &with_partitions).await?;
+    note_missing(client, &oids, &mut columns).await?;
     let tables = listed.into_iter().map(|relation| {
         let columns = columns.remove(&relation.oid).unwrap_or_default();
         let own = partitions.get(&relation.oid).map_or(&[][..], Vec::as_slice);
-        relation.into_table(columns, &keys, own)
+        let below = own.iter().map(|partition| partition.oid);
+        let heaps = below.chain([relation.oid]).filter_map(|oid| heaps.remove(&oid)).collect();
+        SourceTable { heaps, ..relation.into_table(columns, &keys, own) }
     });
-    Ok(tables.collect())
+    slot::published(client, &source.publication, tables.collect()).await
 }
 
 /// A row of `pg_class`.
@@ -46,14 +119,15 @@ struct Relation {
     identity: ReplicaIdentity,
 }
 
-async fn relations(client: &Client, filter: &TableFilter) -> Result<Vec<Relation>, SqlError> {
+/// All tables, or one.
+async fn relations(client: &Client, oid: Option<u32>) -> Result<Vec<Relation>, SqlError> {
     let statement = "SELECT c.oid, n.nspname::text, c.relname::text, c.relkind = 'p', c.relpersistence = 'u', \
                             c.relreplident::text \
                      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                      WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't' \
-                       AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' \
+                       AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_' AND ($1::oid IS NULL OR c.oid = $1) \
                      ORDER BY n.nspname, c.relname";
-    let rows = client.query(statement, &[]).await?;
+    let rows = client.query(statement, &[&oid]).await?;
     let read = |row: &tokio_postgres::Row| -> Result<Relation, SqlError> {
         Ok(Relation {
             oid: row.try_get(0)?,
@@ -64,8 +138,7 @@ async fn relations(client: &Client, filter: &TableFilter) -> Result<Vec<Relation
             identity: identity(row.try_get(5)?),
         })
     };
-    let all = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    Ok(all.into_iter().filter(|relation| filter.matches(&relation.schema, &relation.name)).collect())
+    rows.iter().map(read).collect()
 }
 
 /// A letter of a later PostgreSQL counts as no identity, so that its table is refused and not guessed at.
@@ -78,14 +151,18 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Sourc
     // row, and so in no publication.
     let statement = "WITH RECURSIVE attribute AS ( \
                          SELECT attrelid, attnum, attname, atttypid AS declared, atttypmod AS declared_modifier, \
-                                atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, attstorage <> 'p' AS extended \
+                                atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, attstorage <> 'p' AS extended, \
+                                (attmissingval::text::text[])[1] AS missing, xmin AS stamp \
                          FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
                        UNION ALL \
                          SELECT attrelid, attnum, attname, declared, declared_modifier, t.typbasetype, t.typtypmod, \
-                                attnotnull, generated, extended \
+                                attnotnull, generated, extended, missing, stamp \
                          FROM attribute JOIN pg_type t ON t.oid = attribute.type WHERE t.typtype = 'd') \
                      SELECT attrelid, attnum, attname::text, type, modifier, t.typtype = 'e', attnotnull, generated, \
-                            extended AND t.typlen = -1, declared, declared_modifier \
+                            extended AND t.typlen = -1, declared, declared_modifier, missing, stamp::text::bigint, \
+                            CASE WHEN t.typtype = 'e' OR t.typelem <> 0 THEN \
+                                (SELECT string_agg(left(md5(e.oid || ':' || e.enumlabel), 8), '' ORDER BY e.oid) FROM pg_enum e \
+                                 WHERE e.enumtypid IN (t.oid, t.typelem)) END \
                      FROM attribute JOIN pg_type t ON t.oid = attribute.type \
                      WHERE t.typtype <> 'd' ORDER BY attrelid, attnum";
     let mut columns: HashMap<u32, Vec<SourceColumn>> = HashMap::new();
@@ -102,6 +179,9 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Sourc
             storage_toastable: row.try_get(8)?,
             declared_oid: row.try_get(9)?,
             declared_modifier: row.try_get(10)?,
+            missing: row.try_get(11)?,
+            stamp: u32::try_from(row.try_get::<_, i64>(12)?).unwrap_or_default(),
+            labels: row.try_get::<_, Option<String>>(13)?.unwrap_or_default(),
         };
         columns.entry(row.try_get(0)?).or_default().push(column);
     }
@@ -127,6 +207,45 @@ async fn partitions(client: &Client, roots: &[u32]) -> Result<HashMap<u32, Vec<P
         partitions.entry(row.try_get(0)?).or_default().push(partition);
     }
     Ok(partitions)
+}
+
+/// A partition root has no rows and so no values for older ones: its leaves have them.
+async fn note_missing(
+    client: &Client,
+    roots: &[u32],
+    columns: &mut HashMap<u32, Vec<SourceColumn>>,
+) -> Result<(), SqlError> {
+    let statement = "SELECT root.oid, a.attname::text, max((a.attmissingval::text::text[])[1]) \
+                     FROM unnest($1::oid[]) AS root(oid), pg_partition_tree(root.oid) AS leaf \
+                     JOIN pg_attribute a ON a.attrelid = leaf.relid \
+                     WHERE leaf.isleaf AND leaf.level > 0 AND a.atthasmissing AND NOT a.attisdropped GROUP BY 1, 2";
+    for row in client.query(statement, &[&roots]).await? {
+        let (root, name): (u32, &str) = (row.try_get(0)?, row.try_get(1)?);
+        let column = columns.get_mut(&root).and_then(|columns| columns.iter_mut().find(|column| column.name == name));
+        if let Some(column) = column {
+            column.missing = row.try_get(2)?;
+        }
+    }
+    Ok(())
+}
+
+/// The heaps among these relations.
+///
+/// A partition that was created as one has columns whose rows in the catalog are as old as the
+/// table: the same command wrote them and those of the system columns, which nothing ever alters.
+/// To attach a table writes them anew.
+async fn heaps(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Heap>, SqlError> {
+    let statement = "SELECT c.oid, c.relfilenode, \
+                            EXISTS (SELECT FROM pg_attribute a JOIN pg_attribute s ON s.attrelid = a.attrelid AND s.attnum = -1 \
+                                    WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attinhcount > 0 \
+                                      AND a.xmin = s.xmin AND a.cmin = s.cmin) \
+                     FROM pg_class c WHERE c.oid = ANY($1) AND c.relkind = 'r'";
+    let mut heaps = HashMap::new();
+    for row in client.query(statement, &[&oids]).await? {
+        let oid = row.try_get(0)?;
+        heaps.insert(oid, Heap { oid, filenode: row.try_get(1)?, born_partition: row.try_get(2)? });
+    }
+    Ok(heaps)
 }
 
 /// The indexes of a table that may identify its rows.
@@ -181,7 +300,17 @@ impl Relation {
             kind
         });
         let Self { oid, schema, name, kind, identity, .. } = self;
-        SourceTable { oid, schema, name, kind, replica_identity: identity, columns, key, filter: None }
+        SourceTable {
+            oid,
+            schema,
+            name,
+            kind,
+            replica_identity: identity,
+            columns,
+            key,
+            heaps: Vec::new(),
+            filter: None,
+        }
     }
 
     fn key<'k>(

@@ -5,10 +5,13 @@
 //! flushed, or it would not have been streamed; but it may still wait for a synchronous standby,
 //! and until then no snapshot shows it. So the snapshot is asked, and taken anew until it does.
 
-use super::sql::{self, SqlError};
+use super::{
+    catalog,
+    sql::{self, SqlError},
+};
 use crate::{
     config::SourceConfig,
-    event::Lsn,
+    event::{Lsn, SourceTable},
     lane::{RowAnswer, RowError, RowRequest, RowSource},
     quote,
     retry::Kind,
@@ -58,6 +61,22 @@ impl Lookup {
         *session = Some(client);
         Ok(answer)
     }
+
+    async fn look(&self, oid: u32, xid: u32) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
+        let client = sql::connect(&self.config, "walhouse lookup").await?;
+        while !is_visible(&client, xid).await? {
+            tokio::time::sleep(PAUSE).await;
+        }
+        catalog::table(&client, &self.config, oid).await
+    }
+}
+
+async fn is_visible(client: &Client, xid: u32) -> Result<bool, SqlError> {
+    let row = client.query_one("SELECT pg_snapshot_xmax(pg_current_snapshot())::text", &[]).await?;
+    let xmax: &str = row.try_get(0)?;
+    let xid = full_xid(xid, xmax.parse().unwrap_or_default());
+    let asked = format!("SELECT pg_visible_in_snapshot('{xid}', pg_current_snapshot())");
+    Ok(client.query_one(&asked, &[]).await?.try_get(0)?)
 }
 
 async fn answer(client: &Client, request: &RowRequest) -> Result<RowAnswer, SqlError> {
@@ -72,6 +91,11 @@ async fn answer(client: &Client, request: &RowRequest) -> Result<RowAnswer, SqlE
 impl RowSource for Lookup {
     fn current(&self, request: RowRequest) -> BoxFuture<'_, Result<RowAnswer, RowError>> {
         Box::pin(async move { self.read(&request).await })
+    }
+
+    fn table(&self, oid: u32, xid: u32) -> BoxFuture<'_, Result<Option<(SourceTable, Lsn)>, RowError>> {
+        let failed = |error: SqlError| RowError { kind: error.kind(), of_the_row: false, message: error.to_string() };
+        Box::pin(async move { self.look(oid, xid).await.map_err(failed) })
     }
 }
 

@@ -355,15 +355,15 @@ pub struct Membership {
 
 impl Membership {
     /// That of a table which is added without a list of columns or a filter.
-    pub fn whole(publication: &Publication) -> Self {
-        Self { identity: String::new(), columns: None, filter: None, generated: publication.generated }
+    fn whole(generated: bool) -> Self {
+        Self { identity: String::new(), columns: None, filter: None, generated }
     }
 
     /// What of a table is published: what the stream carries, and the copy has to read.
     ///
     /// # Errors
     /// If a column of its key is not. PostgreSQL then refuses the application's UPDATEs and DELETEs.
-    pub fn published(&self, table: &SourceTable) -> Result<SourceTable, String> {
+    fn published(&self, table: &SourceTable) -> Result<SourceTable, String> {
         let carried = |column: &SourceColumn| match &self.columns {
             Some(listed) => listed.contains(&column.attnum),
             None => self.generated || !column.generated,
@@ -422,20 +422,36 @@ pub async fn memberships(client: &Client, publication: &Publication) -> Result<H
             membership.filter = None;
             membership.identity = format!("{}, {identity}", membership.identity);
         };
-        entry.and_modify(of_both).or_insert_with(|| Membership { identity, ..Membership::whole(publication) });
+        entry
+            .and_modify(of_both)
+            .or_insert_with(|| Membership { identity, ..Membership::whole(publication.generated) });
     }
     Ok(found)
 }
 
-/// As [`memberships`], for whoever only looks: empty where there is no publication that can be used.
-pub async fn memberships_of(client: &Client, name: &str) -> Result<HashMap<u32, Membership>, SqlError> {
-    match publication(client, name).await {
-        Ok(Some(publication)) => memberships(client, &publication).await,
-        Ok(None) => Ok(HashMap::new()),
-        // Its settings are refused, not the question.
-        Err(error) if error.code().is_none() && error.kind() == Kind::Definite => Ok(HashMap::new()),
-        Err(error) => Err(error),
-    }
+/// The tables with what of them is published, or would be if they were added. One that is published
+/// without its key has none.
+pub(super) async fn published(
+    client: &Client,
+    name: &str,
+    tables: Vec<SourceTable>,
+) -> Result<Vec<SourceTable>, SqlError> {
+    let publication = match publication(client, name).await {
+        Ok(publication) => publication,
+        // Its settings are refused, not the question: nothing is streamed through it.
+        Err(error) if error.code().is_none() && error.kind() == Kind::Definite => None,
+        Err(error) => return Err(error),
+    };
+    let memberships = match &publication {
+        Some(publication) => memberships(client, publication).await?,
+        None => HashMap::new(),
+    };
+    let whole = Membership::whole(publication.is_some_and(|publication| publication.generated));
+    let narrowed = |table: SourceTable| match memberships.get(&table.oid).unwrap_or(&whole).published(&table) {
+        Ok(published) => published,
+        Err(reason) => SourceTable { key: table.key.clone().and(Err(reason)), ..table },
+    };
+    Ok(tables.into_iter().map(narrowed).collect())
 }
 
 /// How long the lock that [`add_to_publication`] needs is waited for. While it waits, so does every

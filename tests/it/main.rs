@@ -19,6 +19,7 @@ mod privileges;
 mod publications;
 mod rules;
 mod servers;
+mod shapes;
 mod startup;
 mod stream;
 mod support;

@@ -16,6 +16,7 @@ use crate::{
     config::{Masking, SettingValue, TableOptions},
     event::{SourceColumn, SourceTable},
 };
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -42,6 +43,8 @@ pub struct TableSpec {
     pub filter: Option<String>,
     /// What the configuration decided.
     pub choices: Choices,
+    /// What hashes are keyed with.
+    pub(crate) salt: Option<SecretString>,
 }
 
 /// What the configuration decides of a layout.
@@ -197,7 +200,16 @@ impl TableSpec {
             sorted(key, &sources, &choices.order_by).map_err(configured)?
         };
         let (schema, name) = (schema.to_owned(), name.to_owned());
-        Ok(Self { oid, schema, name, target, sources, excluded, columns, key, filter, choices })
+        let salt = options.salt.clone();
+        Ok(Self { oid, schema, name, target, sources, excluded, columns, key, filter, choices, salt })
+    }
+
+    /// The same layout for columns of which something else is known.
+    pub fn with_sources(&self, sources: Vec<SourceColumn>) -> Result<Self, String> {
+        let Self { excluded, filter, choices, .. } = self.clone();
+        let options = TableOptions { salt: self.salt.clone(), ..TableOptions::default() };
+        let shape = Shape { sources, excluded, filter, choices };
+        Self::of(self.oid, &self.schema, &self.name, self.target.clone(), shape, &options)
     }
 
     /// The view of current rows beside the target.
@@ -221,12 +233,9 @@ impl TableSpec {
         serde_json::to_string(&shape).unwrap_or_default()
     }
 
-    /// How the configuration's present wishes differ from those that the target was made by.
+    /// How the configuration's present wishes differ from those that the target was made by. Another
+    /// name is no difference: a target can be renamed.
     pub fn differs_by_configuration(&self, options: &TableOptions) -> Option<String> {
-        let target = target_name(&self.schema, &self.name, options);
-        if target != self.target {
-            return Some(format!("its name in ClickHouse is to be {target} now, and its table is {}", self.target));
-        }
         let key = self.choices.differs(&Choices::of(options))?;
         Some(format!("the configuration has changed since its target was made: {key} is another"))
     }

@@ -9,7 +9,6 @@ use crate::{
     event::{SourceTable, TableKind},
     postgres::{
         catalog::tables,
-        slot,
         sql::{SqlError, connect},
     },
     quote,
@@ -50,7 +49,7 @@ async fn look(client: &Client, config: &Config, report: &mut Report) -> Result<(
         None => fine(format!("{:?} will be created", source.slot)),
     };
     report.push(AREA, "slot", found);
-    let tables = tables(client, &source.table_filter()).await?;
+    let (tables, _) = tables(client, source).await?;
     look_at_publication(client, source, &server, &tables, report).await?;
     look_at_tables(client, config, &tables, report).await
 }
@@ -341,12 +340,10 @@ async fn look_at_tables(
         return Ok(());
     }
     let unreadable = unreadable(client, tables).await?;
-    let memberships = slot::memberships_of(client, &config.source.publication).await?;
     let mut usable = 0;
     for table in tables {
         let options = config.table_options(&table.schema, &table.name);
-        let published = memberships.get(&table.oid).map_or_else(|| Ok(table.clone()), |known| known.published(table));
-        let found = match published.and_then(|published| TableSpec::new(&published, &options)) {
+        let found = match TableSpec::new(table, &options) {
             Err(reason) => failed_as_told(&reason),
             Ok(_) => match unreadable.iter().find(|(oid, _)| *oid == table.oid) {
                 Some((_, reason)) => failed_as_told(reason),

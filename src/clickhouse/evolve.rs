@@ -1,0 +1,507 @@
+//! What a change of a table's shape means for its target.
+//!
+//! The stream tells names and types, the catalog also tells attribute numbers, defaults and
+//! rewrites, but it shows now and not then. So a change is followed in place only where the two
+//! together leave no doubt about what older rows hold; where values may have been changed or
+//! created without being streamed, or where the catalog is ahead of the stream in a way that could
+//! mean one thing or another, the table is copied anew beside the live one. What changes the key
+//! is for an operator to decide.
+//!
+//! In place are: a column that was added and whose value in older rows the catalog knows, one that
+//! was renamed, one that was dropped, and one that takes NULL now.
+
+use super::{
+    column::Column,
+    table::{Layout, Plan, TableSpec},
+    text,
+    types::ColumnType,
+};
+use crate::{
+    event::{Relation, SourceColumn, SourceTable, TableKind},
+    quote,
+};
+use std::collections::BTreeMap;
+
+/// What a change of shape calls for.
+#[derive(Debug)]
+pub enum Evolution {
+    /// The target and what the stream says of the table stay as they are; `true` if what is stored of
+    /// the source's columns is out of date.
+    Same(Box<TableSpec>, bool),
+    /// The target is altered, or only what the stream says differs.
+    InPlace(Box<TableSpec>, Vec<Step>),
+    /// The table is copied anew, for this reason.
+    Anew(String),
+    /// The table stops, for this reason.
+    Stop(String),
+}
+
+/// One alteration of a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A column is added; older rows have `default`, an expression of ClickHouse, or NULL.
+    Add {
+        /// Its place among the new layout's columns.
+        column: usize,
+        /// What older rows have.
+        default: Option<String>,
+    },
+    /// A column is renamed.
+    Rename {
+        /// Its name so far.
+        from: String,
+        /// Its new name.
+        to: String,
+    },
+    /// A column takes NULL from now on.
+    Loosen {
+        /// Its name.
+        name: String,
+        /// Its type, which is in the old layout.
+        ty: ColumnType,
+    },
+}
+
+/// What is compared.
+pub struct Change<'a> {
+    /// The target's layout.
+    pub old: &'a TableSpec,
+    /// The heaps of the source when they were last looked at, with their filenodes.
+    pub heaps: &'a BTreeMap<u32, u32>,
+    /// What the stream says; `None` if it has passed the point at which the catalog was read.
+    pub relation: Option<&'a Relation>,
+    /// What the catalog says.
+    pub now: &'a SourceTable,
+    /// The layout that a table of the source gets.
+    pub layout: &'a Layout,
+}
+
+impl Change<'_> {
+    /// What it calls for.
+    pub fn evolution(&self) -> Evolution {
+        let named = |spec: TableSpec| TableSpec {
+            target: self.old.target.clone(),
+            schema: self.old.schema.clone(),
+            name: self.old.name.clone(),
+            ..spec
+        };
+        let (whole, new) = match ((self.layout)(self.now), (self.layout)(&self.restricted())) {
+            (Ok(whole), Ok(new)) => (whole, named(new)),
+            (Err(reason), _) | (_, Err(reason)) => return Evolution::Stop(reason),
+        };
+        if attnums(self.old, &self.old.key) != attnums(&new, &new.key) {
+            return Evolution::Stop("its key is another now".to_owned());
+        }
+        if let Some(reason) = self.moved_rows(&whole.sources) {
+            return Evolution::Anew(reason);
+        }
+        let steps = match self.steps(&new) {
+            Ok(steps) => steps,
+            Err(reason) => return Evolution::Anew(reason),
+        };
+        if let Some(Err(difference)) = self.relation.map(|relation| Plan::new(&new, relation)) {
+            return Evolution::Anew(format!("its shape has changed more than once: {difference}"));
+        }
+        if steps.is_empty() && reads_alike(&self.old.sources, &new.sources) {
+            let stale = new.sources != self.old.sources;
+            return Evolution::Same(Box::new(new), stale);
+        }
+        Evolution::InPlace(Box::new(new), steps)
+    }
+
+    /// Why rows may have come, gone or changed without being streamed.
+    fn moved_rows(&self, sources: &[SourceColumn]) -> Option<String> {
+        if self.heaps.is_empty() {
+            return None;
+        }
+        let rewritten = |heap: &crate::event::Heap| self.heaps.get(&heap.oid).is_some_and(|&was| was != heap.filenode);
+        if self.now.kind == TableKind::Table {
+            let written = |source: &SourceColumn| {
+                let now = sources.iter().find(|now| now.attnum == source.attnum);
+                now.is_none_or(|now| now.stamp != source.stamp)
+            };
+            let added = |now: &SourceColumn| !self.old.sources.iter().any(|source| source.attnum == now.attnum);
+            let columns = self.old.sources.iter().any(written) || sources.iter().any(added);
+            let rewritten = self.now.heaps.iter().any(rewritten);
+            return (columns && rewritten).then(|| "its rows were rewritten by a change of its columns".to_owned());
+        }
+        let gone = self.heaps.keys().any(|oid| !self.now.heaps.iter().any(|heap| heap.oid == *oid));
+        let attached = self.now.heaps.iter().any(|heap| !self.heaps.contains_key(&heap.oid) && !heap.born_partition);
+        let reason = if gone {
+            "one of its partitions was detached or dropped"
+        } else if attached {
+            "a table was attached as one of its partitions"
+        } else if self.now.heaps.iter().any(rewritten) {
+            "one of its partitions was truncated or rewritten"
+        } else {
+            return None;
+        };
+        Some(reason.to_owned())
+    }
+
+    /// The table of the catalog, without columns that were added after this point of the stream, and
+    /// with those nullable that the target has as nullable already.
+    fn restricted(&self) -> SourceTable {
+        let mut now = self.now.clone();
+        let known = |attnum: i16| self.old.sources.iter().find(|source| source.attnum == attnum);
+        if let Some(relation) = self.relation {
+            now.columns.retain(|column| {
+                known(column.attnum).is_some() || relation.columns.iter().any(|other| other.name == column.name)
+            });
+        }
+        for column in &mut now.columns {
+            column.not_null &= known(column.attnum).is_none_or(|source| source.not_null);
+        }
+        now
+    }
+
+    fn steps(&self, new: &TableSpec) -> Result<Vec<Step>, String> {
+        let mut steps = Vec::new();
+        let place = |attnum: i16| new.sources.iter().position(|source| source.attnum == attnum);
+        for (index, source) in self.old.sources.iter().enumerate() {
+            let (name, ty) = (&self.old.columns[index].name, &self.old.columns[index].ty);
+            let nullable = self.old.columns[index].nullable;
+            let Some(now) = place(source.attnum) else {
+                if new.sources.iter().any(|other| other.name == source.name) {
+                    return Err(format!("column {name} was dropped and added again"));
+                }
+                if !nullable {
+                    steps.push(Step::Loosen { name: name.clone(), ty: *ty });
+                }
+                continue;
+            };
+            if new.columns[now].ty != *ty {
+                return Err(format!("the type of column {name} is another"));
+            }
+            let labels = &new.sources[now].labels;
+            if !has_labels(labels, &source.labels) {
+                return Err(format!("a label of the enum of column {name} was renamed"));
+            }
+            if new.columns[now].nullable && !nullable {
+                steps.push(Step::Loosen { name: name.clone(), ty: *ty });
+            }
+            let to = &new.columns[now].name;
+            if to != name {
+                if self.old.key.contains(&index) || self.old.columns.iter().any(|column| column.name == *to) {
+                    return Err(format!("column {name} was renamed in a way that the target can not follow"));
+                }
+                steps.push(Step::Rename { from: name.clone(), to: to.clone() });
+            }
+        }
+        for (column, source) in new.sources.iter().enumerate() {
+            if !self.old.sources.iter().any(|old| old.attnum == source.attnum) {
+                steps.push(Step::Add { column, default: self.default(new, column)? });
+            }
+        }
+        Ok(steps)
+    }
+
+    /// What older rows have in a column that was added.
+    fn default(&self, new: &TableSpec, column: usize) -> Result<Option<String>, String> {
+        let Some(missing) = &new.sources[column].missing else { return Ok(None) };
+        let missing = match &new.columns[column].mask {
+            Some(mask) => match mask.over(missing.as_bytes()) {
+                Some(masked) => &String::from_utf8_lossy(&masked).into_owned(),
+                None => return Ok(None),
+            },
+            None => missing,
+        };
+        // The leaves of a partition tree may differ in it.
+        let literal = if self.now.kind == TableKind::Table { literal(new.columns[column].ty, missing) } else { None };
+        let unknown = || format!("column {} was added with a default", new.columns[column].name);
+        literal.map(Some).ok_or_else(unknown)
+    }
+}
+
+/// Whether what the stream says of the one says the same of the other.
+fn reads_alike(old: &[SourceColumn], new: &[SourceColumn]) -> bool {
+    let said = |source: &SourceColumn| (source.attnum, source.name.clone(), source.declared_oid);
+    old.iter().map(said).eq(new.iter().map(said))
+}
+
+fn attnums(spec: &TableSpec, key: &[usize]) -> Vec<i16> {
+    key.iter().map(|&index| spec.sources[index].attnum).collect()
+}
+
+/// Whether every label that there was is there still; new ones make no difference.
+fn has_labels(now: &str, before: &str) -> bool {
+    let digests =
+        |labels: &'_ str| labels.as_bytes().chunks(8).map(<[u8]>::to_vec).collect::<std::collections::HashSet<_>>();
+    now.starts_with(before) || digests(before).is_subset(&digests(now))
+}
+
+/// A value as an expression of ClickHouse, where there is one that is the value exactly.
+fn literal(ty: ColumnType, text: &str) -> Option<String> {
+    // What a row could not hold is no default either.
+    Column::new(ty, false).push_text(text.as_bytes()).ok()?;
+    Some(match ty {
+        ColumnType::Bool => if text == "t" { "true" } else { "false" }.to_owned(),
+        ColumnType::String | ColumnType::LowCardinality => quote::clickhouse_string(text),
+        ColumnType::Bytes => format!("unhex({})", quote::clickhouse_string(text.trim_start_matches("\\x"))),
+        ColumnType::DateTime64 => {
+            let micros = text::timestamp(text.as_bytes(), text::DateTimeRange::default()).ok()?;
+            format!("fromUnixTimestamp64Micro(toInt64({micros}), 'UTC')")
+        }
+        ColumnType::Int16
+        | ColumnType::Int32
+        | ColumnType::Int64
+        | ColumnType::UInt32
+        | ColumnType::UInt64
+        | ColumnType::Float32
+        | ColumnType::Float64
+        | ColumnType::Decimal { .. }
+        | ColumnType::Uuid
+        | ColumnType::Date32 => {
+            format!("CAST({}, {})", quote::clickhouse_string(text), quote::clickhouse_string(&ty.to_string()))
+        }
+    })
+}
+
+impl Step {
+    /// The statement, which may be run any number of times.
+    pub fn statement(&self, new: &TableSpec) -> String {
+        let alter = format!("ALTER TABLE {}", quote::clickhouse(&new.target));
+        let statement = match self {
+            Self::Add { column, default } => {
+                let spec = &new.columns[*column];
+                let default = default.as_ref().map(|value| format!(" DEFAULT {value}")).unwrap_or_default();
+                let (name, ty) = (quote::clickhouse(&spec.name), spec.ty.name(spec.nullable));
+                format!("{alter} ADD COLUMN IF NOT EXISTS {name} {ty}{default}")
+            }
+            Self::Rename { from, to } => {
+                let (from, to) = (quote::clickhouse(from), quote::clickhouse(to));
+                format!("{alter} RENAME COLUMN IF EXISTS {from} TO {to}")
+            }
+            Self::Loosen { name, ty } => {
+                format!("{alter} MODIFY COLUMN IF EXISTS {} {}", quote::clickhouse(name), ty.name(true))
+            }
+        };
+        format!("{statement} SETTINGS alter_sync = 2, mutations_sync = 2")
+    }
+
+    /// The name that it gives to a column which had another or none.
+    pub fn new_name<'a>(&'a self, new: &'a TableSpec) -> Option<&'a str> {
+        match self {
+            Self::Add { column, .. } => Some(&new.columns[*column].name),
+            Self::Rename { to, .. } => Some(to),
+            Self::Loosen { .. } => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TableOptions;
+    use crate::event::{Heap, KeyKind, RelationColumn, ReplicaIdentity};
+
+    const INT4: u32 = 23;
+    const TEXT: u32 = 25;
+
+    fn column(attnum: i16, name: &str, type_oid: u32) -> SourceColumn {
+        SourceColumn {
+            attnum,
+            name: name.to_owned(),
+            declared_oid: type_oid,
+            declared_modifier: -1,
+            type_oid,
+            type_modifier: -1,
+            is_enum: false,
+            not_null: attnum == 1,
+            generated: false,
+            key_position: (attnum == 1).then_some(0),
+            storage_toastable: false,
+            missing: None,
+            stamp: 100,
+            labels: String::new(),
+        }
+    }
+
+    fn table(columns: &[SourceColumn]) -> SourceTable {
+        SourceTable {
+            oid: 7,
+            schema: "public".to_owned(),
+            name: "t".to_owned(),
+            kind: TableKind::Table,
+            replica_identity: ReplicaIdentity::Default,
+            columns: columns.to_vec(),
+            key: Ok(KeyKind::PrimaryKey),
+            heaps: vec![Heap { oid: 7, filenode: 70, born_partition: false }],
+            filter: None,
+        }
+    }
+
+    fn relation(names: &[&str]) -> Relation {
+        let columns = names.iter().map(|name| RelationColumn {
+            name: (*name).to_owned(),
+            type_oid: if *name == "id" { INT4 } else { TEXT },
+            type_modifier: -1,
+            key: *name == "id",
+        });
+        Relation {
+            oid: 7,
+            schema: "public".to_owned(),
+            name: "t".to_owned(),
+            identity: ReplicaIdentity::Default,
+            columns: columns.collect(),
+        }
+    }
+
+    fn evolution(old: &SourceTable, names: Option<&[&str]>, now: &SourceTable) -> Evolution {
+        let old_spec = TableSpec::new(old, &TableOptions::default()).unwrap();
+        let relation = names.map(relation);
+        let heaps = old.heaps.iter().map(|heap| (heap.oid, heap.filenode)).collect();
+        let layout = |table: &SourceTable| TableSpec::new(table, &TableOptions::default());
+        Change { old: &old_spec, heaps: &heaps, relation: relation.as_ref(), now, layout: &layout }.evolution()
+    }
+
+    fn steps(evolution: Evolution) -> Vec<Step> {
+        match evolution {
+            Evolution::InPlace(_, steps) => steps,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn two() -> Vec<SourceColumn> {
+        vec![column(1, "id", INT4), column(2, "a", TEXT)]
+    }
+
+    #[test]
+    fn a_column_that_is_added_has_the_value_of_older_rows() {
+        let mut now = table(&[two(), vec![column(3, "b", TEXT)]].concat());
+        let old = table(&two());
+        let add = |default| vec![Step::Add { column: 2, default }];
+        assert_eq!(steps(evolution(&old, Some(&["id", "a", "b"]), &now)), add(None));
+        now.columns[2].missing = Some("it's".to_owned());
+        assert_eq!(steps(evolution(&old, Some(&["id", "a", "b"]), &now)), add(Some(r"'it\'s'".to_owned())));
+        assert_eq!(steps(evolution(&old, None, &now)).len(), 1);
+        // The stream has not come to it yet.
+        assert!(matches!(evolution(&old, Some(&["id", "a"]), &now), Evolution::Same(_, false)));
+        // A default that is computed for each row comes with a rewrite.
+        now.heaps[0].filenode = 71;
+        assert!(matches!(evolution(&old, Some(&["id", "a", "b"]), &now), Evolution::Anew(_)));
+    }
+
+    #[test]
+    fn a_column_is_known_by_its_number_and_not_by_its_name() {
+        let old = table(&two());
+        let renamed = table(&[column(1, "id", INT4), column(2, "b", TEXT)]);
+        let rename = Step::Rename { from: "a".to_owned(), to: "b".to_owned() };
+        assert_eq!(steps(evolution(&old, Some(&["id", "b"]), &renamed)), [rename]);
+        let again = table(&[column(1, "id", INT4), column(3, "a", TEXT)]);
+        assert!(matches!(evolution(&old, Some(&["id", "a"]), &again), Evolution::Anew(_)));
+        let three = table(&[two(), vec![column(3, "b", TEXT)]].concat());
+        let exchanged = table(&[column(1, "id", INT4), column(2, "b", TEXT), column(3, "a", TEXT)]);
+        assert!(matches!(evolution(&three, Some(&["id", "b", "a"]), &exchanged), Evolution::Anew(_)));
+        assert!(
+            Plan::new(&TableSpec::new(&three, &TableOptions::default()).unwrap(), &relation(&["id", "b", "a"]))
+                .is_err()
+        );
+        let key = table(&[column(1, "key", INT4), column(2, "a", TEXT)]);
+        assert!(matches!(evolution(&old, Some(&["key", "a"]), &key), Evolution::Anew(_)));
+    }
+
+    #[test]
+    fn a_column_that_is_dropped_stays_and_takes_null() {
+        let mut old = table(&two());
+        old.columns[1].not_null = true;
+        let now = table(&two()[..1]);
+        let loosen = Step::Loosen { name: "a".to_owned(), ty: ColumnType::String };
+        assert_eq!(steps(evolution(&old, Some(&["id"]), &now)), [loosen]);
+        old.columns[1].not_null = false;
+        assert_eq!(steps(evolution(&old, Some(&["id"]), &now)), []);
+    }
+
+    #[test]
+    fn what_takes_null_once_takes_it_for_good() {
+        let mut strict = table(&two());
+        strict.columns[1].not_null = true;
+        let loose = table(&two());
+        let loosen = Step::Loosen { name: "a".to_owned(), ty: ColumnType::String };
+        assert_eq!(steps(evolution(&strict, None, &loose)), [loosen]);
+        match evolution(&loose, None, &strict) {
+            Evolution::Same(spec, _) => assert!(spec.columns[1].nullable),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_rewrite_that_computes_values_is_told_from_one_that_moves_rows() {
+        let old = table(&two());
+        let mut now = table(&two());
+        now.heaps[0].filenode = 71;
+        assert!(matches!(evolution(&old, None, &now), Evolution::Same(..)));
+        now.columns[1].stamp = 101;
+        assert!(matches!(evolution(&old, None, &now), Evolution::Anew(_)));
+        now.heaps[0].filenode = 70;
+        assert!(matches!(evolution(&old, None, &now), Evolution::Same(_, true)));
+    }
+
+    #[test]
+    fn rows_that_come_or_go_with_a_partition_call_for_a_copy() {
+        let heap = |oid, filenode, born_partition| Heap { oid, filenode, born_partition };
+        let with =
+            |heaps: &[Heap]| SourceTable { kind: TableKind::PartitionRoot, heaps: heaps.to_vec(), ..table(&two()) };
+        let old = with(&[heap(8, 80, true), heap(9, 90, false)]);
+        assert!(matches!(
+            evolution(&old, None, &with(&[heap(9, 90, false), heap(8, 80, true)])),
+            Evolution::Same(_, false)
+        ));
+        let born = with(&[heap(8, 80, true), heap(9, 90, false), heap(10, 100, true)]);
+        assert!(matches!(evolution(&old, None, &born), Evolution::Same(_, false)));
+        for heaps in [
+            &[heap(8, 80, true)][..],
+            &[heap(8, 81, true), heap(9, 90, false)],
+            &[heap(8, 80, true), heap(9, 90, false), heap(10, 100, false)],
+        ] {
+            assert!(matches!(evolution(&old, None, &with(heaps)), Evolution::Anew(_)), "{heaps:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_another_stops_the_table() {
+        let old = table(&[two(), vec![column(3, "b", INT4)]].concat());
+        let mut now = old.clone();
+        (now.columns[0].key_position, now.columns[2].key_position) = (None, Some(0));
+        assert!(matches!(evolution(&old, None, &now), Evolution::Stop(_)));
+        now.columns[0].key_position = Some(1);
+        assert!(matches!(evolution(&old, None, &now), Evolution::Stop(_)));
+        now.key = Err("it has no primary key".to_owned());
+        assert!(matches!(evolution(&old, None, &now), Evolution::Stop(_)));
+    }
+
+    #[test]
+    fn an_enum_may_gain_labels_and_not_change_one() {
+        let labels = |labels: &str| {
+            let mut table = table(&two());
+            table.columns[1].is_enum = true;
+            table.columns[1].labels = labels.to_owned();
+            table
+        };
+        let old = labels("aaaaaaaabbbbbbbb");
+        assert!(matches!(evolution(&old, None, &labels("aaaaaaaabbbbbbbbcccccccc")), Evolution::Same(_, true)));
+        assert!(matches!(evolution(&old, None, &labels("ccccccccaaaaaaaabbbbbbbb")), Evolution::Same(_, true)));
+        assert!(matches!(evolution(&old, None, &labels("aaaaaaaacccccccc")), Evolution::Anew(_)));
+    }
+
+    #[test]
+    fn a_default_is_the_value_exactly_or_none() {
+        let decimal = ColumnType::Decimal { precision: 5, scale: 2 };
+        for (ty, text, expected) in [
+            (ColumnType::Bool, "t", Some("true")),
+            (ColumnType::Int32, "-5", Some("CAST('-5', 'Int32')")),
+            (ColumnType::Int32, "x", None),
+            (decimal, "1.50", Some("CAST('1.50', 'Decimal(5, 2)')")),
+            (decimal, "NaN", None),
+            (ColumnType::Bytes, r"\x00ff", Some("unhex('00ff')")),
+            (
+                ColumnType::DateTime64,
+                "1970-01-01 00:00:01+00",
+                Some("fromUnixTimestamp64Micro(toInt64(1000000), 'UTC')"),
+            ),
+            (ColumnType::DateTime64, "infinity", None),
+        ] {
+            assert_eq!(literal(ty, text).as_deref(), expected, "{ty}");
+        }
+    }
+}

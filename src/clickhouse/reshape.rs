@@ -1,0 +1,193 @@
+//! What is done to a whole target: alter it, freeze it, give it another name, put a fresh one in
+//! its place.
+//!
+//! Each may be cut short at any point. So what is meant is stored first, each statement may be run
+//! again, and what has been reached is told by the targets' UUIDs, which go with a table when its
+//! name is exchanged: a second EXCHANGE would swap back. [`complete`] ends at the start of a
+//! session what an earlier one began.
+
+use super::{
+    ddl,
+    job::{Failure, MUTATION_PATIENCE, Shared},
+    retrying_within,
+    state::{Altering, State, TableRecord, TableStatus},
+    table::{Table, TableSpec},
+};
+use crate::{config::TableOptions, quote};
+use clickhouse::{Client, error::Error};
+use std::collections::BTreeMap;
+
+/// What follows a target's name in that of the fresh one beside it.
+const FRESH_SUFFIX: &str = "__resync";
+
+/// The name of the fresh target beside one.
+pub fn fresh_name(target: &str) -> String {
+    format!("{target}{FRESH_SUFFIX}")
+}
+
+pub(super) async fn freeze(shared: &Shared, table: &Table, status: TableStatus) -> Result<(), Failure> {
+    table.end_copy().await;
+    Ok(shared.state.update_target(table.spec.oid, &table.uuid, |record| record.status = status).await?)
+}
+
+/// Gives up a fresh target. What is frozen without it stays so, for the newer reason.
+pub(super) async fn abandon(shared: &Shared, table: &Table, status: TableStatus) -> Result<(), Failure> {
+    table.end_copy().await;
+    let forget = |record: &mut TableRecord| {
+        if record.fresh.take_if(|fresh| fresh.uuid == table.uuid).is_some() && record.status.is_frozen() {
+            record.status = status;
+        }
+    };
+    shared.state.update_table(table.spec.oid, forget).await?;
+    Ok(ddl::drop(&shared.client, &table.spec.target).await?)
+}
+
+pub(super) async fn alter(
+    shared: &Shared,
+    table: &Table,
+    altering: Altering,
+    heaps: BTreeMap<u32, u32>,
+) -> Result<(), Failure> {
+    // An attempt without an answer could land in the new shape.
+    shared.inserter.settle().await?;
+    let (oid, uuid) = (table.spec.oid, table.uuid.as_str());
+    let begun = altering.clone();
+    shared
+        .state
+        .update_target(oid, uuid, |record| {
+            record.altering = Some(begun);
+            record.heaps = heaps;
+        })
+        .await?;
+    Ok(complete_altering(&shared.client, &shared.state, oid, uuid, altering).await?)
+}
+
+async fn complete_altering(
+    client: &Client,
+    state: &State,
+    oid: u32,
+    uuid: &str,
+    altering: Altering,
+) -> Result<(), Error> {
+    for statement in &altering.statements {
+        let run = || client.query_raw(statement).execute();
+        retrying_within(MUTATION_PATIENCE, "alter a target", run).await?;
+    }
+    let done = |record: &mut TableRecord| {
+        record.shape = altering.shape;
+        record.shaped_from = record.shaped_from.max(altering.shaped_from);
+        record.altering = None;
+    };
+    state.update_target(oid, uuid, done).await
+}
+
+pub(super) async fn note(
+    shared: &Shared,
+    table: &Table,
+    shape: String,
+    heaps: BTreeMap<u32, u32>,
+) -> Result<(), Failure> {
+    let noted = |record: &mut TableRecord| (record.shape, record.heaps) = (shape, heaps);
+    Ok(shared.state.update_target(table.spec.oid, &table.uuid, noted).await?)
+}
+
+/// Puts the fresh target in the place of the live one. Neither is written any more.
+pub(super) async fn swap(shared: &Shared, fresh: &Table, live: &Table, spec: &TableSpec) -> Result<(), Failure> {
+    live.end_copy().await;
+    shared.inserter.settle().await?;
+    Ok(complete_swap(&shared.client, &shared.state, spec, &fresh.spec.target, &fresh.uuid).await?)
+}
+
+async fn complete_swap(client: &Client, state: &State, spec: &TableSpec, fresh: &str, uuid: &str) -> Result<(), Error> {
+    match ddl::uuid(client, &spec.target).await? {
+        Some(present) if present == uuid => {}
+        Some(_) => {
+            let (live, fresh) = (quote::clickhouse(&spec.target), quote::clickhouse(fresh));
+            exchange(client, &format!("EXCHANGE TABLES {live} AND {fresh}"), &spec.target, uuid).await?;
+        }
+        None => {
+            let (live, fresh) = (quote::clickhouse(&spec.target), quote::clickhouse(fresh));
+            exchange(client, &format!("RENAME TABLE {fresh} TO {live}"), &spec.target, uuid).await?;
+        }
+    }
+    ddl::view(client, spec).await?;
+    state.update_table(spec.oid, TableRecord::swap).await?;
+    ddl::drop(client, fresh).await?;
+    tracing::info!(table = spec.full_name(), target_table = spec.target, "the fresh copy is the live one now");
+    Ok(())
+}
+
+/// Runs a statement that must not run twice, until the table of this name has this UUID.
+async fn exchange(client: &Client, statement: &str, target: &str, uuid: &str) -> Result<(), Error> {
+    loop {
+        let outcome = client.query_raw(statement).execute().await;
+        if ddl::uuid(client, target).await?.as_deref() == Some(uuid) {
+            return Ok(());
+        }
+        match outcome {
+            Err(error) if super::client::kind(&error) == crate::retry::Kind::Definite => return Err(error),
+            _ => tokio::time::sleep(std::time::Duration::from_millis(500)).await,
+        }
+    }
+}
+
+/// Gives a target another name.
+pub(super) async fn rename(shared: &Shared, table: &Table, spec: &TableSpec) -> Result<(), Failure> {
+    // An attempt without an answer could land in another table that takes the name.
+    shared.inserter.settle().await?;
+    let client = &shared.client;
+    if ddl::uuid(client, &spec.target).await?.as_deref() != Some(&*table.uuid) {
+        let (from, to) = (quote::clickhouse(&table.spec.target), quote::clickhouse(&spec.target));
+        exchange(client, &format!("RENAME TABLE {from} TO {to}"), &spec.target, &table.uuid).await?;
+    }
+    ddl::drop_view(client, &table.spec.view()).await?;
+    ddl::view(client, spec).await?;
+    let renamed = |record: &mut TableRecord| {
+        record.target.clone_from(&spec.target);
+        record.schema.clone_from(&spec.schema);
+        record.name.clone_from(&spec.name);
+    };
+    Ok(shared.state.update_target(spec.oid, &table.uuid, renamed).await?)
+}
+
+/// Ends what an earlier session began: a swap, an alteration, a new name. Returns what is known
+/// of the table then.
+///
+/// # Errors
+/// What ClickHouse says, or a layout that was stored and is none.
+pub async fn complete(client: &Client, state: &State, record: TableRecord) -> Result<TableRecord, Failure> {
+    let oid = record.oid;
+    if let Some(fresh) = record.fresh.as_deref().filter(|fresh| fresh.status == TableStatus::Swapping) {
+        let spec = TableSpec::stored(
+            oid,
+            &record.schema,
+            &record.name,
+            &record.target,
+            &fresh.shape,
+            &TableOptions::default(),
+        );
+        complete_swap(client, state, &spec.map_err(Failure::Bug)?, &fresh.target, &fresh.uuid).await?;
+    }
+    let record = state.table(oid).await.unwrap_or(record);
+    for target in [Some(&record), record.fresh.as_deref()].into_iter().flatten() {
+        if let Some(altering) = target.altering.clone() {
+            complete_altering(client, state, oid, &target.uuid, altering).await?;
+        }
+    }
+    // The name goes with the UUID: a new one may have been given and not stored.
+    if let Some(name) = ddl::name(client, &record.uuid).await?.filter(|name| *name != record.target) {
+        state.update_table(oid, |record| record.target = name).await?;
+        if let Some(record) = state.table(oid).await {
+            let spec = TableSpec::stored(
+                oid,
+                &record.schema,
+                &record.name,
+                &record.target,
+                &record.shape,
+                &TableOptions::default(),
+            );
+            ddl::view(client, &spec.map_err(Failure::Bug)?).await?;
+        }
+    }
+    Ok(state.table(oid).await.unwrap_or(record))
+}

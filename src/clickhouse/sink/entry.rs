@@ -1,0 +1,114 @@
+//! A target as the lane keeps it.
+
+use super::Limits;
+use crate::{
+    clickhouse::{
+        batch::Batch,
+        job::Job,
+        table::{Feed, Plan, Table},
+    },
+    event::Lsn,
+    telemetry::names,
+};
+use metrics::Counter;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Instant,
+};
+
+/// The share of the longest delay for which a batch rests before it is sent for no other reason
+/// than that nothing else of its table is: a tenth of a second by default.
+const REST: u32 = 10;
+
+/// A target that the lane feeds from its beginning on.
+#[derive(Debug)]
+pub struct Member {
+    /// The table and its target.
+    pub table: Arc<Table>,
+    /// What its stream begins with.
+    pub feed: Feed,
+    /// Whether its changes are dropped.
+    pub frozen: bool,
+    /// Whether it is filled beside the live one.
+    pub fresh: bool,
+    /// The heaps of the source when they were last looked at, with their filenodes.
+    pub heaps: BTreeMap<u32, u32>,
+}
+
+/// A target as the lane keeps it.
+pub(super) struct Entry {
+    pub(super) table: Arc<Table>,
+    pub(super) feed: Feed,
+    pub(super) heaps: BTreeMap<u32, u32>,
+    /// `None` until a relation was announced that fits the target.
+    pub(super) plan: Option<Plan>,
+    pub(super) batch: Option<Batch>,
+    /// What the batch held when it was last looked at.
+    pub(super) bytes: usize,
+    /// What is to be done, each with the table in the shape that it had then.
+    pub(super) queue: VecDeque<(Arc<Table>, Job)>,
+    pub(super) running: usize,
+    pub(super) exclusive: bool,
+    pub(super) keyed: bool,
+    pub(super) frozen: bool,
+    pub(super) fresh: bool,
+    /// The position of the last look at the catalog.
+    pub(super) looked_at: Lsn,
+    pub(super) received: Counter,
+}
+
+impl Entry {
+    pub(super) fn new(member: Member) -> Self {
+        let Member { table, feed, frozen, fresh, heaps } = member;
+        // What goes into a fresh table was received for the live one already.
+        let received = match fresh {
+            false => metrics::counter!(names::ROWS_RECEIVED, "table" => table.spec.full_name()),
+            true => Counter::noop(),
+        };
+        Self {
+            table,
+            feed,
+            heaps,
+            plan: None,
+            batch: None,
+            bytes: 0,
+            queue: VecDeque::new(),
+            running: 0,
+            exclusive: false,
+            keyed: false,
+            frozen,
+            fresh,
+            looked_at: Lsn::ZERO,
+            received,
+        }
+    }
+
+    pub(super) fn push(&mut self, job: Job) {
+        self.queue.push_back((Arc::clone(&self.table), job));
+    }
+
+    /// Whether nothing of it is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running == 0 && self.queue.is_empty()
+    }
+}
+
+/// The targets of one source table.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Route {
+    pub(super) live: usize,
+    pub(super) fresh: Option<usize>,
+}
+
+impl Route {
+    pub(super) fn members(self) -> impl Iterator<Item = usize> {
+        [Some(self.live), self.fresh].into_iter().flatten()
+    }
+}
+
+/// When a batch is to be sent because of its age.
+pub(super) fn due(limits: &Limits, entry: &Entry, batch: &Batch) -> Instant {
+    let rest = if entry.is_idle() { limits.max_delay / REST } else { limits.max_delay };
+    batch.opened + rest
+}

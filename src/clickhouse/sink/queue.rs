@@ -1,0 +1,144 @@
+//! The jobs of the lane: what is queued for each target, what runs, what has ended.
+
+use super::{
+    MAX_RUNNING, Sink,
+    entry::{Entry, due},
+};
+use crate::{
+    clickhouse::{
+        batch::Batch,
+        job::{Done, Failure, Job},
+        state::TableStatus,
+    },
+    telemetry::names,
+};
+use std::{sync::Arc, time::Instant};
+
+impl Sink {
+    /// Freezes a target: its open entries close when that is stored, and no earlier. A fresh one is
+    /// given up.
+    pub(super) fn freeze(&mut self, index: usize, status: TableStatus, mut rows: Vec<u64>) {
+        let Some(entry) = self.entries[index].as_mut() else {
+            rows.into_iter().for_each(|row| self.ledger.close(row));
+            return;
+        };
+        if !entry.frozen {
+            let table = entry.table.spec.full_name();
+            match &status {
+                TableStatus::Stopped(reason) => tracing::error!(table, reason, "a table stops; the others go on"),
+                TableStatus::Resync(reason) => tracing::warn!(table, reason, "a table is copied anew"),
+                _ => {}
+            }
+        }
+        entry.frozen = true;
+        if let Some(batch) = entry.batch.take() {
+            rows.push(batch.first_row);
+            self.open.remove(&index);
+            self.open_bytes -= std::mem::take(&mut entry.bytes);
+        }
+        // What is queued ahead of it may still go its way, unless it is its cause.
+        entry.push(if entry.fresh { Job::Abandon { status, rows } } else { Job::Freeze { status, rows } });
+        self.queued.insert(index);
+    }
+
+    pub(super) fn seal(&mut self, index: usize) {
+        let Some(entry) = self.entries[index].as_mut() else { return };
+        if let Some(batch) = entry.batch.take() {
+            self.open.remove(&index);
+            self.open_bytes -= std::mem::take(&mut entry.bytes);
+            let bytes = batch.bytes();
+            self.sealed_bytes += bytes;
+            entry.push(Job::Insert { batch: Box::new(batch), bytes });
+            self.queued.insert(index);
+        }
+    }
+
+    pub(super) fn seal_where(&mut self, which: impl Fn(&Entry, &Batch) -> bool) {
+        let chosen = |index: &&usize| {
+            let entry = self.entries[**index].as_ref();
+            entry.is_some_and(|entry| entry.batch.as_ref().is_some_and(|batch| which(entry, batch)))
+        };
+        let chosen: Vec<usize> = self.open.iter().filter(chosen).copied().collect();
+        chosen.into_iter().for_each(|index| self.seal(index));
+    }
+
+    /// Starts what may start.
+    pub(super) fn start_jobs(&mut self) {
+        for index in self.queued.clone() {
+            while self.running.len() < MAX_RUNNING && self.may_start(index) {
+                let Some(entry) = self.entries[index].as_mut() else { break };
+                let Some((table, job)) = entry.queue.pop_front() else { break };
+                entry.running += 1;
+                entry.exclusive = job.is_exclusive();
+                let shared = Arc::clone(&self.shared);
+                self.running.spawn(async move { (index, job.run(&shared, &table).await) });
+            }
+            if self.entries[index].as_ref().is_none_or(|entry| entry.queue.is_empty()) {
+                self.queued.remove(&index);
+            }
+        }
+    }
+
+    fn may_start(&self, index: usize) -> bool {
+        let Some(entry) = &self.entries[index] else { return false };
+        let Some((_, job)) = entry.queue.front() else { return false };
+        let others = match job {
+            // Nothing of the table that it replaces is on its way any more.
+            Job::Swap { replaced, .. } => self.entries[*replaced].as_ref().is_none_or(Entry::is_idle),
+            _ => true,
+        };
+        !entry.exclusive && others && (entry.running == 0 || !job.is_exclusive())
+    }
+
+    pub(super) fn ended(&mut self, index: usize, done: Done) -> Result<(), Failure> {
+        self.sealed_bytes = self.sealed_bytes.saturating_sub(done.bytes);
+        if let Some(entry) = self.entries[index].as_mut() {
+            entry.running -= 1;
+            entry.exclusive = false;
+        }
+        if let Some(replaced) = done.replaced {
+            self.entries[replaced] = None;
+        }
+        match done.result {
+            Ok(()) => done.rows.into_iter().for_each(|row| self.ledger.close(row)),
+            Err(Failure::Table(reason)) => {
+                // Nothing that is queued behind a refused batch goes in.
+                let mut rows = done.rows;
+                if let Some(entry) = self.entries[index].as_mut() {
+                    for (_, job) in entry.queue.drain(..) {
+                        self.sealed_bytes = self.sealed_bytes.saturating_sub(job.bytes());
+                        rows.extend(job.rows());
+                    }
+                }
+                self.freeze(index, TableStatus::Stopped(reason), rows);
+            }
+            Err(failure) => return Err(failure),
+        }
+        Ok(())
+    }
+
+    pub(super) fn publish(&mut self) {
+        let (durable, times) = self.ledger.settle();
+        self.receiver.durable.send_if_modified(|position| {
+            let rises = durable > *position;
+            *position = durable.max(*position);
+            rises
+        });
+        for time in times {
+            // A clock that runs behind the source's gives no negative latency.
+            metrics::histogram!(names::LATENCY).record(time.elapsed().unwrap_or_default().as_secs_f64());
+        }
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let entries = self.open.iter().filter_map(|&index| self.entries[index].as_ref());
+        entries.filter_map(|entry| Some(due(&self.limits, entry, entry.batch.as_ref()?))).min()
+    }
+
+    pub(super) fn measure(&self) {
+        metrics::gauge!(names::MEMORY).set((self.open_bytes + self.sealed_bytes) as f64);
+        let age = self.ledger.oldest().and_then(|time| time.elapsed().ok()).unwrap_or_default();
+        metrics::gauge!(names::LAG_SECONDS).set(age.as_secs_f64());
+        self.shared.status.update(|account| account.lag_seconds = age.as_secs_f64());
+    }
+}

@@ -1,0 +1,188 @@
+//! How the lane follows a table through changes of its shape.
+//!
+//! A relation that does not fit its target is looked at when the first change in that shape
+//! comes, and not before: what was replayed from before an earlier change of shape is dropped
+//! unseen. The lane waits for the catalog then; that is rare and short, and keeps the order. The
+//! catalog is also looked at every few seconds, since not all that matters shows in the stream;
+//! what was seen there counts once the stream has passed the position of the look.
+//!
+//! To alter a target is a barrier for it. Everything before is durable when it begins, so what is
+//! stored with it lets a replay leave that out: it could not be laid onto the new shape.
+
+use super::{Sink, entry::Entry};
+use crate::{
+    clickhouse::{
+        ddl,
+        evolve::{Change, Evolution, Step},
+        job::{Failure, Job},
+        state::{Altering, TableStatus},
+        table::{ANEW, Plan, TableSpec},
+    },
+    event::{Lsn, SourceTable, Version},
+    telemetry::names,
+};
+use std::collections::BTreeMap;
+
+impl Sink {
+    /// Lays what was announced onto a target whose shape differs, and says whether it could be: a
+    /// change of this version is the first in that shape.
+    pub(super) async fn lay(&mut self, index: usize, version: Version, xid: u32) -> Result<bool, Failure> {
+        let Some(entry) = self.entries[index].as_ref() else { return Ok(false) };
+        let oid = entry.table.spec.oid;
+        let Some((now, position)) = self.shared.source.table(oid, xid).await? else {
+            self.stop(index, format!("it was dropped in PostgreSQL; what ClickHouse has of it stays. {ANEW}"));
+            return Ok(false);
+        };
+        self.evolve(index, &now, position, true, version).await?;
+        let Some(entry) = self.entries[index].as_ref() else { return Ok(false) };
+        if !entry.frozen && entry.plan.is_none() {
+            // The catalog is as the target is, and the stream is not: it is between two shapes.
+            self.anew(index, "its shape was another for a while".to_owned());
+        }
+        Ok(self.entries[index].as_ref().is_some_and(|entry| !entry.frozen))
+    }
+
+    /// What the catalog showed at `position`, which the stream has passed.
+    pub(super) async fn look(&mut self, now: &SourceTable, position: Lsn) -> Result<(), Failure> {
+        let Some(route) = self.routes.get(&now.oid).copied() else { return Ok(()) };
+        for index in route.members() {
+            let known = |entry: &Entry| entry.frozen || entry.looked_at >= position;
+            if self.entries[index].as_ref().is_none_or(known) {
+                continue;
+            }
+            let version = Version::new(self.epoch, self.position, Lsn::ZERO);
+            self.evolve(index, now, position, false, version).await?;
+        }
+        Ok(())
+    }
+
+    async fn evolve(
+        &mut self,
+        index: usize,
+        now: &SourceTable,
+        position: Lsn,
+        announced: bool,
+        version: Version,
+    ) -> Result<(), Failure> {
+        let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
+        entry.looked_at = position;
+        let relation = self.announced.get(&now.oid).filter(|_| announced).cloned();
+        let change = Change {
+            old: &entry.table.spec,
+            heaps: &entry.heaps,
+            relation: relation.as_deref(),
+            now,
+            layout: &*self.shared.layout,
+        };
+        let heaps: BTreeMap<u32, u32> = now.heaps.iter().map(|heap| (heap.oid, heap.filenode)).collect();
+        match change.evolution() {
+            Evolution::Same(spec, stale) => {
+                if stale || heaps != entry.heaps {
+                    self.note(index, *spec, heaps);
+                }
+            }
+            Evolution::InPlace(spec, steps) => match self.obstacle(index, &spec, &steps).await? {
+                Some(reason) => self.anew(index, reason),
+                None => self.alter(index, *spec, heaps, &steps, version),
+            },
+            Evolution::Anew(reason) => self.anew(index, reason),
+            Evolution::Stop(reason) => self.stop(index, format!("{reason}. {ANEW}")),
+        }
+        Ok(())
+    }
+
+    /// A column has a NULL and its target takes none: it does from this version on.
+    pub(super) async fn loosen(&mut self, index: usize, column: &str, version: Version) -> Result<(), Failure> {
+        let Some(entry) = self.entries[index].as_ref() else { return Ok(()) };
+        let spec = &entry.table.spec;
+        let Some(place) = spec.columns.iter().position(|other| other.name == column) else { return Ok(()) };
+        let step = Step::Loosen { name: column.to_owned(), ty: spec.columns[place].ty };
+        let heaps = entry.heaps.clone();
+        let mut sources = spec.sources.clone();
+        sources[place].not_null = false;
+        let loose = spec.with_sources(sources).map_err(Failure::Table)?;
+        match self.obstacle(index, &loose, std::slice::from_ref(&step)).await? {
+            Some(reason) => self.anew(index, reason),
+            None => self.alter(index, loose, heaps, &[step], version),
+        }
+        Ok(())
+    }
+
+    /// Why a target can not be altered where it is.
+    async fn obstacle(&self, index: usize, new: &TableSpec, steps: &[Step]) -> Result<Option<String>, Failure> {
+        let Some(entry) = self.entries[index].as_ref() else { return Ok(None) };
+        let record = self.shared.state.target(new.oid, &entry.table.uuid).await;
+        let copying = record.is_some_and(|record| record.status == TableStatus::Copying);
+        if copying && steps.iter().any(|step| !matches!(step, Step::Add { .. })) {
+            return Ok(Some("its columns changed while it was copied".to_owned()));
+        }
+        let present = ddl::columns(&self.shared.client, &new.target).await?;
+        let taken = steps.iter().filter_map(|step| step.new_name(new)).find(|name| present.iter().any(|n| n == name));
+        Ok(taken.map(|name| format!("its target has a column {name} already, which was dropped at the source")))
+    }
+
+    fn alter(
+        &mut self,
+        index: usize,
+        spec: TableSpec,
+        heaps: BTreeMap<u32, u32>,
+        steps: &[Step],
+        shaped_from: Version,
+    ) {
+        self.seal(index);
+        let row = self.ledger.row();
+        let Some(entry) = self.entries[index].as_mut() else { return };
+        self.ledger.open(row);
+        let mut statements: Vec<String> = steps.iter().map(|step| step.statement(&spec)).collect();
+        if !entry.fresh {
+            statements.push(ddl::create_view(&spec));
+        }
+        tracing::info!(
+            table = spec.full_name(),
+            steps = steps.len(),
+            "the shape of a table changes; its target follows"
+        );
+        metrics::counter!(names::SHAPE_CHANGES, "table" => spec.full_name(), "outcome" => "altered").increment(1);
+        let altering = Altering { shape: spec.shape(), shaped_from, statements };
+        entry.push(Job::Alter { altering, heaps: heaps.clone(), row });
+        self.queued.insert(index);
+        entry.feed.floor = entry.feed.floor.max(shaped_from);
+        Self::reshape(entry, spec, heaps);
+        entry.plan = self.announced.get(&entry.table.spec.oid).and_then(|r| Plan::new(&entry.table.spec, r).ok());
+    }
+
+    /// What is known of the source has changed, and neither its target nor what the stream says of it.
+    fn note(&mut self, index: usize, spec: TableSpec, heaps: BTreeMap<u32, u32>) {
+        let Some(entry) = self.entries[index].as_mut() else { return };
+        entry.push(Job::Note { shape: spec.shape(), heaps: heaps.clone() });
+        self.queued.insert(index);
+        Self::reshape(entry, spec, heaps);
+    }
+
+    fn reshape(entry: &mut Entry, spec: TableSpec, heaps: BTreeMap<u32, u32>) {
+        entry.table = entry.table.reshaped(spec);
+        entry.heaps = heaps;
+    }
+
+    /// Freezes a target until a copy beside it has taken its place.
+    pub(super) fn anew(&mut self, index: usize, reason: String) {
+        if let Some(entry) = self.entries[index].as_ref() {
+            let table = entry.table.spec.full_name();
+            metrics::counter!(names::SHAPE_CHANGES, "table" => table, "outcome" => "copied").increment(1);
+        }
+        self.end(index, TableStatus::Resync(reason));
+    }
+
+    pub(super) fn stop(&mut self, index: usize, reason: String) {
+        self.end(index, TableStatus::Stopped(reason));
+    }
+
+    /// Freezes a target after what it has received so far.
+    fn end(&mut self, index: usize, status: TableStatus) {
+        self.seal(index);
+        // A number of its own: what it drops begins here.
+        let row = self.ledger.row();
+        self.ledger.open(row);
+        self.freeze(index, status, vec![row]);
+    }
+}

@@ -1,0 +1,239 @@
+//! Tables that are replicated anew.
+//!
+//! To adopt a table is, in this order: add it to the publication; create its target; store it;
+//! have the lane feed it, which says from where on; store that; copy it. A crash in between leaves
+//! a target without a feed, and the adoption begins anew.
+//!
+//! The catalog is read once more under a lock that keeps the table's shape, together with a WAL
+//! position. What committed before that position is for the copy, whatever shape it had; what
+//! commits after it has this shape, or the stream says otherwise.
+
+use super::{SessionError, Tables};
+use crate::{
+    clickhouse::{
+        ddl,
+        job::Failure,
+        sink::Command,
+        state::{TableRecord, TableStatus},
+        table::{ANEW, Table, TableSpec, VIEW_SUFFIX},
+    },
+    event::{Lsn, SourceTable, Version},
+    postgres::{
+        catalog,
+        slot::{self, Membership},
+    },
+    quote,
+    retry::Kind,
+};
+use std::{collections::HashSet, sync::Arc};
+use tokio::sync::oneshot;
+use tokio_postgres::{Client, error::SqlState};
+
+impl Tables {
+    /// Adopts a table; the inner error says why it is left out. `present` are the tables that the
+    /// catalog has.
+    pub(super) async fn adopt(
+        &mut self,
+        control: &Client,
+        source: &SourceTable,
+        membership: Option<&Membership>,
+        present: &HashSet<u32>,
+    ) -> Result<Result<(), String>, SessionError> {
+        let spec = match (self.shared.layout)(source) {
+            Ok(spec) => spec,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        if let Some(reason) = self.clash(&spec, present).await? {
+            return Ok(reason);
+        }
+        let membership = match membership {
+            Some(membership) => membership.clone(),
+            None => match self.publish(control, source).await? {
+                Ok(membership) => membership,
+                Err(reason) => return Ok(Err(reason)),
+            },
+        };
+        let (now, from) = match self.shape_of(control, source).await? {
+            Ok(found) => found,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let spec = match (self.shared.layout)(&now) {
+            Ok(spec) => spec,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        let uuid = ddl::create(&self.shared.client, &spec).await?;
+        ddl::view(&self.shared.client, &spec).await?;
+        // Stored before it is fed, so that whatever happens to it then, a stop above all, finds it;
+        // without a membership, so that a crash in between repeats the adoption.
+        self.shared.state.put_table(record(&now, &spec, uuid.clone())).await?;
+        let table = Table::new(spec, uuid, self.shared.range, Lsn::ZERO);
+        self.feed(&table, &now, from, membership.identity, false).await?;
+        tracing::info!(table = source.full_name(), target_table = table.spec.target, "table adopted");
+        self.spawn_copy(now, table);
+        Ok(Ok(()))
+    }
+
+    /// Has the lane feed a target that is stored, and stores from where on.
+    pub(super) async fn feed(
+        &mut self,
+        table: &Arc<Table>,
+        now: &SourceTable,
+        from: Lsn,
+        membership: String,
+        fresh: bool,
+    ) -> Result<(), SessionError> {
+        let (reply, fed_from) = oneshot::channel();
+        let lane_gone = || SessionError::Lane(Failure::LockLost);
+        let heaps = heaps(now);
+        let adopt = Command::Adopt { table: Arc::clone(table), fresh, from, heaps, reply };
+        self.commands.send(adopt).await.map_err(|_| lane_gone())?;
+        let fed_from = fed_from.await.map_err(|_| lane_gone())?;
+        let adopted = |record: &mut TableRecord| (record.fed_from, record.membership) = (fed_from, membership);
+        self.shared.state.update_target(now.oid, &table.uuid, adopted).await?;
+        self.targets.insert(table.uuid.clone(), Arc::clone(table));
+        Ok(())
+    }
+
+    /// The table as the catalog has it, and the position from which on it is written in this shape;
+    /// the inner error says why that can not be told now.
+    pub(super) async fn shape_of(
+        &mut self,
+        control: &Client,
+        source: &SourceTable,
+    ) -> Result<Result<(SourceTable, Lsn), String>, SessionError> {
+        let found = match catalog::table_at(control, &self.source, source).await {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err("it has another name by now; looking again".to_owned()),
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                Err("a session has locked it; trying again".to_owned())
+            }
+            Err(error) if error.kind() == Kind::Definite => return Ok(Err(error.to_string())),
+            Err(error) => return Err(error.into()),
+        };
+        match &found {
+            Ok(_) => self.pending.remove(&source.oid),
+            Err(_) => self.pending.insert(source.oid),
+        };
+        Ok(found)
+    }
+
+    /// Adds a table to the publication; the inner error says why it is left out. What commits between
+    /// this and the beginning of its feed is not fed, and is visible to the copy.
+    async fn publish(
+        &mut self,
+        control: &Client,
+        source: &SourceTable,
+    ) -> Result<Result<Membership, String>, SessionError> {
+        let table = quote::postgres_table(&source.schema, &source.name);
+        match slot::add_to_publication(control, &self.source.publication, &table).await {
+            Ok(true) => {}
+            Ok(false) => {
+                self.pending.insert(source.oid);
+                let why = "a transaction that writes it keeps it from being added to the publication; trying again";
+                return Ok(Err(why.to_owned()));
+            }
+            Err(error) if error.kind() == Kind::Transient => return Err(error.into()),
+            Err(error) => return Ok(Err(error.to_string())),
+        }
+        self.pending.remove(&source.oid);
+        let membership = slot::memberships(control, &self.publication).await?.remove(&source.oid);
+        Ok(membership.ok_or_else(|| "it left the publication as soon as it was added".to_owned()))
+    }
+
+    /// Why the target's name can not be used. The target of a table that is not there any more goes
+    /// to its successor, which is copied anew beside it; then there is nothing more to do here.
+    async fn clash(
+        &mut self,
+        spec: &TableSpec,
+        present: &HashSet<u32>,
+    ) -> Result<Option<Result<(), String>>, SessionError> {
+        let names = [spec.target.clone(), spec.view()];
+        for other in self.shared.state.tables().await {
+            let taken = [other.target.clone(), format!("{}{VIEW_SUFFIX}", other.target)];
+            if other.oid == spec.oid || !names.iter().any(|name| taken.contains(name)) {
+                continue;
+            }
+            if other.target == spec.target && other.is_adopted() && !present.contains(&other.oid) {
+                self.succeed(other, spec).await?;
+                return Ok(Some(Ok(())));
+            }
+            let (target, other) = (&spec.target, other.full_name());
+            return Ok(Some(Err(format!("its name in ClickHouse, {target}, is in use for {other}"))));
+        }
+        let reason = match ddl::taken(&self.shared.client, &self.source.slot, spec).await? {
+            None => ddl::refused(&self.shared.client, spec).await?,
+            taken => taken,
+        };
+        Ok(reason.map(Err))
+    }
+
+    /// A table has the name of one that is gone: it takes over its target.
+    async fn succeed(&mut self, gone: TableRecord, spec: &TableSpec) -> Result<(), SessionError> {
+        let why = "the table of this name is another one now".to_owned();
+        let successor = TableRecord {
+            oid: spec.oid,
+            schema: spec.schema.clone(),
+            name: spec.name.clone(),
+            status: TableStatus::Resync(why),
+            fresh: None,
+            altering: None,
+            ..gone.clone()
+        };
+        tracing::info!(table = spec.full_name(), target_table = spec.target, "a table takes over a target");
+        self.shared.state.update_table(gone.oid, |record| record.status = TableStatus::Gone).await?;
+        self.shared.state.put_table(successor).await?;
+        Ok(())
+    }
+
+    /// The source's name is another: the target gets the one that goes with it.
+    pub(super) async fn rename(&mut self, record: &TableRecord, source: &SourceTable) -> Result<(), SessionError> {
+        let named = match (self.shared.layout)(source) {
+            Ok(spec) => spec,
+            Err(reason) => {
+                self.freeze(source.oid, TableStatus::Stopped(format!("{reason}. {ANEW}"))).await;
+                return Ok(());
+            }
+        };
+        let in_use = self.shared.state.tables().await.into_iter().find(|other| {
+            let taken = [other.target.clone(), format!("{}{VIEW_SUFFIX}", other.target)];
+            other.oid != source.oid && (taken.contains(&named.target) || taken.contains(&named.view()))
+        });
+        if let Some(other) = in_use {
+            let why = format!("its new name in ClickHouse, {}, is in use for {}", named.target, other.full_name());
+            if self.said.insert((source.oid, why.clone())) {
+                tracing::warn!(table = source.full_name(), why, "a target keeps its name for now");
+            }
+            return Ok(());
+        }
+        if record.fresh.is_none() {
+            tracing::info!(table = record.full_name(), now = source.full_name(), "a table has another name");
+            self.command(Command::Rename(source.oid, named.schema, named.name, named.target)).await;
+        }
+        Ok(())
+    }
+}
+
+/// What is stored of a table that is not fed yet.
+pub(super) fn record(source: &SourceTable, spec: &TableSpec, uuid: String) -> TableRecord {
+    TableRecord {
+        oid: source.oid,
+        schema: source.schema.clone(),
+        name: source.name.clone(),
+        target: spec.target.clone(),
+        uuid,
+        status: TableStatus::Copying,
+        fed_from: Lsn::ZERO,
+        shaped_from: Version::COPY,
+        read_until: Lsn::ZERO,
+        floor: Version::COPY,
+        membership: String::new(),
+        shape: spec.shape(),
+        heaps: heaps(source),
+        altering: None,
+        fresh: None,
+    }
+}
+
+fn heaps(source: &SourceTable) -> std::collections::BTreeMap<u32, u32> {
+    source.heaps.iter().map(|heap| (heap.oid, heap.filenode)).collect()
+}
