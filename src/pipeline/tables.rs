@@ -199,6 +199,10 @@ impl Tables {
         let TableRecord { oid, schema, name, target, shape, heaps, .. } = record;
         let options = self.shared.config.table_options(schema, name);
         let old = TableSpec::stored(*oid, schema, name, target, shape, &options).map_err(SessionError::Definite)?;
+        // Stopped for another configuration, it waits for the operator's word.
+        if old.differs_by_configuration(&options).is_some() {
+            return Ok(false);
+        }
         let change = Change { old: &old, heaps, relation: None, now, layout: &*self.shared.layout };
         Ok(matches!(change.evolution(), Evolution::Anew(_) | Evolution::InPlace(..)))
     }

@@ -242,12 +242,12 @@ async fn an_option_that_is_altered_later_stops_its_table_and_no_other() {
         ("b", "exclude_columns = [\"v\"]", "exclude_columns is another"),
         ("c", "order_by = [\"k\", \"id\"]", "order_by is another"),
         ("d", "partition_by = \"id\"", "partition_by is another"),
-        ("e", "target = \"elsewhere\"", "its name in ClickHouse is to be elsewhere now"),
     ];
     for (table, ..) in cases {
         db.pg.execute(&format!("CREATE TABLE {table} (id int, k int, v text, PRIMARY KEY (id, k))")).await;
     }
     db.pg.execute("CREATE TABLE salted (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)").await;
+    db.pg.execute("CREATE TABLE moves (id int PRIMARY KEY, v text); INSERT INTO moves VALUES (1, 'a')").await;
     let salted = "[tables.\"public.salted\"]\nmask = { v = \"hash\" }\n";
     let mut daemon = Daemon::spawn(&db, salted);
     daemon.wait_ready().await;
@@ -260,7 +260,7 @@ async fn an_option_that_is_altered_later_stops_its_table_and_no_other() {
     let daemon = &mut Daemon::spawn(
         &db,
         &format!(
-            "[masking]\nsalt = \"x\"\n{salted}{options}[tables.\"public.other\"]\nsettings = {{ index_granularity = 64 }}\n"
+            "[masking]\nsalt = \"x\"\n{salted}{options}[tables.\"public.other\"]\nsettings = {{ index_granularity = 64 }}\n[tables.\"public.moves\"]\ntarget = \"elsewhere\"\n"
         ),
     );
     daemon.wait_ready().await;
@@ -273,5 +273,15 @@ async fn an_option_that_is_altered_later_stops_its_table_and_no_other() {
     db.pg.execute("INSERT INTO other VALUES (1)").await;
     assert_equal(&db, "other").await;
     daemon.wait_log("settings have changed", 1).await;
+    // Another name is no reason to stop.
+    db.pg.execute("INSERT INTO moves VALUES (2, 'b')").await;
+    shown(&db, "SELECT groupArray(v) FROM (SELECT v FROM elsewhere_current ORDER BY id)", "['a','b']").await;
+    shown(&db, "SELECT count() FROM system.tables WHERE database = currentDatabase() AND name LIKE 'moves%'", "0")
+        .await;
+    // The operator means it: the table is copied anew, as it is configured now.
+    let resync = walhouse(daemon.config(), &["resync", "public.a"]).await;
+    assert_eq!(resync.code, Some(0), "{resync:?}");
+    shown(&db, "SELECT length(v) FROM a_current", "64").await;
+    shown(&db, "SELECT count() FROM a WHERE v LIKE '%canary%'", "0").await;
     db.cleanup().await;
 }

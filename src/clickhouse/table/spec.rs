@@ -304,3 +304,44 @@ fn target_name(schema: &str, name: &str, options: &TableOptions) -> String {
     let usual = || if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") };
     options.table.target.clone().unwrap_or_else(usual)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COLUMNS: &str = r#"[{"attnum":1,"name":"id","declared_oid":23,"declared_modifier":-1,"type_oid":23,
+        "type_modifier":-1,"is_enum":false,"not_null":true,"generated":false,"key_position":0,"storage_toastable":false}]"#;
+
+    fn stored(shape: &str, options: &TableOptions) -> TableSpec {
+        TableSpec::stored(7, "public", "t", "t", shape, options).unwrap()
+    }
+
+    #[test]
+    fn what_was_stored_before_there_were_options_is_read_and_has_none() {
+        let options = TableOptions::default();
+        let spec = stored(COLUMNS, &options);
+        assert_eq!((spec.key.as_slice(), &spec.choices), (&[0][..], &Choices::default()));
+        assert_eq!(spec.differs_by_configuration(&options), None);
+        assert_eq!(stored(&spec.shape(), &options).shape(), spec.shape());
+    }
+
+    #[test]
+    fn another_salt_is_a_difference_where_something_is_hashed() {
+        let salted = |salt: &str, mask: &[(&str, Masking)]| {
+            let mut options = TableOptions { salt: Some(salt.into()), ..TableOptions::default() };
+            options.table.mask = mask.iter().map(|(name, masking)| ((*name).to_owned(), masking.clone())).collect();
+            options
+        };
+        let hashed = [("id", Masking::Hash)];
+        let shape = format!(
+            r#"{{"sources":{COLUMNS},"choices":{}}}"#,
+            serde_json::to_string(&Choices::of(&salted("canary", &hashed))).unwrap()
+        );
+        assert!(!shape.contains("canary"));
+        let spec = stored(&shape, &salted("canary", &hashed));
+        assert_eq!(spec.differs_by_configuration(&salted("canary", &hashed)), None);
+        assert!(spec.differs_by_configuration(&salted("other", &hashed)).unwrap().contains("masking.salt"));
+        assert_eq!(stored(COLUMNS, &salted("a", &[])).differs_by_configuration(&salted("b", &[])), None);
+        assert!(!format!("{spec:?}").contains("canary"));
+    }
+}
