@@ -120,12 +120,12 @@ pub enum Job {
     },
     /// Put the fresh target in the place of the live one.
     Swap {
-        /// The live one.
-        live: Arc<Table>,
+        /// The live one, if it is this source's.
+        live: Option<Arc<Table>>,
         /// The layout under the live one's name.
         spec: Box<TableSpec>,
         /// Where the lane keeps the live one.
-        replaced: usize,
+        replaced: Option<usize>,
     },
     /// Give the target another name.
     Rename {
@@ -185,8 +185,8 @@ impl Job {
             Self::Alter { altering, heaps, .. } => reshape::alter(shared, table, altering, heaps).await,
             Self::Note { shape, heaps } => reshape::note(shared, table, shape, heaps).await,
             Self::Swap { live, spec, replaced: index } => {
-                replaced = Some(index);
-                reshape::swap(shared, table, &live, &spec).await
+                replaced = index;
+                reshape::swap(shared, table, live.as_deref(), &spec).await
             }
             Self::Rename { spec } => reshape::rename(shared, table, &spec).await,
         };

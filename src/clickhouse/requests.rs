@@ -94,7 +94,7 @@ impl Requests {
     /// What became of the request with this id so far; `None` if nobody has taken it up.
     pub async fn outcome(&self, id: &str) -> Result<Option<Answer>, Error> {
         let sql = "SELECT toString(id) AS id, schema_name, table_name, toString(state) AS state, message, revision \
-                   FROM _requests FINAL WHERE slot = {slot: String} AND id = toUUID({id: String})";
+                   FROM _requests FINAL WHERE slot = {slot: String} AND _requests.id = toUUID({id: String})";
         let read = || {
             let query = self.client.query_raw(sql).param("slot", &self.slot).param("id", id);
             query.fetch_optional::<RequestRow>()

@@ -25,6 +25,11 @@ pub fn fresh_name(target: &str) -> String {
     format!("{target}{FRESH_SUFFIX}")
 }
 
+/// The name of the live target beside a fresh one.
+pub(super) fn live_name(fresh: &str) -> &str {
+    fresh.strip_suffix(FRESH_SUFFIX).unwrap_or(fresh)
+}
+
 pub(super) async fn freeze(shared: &Shared, table: &Table, status: TableStatus) -> Result<(), Failure> {
     table.end_copy().await;
     Ok(shared.state.update_target(table.spec.oid, &table.uuid, |record| record.status = status).await?)
@@ -92,8 +97,15 @@ pub(super) async fn note(
 }
 
 /// Puts the fresh target in the place of the live one. Neither is written any more.
-pub(super) async fn swap(shared: &Shared, fresh: &Table, live: &Table, spec: &TableSpec) -> Result<(), Failure> {
-    live.end_copy().await;
+pub(super) async fn swap(
+    shared: &Shared,
+    fresh: &Table,
+    live: Option<&Table>,
+    spec: &TableSpec,
+) -> Result<(), Failure> {
+    if let Some(live) = live {
+        live.end_copy().await;
+    }
     shared.inserter.settle().await?;
     Ok(complete_swap(&shared.client, &shared.state, spec, &fresh.spec.target, &fresh.uuid).await?)
 }

@@ -21,6 +21,7 @@ use super::{
     batch::{At, Batch, CellError, Outcome},
     job::{Failure, Job, Shared},
     ledger::Ledger,
+    reshape,
     state::TableStatus,
     table::{ANEW, Feed, Plan, Table, TableSpec},
     text::ValueError,
@@ -159,12 +160,8 @@ impl Sink {
         // the next row that it takes.
         entry.plan = self.announced.get(&oid).and_then(|relation| Plan::new(&entry.table.spec, relation).ok());
         self.entries.push(Some(entry));
-        let route = self.routes.entry(oid).or_insert(Route { live: index, fresh: None });
-        if fresh {
-            route.fresh = Some(index);
-        } else {
-            route.live = index;
-        }
+        let route = self.routes.entry(oid).or_default();
+        *(if fresh { &mut route.fresh } else { &mut route.live }) = Some(index);
     }
 
     /// Runs until the source has gone and everything it gave is durable.
@@ -383,10 +380,10 @@ impl Sink {
                 let _ = reply.send(feed.from);
             }
             Command::Freeze(oid, status) => {
-                if let Some(route) = self.routes.get(&oid).copied() {
+                if let Some(live) = self.routes.get(&oid).and_then(|route| route.live) {
                     match status {
-                        TableStatus::Resync(reason) => self.anew(route.live, reason),
-                        TableStatus::Stopped(reason) => self.stop(route.live, reason),
+                        TableStatus::Resync(reason) => self.anew(live, reason),
+                        TableStatus::Stopped(reason) => self.stop(live, reason),
                         _ => {}
                     }
                 }
@@ -425,27 +422,30 @@ impl Sink {
         let Some(fresh) = route.fresh.filter(|&index| self.entries[index].as_ref().is_some_and(|e| !e.frozen)) else {
             return;
         };
-        self.seal(route.live);
+        let live = route.live.and_then(|live| self.entries[live].as_ref()).map(|entry| Arc::clone(&entry.table));
+        if let Some(live) = route.live {
+            self.seal(live);
+        }
         self.seal(fresh);
-        let Some(live) = self.entries[route.live].as_ref().map(|entry| Arc::clone(&entry.table)) else { return };
         let Some(entry) = self.entries[fresh].as_mut() else { return };
-        let spec = TableSpec { target: live.spec.target.clone(), ..entry.table.spec.clone() };
+        let target = reshape::live_name(&entry.table.spec.target).to_owned();
+        let spec = TableSpec { target, ..entry.table.spec.clone() };
         entry.push(Job::Swap { live, spec: Box::new(spec.clone()), replaced: route.live });
         entry.table = entry.table.reshaped(spec);
         entry.fresh = false;
         entry.received = metrics::counter!(names::ROWS_RECEIVED, "table" => entry.table.spec.full_name());
         self.queued.insert(fresh);
-        self.routes.insert(oid, Route { live: fresh, fresh: None });
+        self.routes.insert(oid, Route { live: Some(fresh), fresh: None });
     }
 
     fn rename(&mut self, oid: u32, schema: String, name: String, target: String) {
-        let Some(route) = self.routes.get(&oid).copied() else { return };
-        self.seal(route.live);
-        let Some(entry) = self.entries[route.live].as_mut() else { return };
+        let Some(live) = self.routes.get(&oid).and_then(|route| route.live) else { return };
+        self.seal(live);
+        let Some(entry) = self.entries[live].as_mut() else { return };
         let spec = TableSpec { schema, name, target, ..entry.table.spec.clone() };
         entry.push(Job::Rename { spec: Box::new(spec.clone()) });
         entry.table = entry.table.reshaped(spec);
-        self.queued.insert(route.live);
+        self.queued.insert(live);
     }
 }
 

@@ -95,15 +95,16 @@ impl Entry {
 }
 
 /// The targets of one source table.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Route {
-    pub(super) live: usize,
+    /// `None` if that belongs to another source, which is gone.
+    pub(super) live: Option<usize>,
     pub(super) fresh: Option<usize>,
 }
 
 impl Route {
     pub(super) fn members(self) -> impl Iterator<Item = usize> {
-        [Some(self.live), self.fresh].into_iter().flatten()
+        [self.live, self.fresh].into_iter().flatten()
     }
 }
 

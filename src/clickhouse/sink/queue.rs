@@ -84,7 +84,9 @@ impl Sink {
         let Some((_, job)) = entry.queue.front() else { return false };
         let others = match job {
             // Nothing of the table that it replaces is on its way any more.
-            Job::Swap { replaced, .. } => self.entries[*replaced].as_ref().is_none_or(Entry::is_idle),
+            Job::Swap { replaced, .. } => {
+                replaced.and_then(|live| self.entries[live].as_ref()).is_none_or(Entry::is_idle)
+            }
             _ => true,
         };
         !entry.exclusive && others && (entry.running == 0 || !job.is_exclusive())

@@ -43,9 +43,10 @@ impl Tables {
             Ok(spec) => spec,
             Err(reason) => return Ok(Err(reason)),
         };
-        if let Some(reason) = self.clash(&spec, present).await? {
-            return Ok(reason);
-        }
+        let gone = match self.clash(&spec, present).await? {
+            Ok(gone) => gone,
+            Err(reason) => return Ok(Err(reason)),
+        };
         let membership = match membership {
             Some(membership) => membership.clone(),
             None => match self.publish(control, source).await? {
@@ -53,6 +54,10 @@ impl Tables {
                 Err(reason) => return Ok(Err(reason)),
             },
         };
+        if let Some(gone) = gone {
+            self.succeed(gone, &spec).await?;
+            return Ok(Ok(()));
+        }
         let (now, from) = match self.shape_of(control, source).await? {
             Ok(found) => found,
             Err(reason) => return Ok(Err(reason)),
@@ -140,13 +145,13 @@ impl Tables {
         Ok(membership.ok_or_else(|| "it left the publication as soon as it was added".to_owned()))
     }
 
-    /// Why the target's name can not be used. The target of a table that is not there any more goes
-    /// to its successor, which is copied anew beside it; then there is nothing more to do here.
+    /// Why the target's name can not be used, as the inner error. The target of a table that is not
+    /// there any more goes to its successor, which is copied anew beside it: then that table.
     async fn clash(
         &mut self,
         spec: &TableSpec,
         present: &HashSet<u32>,
-    ) -> Result<Option<Result<(), String>>, SessionError> {
+    ) -> Result<Result<Option<TableRecord>, String>, SessionError> {
         let names = [spec.target.clone(), spec.view()];
         for other in self.shared.state.tables().await {
             let taken = [other.target.clone(), format!("{}{VIEW_SUFFIX}", other.target)];
@@ -154,17 +159,16 @@ impl Tables {
                 continue;
             }
             if other.target == spec.target && other.is_adopted() && !present.contains(&other.oid) {
-                self.succeed(other, spec).await?;
-                return Ok(Some(Ok(())));
+                return Ok(Ok(Some(other)));
             }
             let (target, other) = (&spec.target, other.full_name());
-            return Ok(Some(Err(format!("its name in ClickHouse, {target}, is in use for {other}"))));
+            return Ok(Err(format!("its name in ClickHouse, {target}, is in use for {other}")));
         }
         let reason = match ddl::taken(&self.shared.client, &self.source.slot, spec).await? {
             None => ddl::refused(&self.shared.client, spec).await?,
             taken => taken,
         };
-        Ok(reason.map(Err))
+        Ok(reason.map_or(Ok(None), Err))
     }
 
     /// A table has the name of one that is gone: it takes over its target.
