@@ -277,7 +277,8 @@ impl Copier {
     ) -> Result<Copied, CopyError> {
         let client = self.session().await?;
         let columns: Vec<String> = table.spec.sources.iter().map(|column| column.name.clone()).collect();
-        let chunk = match snapshot::open(&client, leaf, &columns, first, last).await? {
+        let filter = table.spec.filter.as_deref();
+        let chunk = match snapshot::open(&client, leaf, &columns, filter, (first, last)).await? {
             Opened::Chunk(chunk) => chunk,
             Opened::Rewritten => return Ok(Copied::Rewritten),
         };

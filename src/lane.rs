@@ -119,6 +119,9 @@ pub struct RowRequest {
     pub key: Vec<(String, Vec<u8>)>,
     /// The names of the columns that are wanted.
     pub columns: Vec<String>,
+    /// The condition on what is published. A row that does not meet it any more counts as gone: the
+    /// change that took it out is on the way as its delete.
+    pub filter: Option<String>,
     /// The transaction that must be visible to the reader.
     pub xid: u32,
 }

@@ -309,6 +309,7 @@ impl Batch {
             return Err(CellError::protocol());
         }
         for (&column, value) in plan.columns.iter().zip(tuple.values()) {
+            let Some(column) = column else { continue };
             let into = self.block.column_mut(column);
             let pushed = match value {
                 Value::Text(text) => into.push_text(text),
@@ -335,6 +336,7 @@ impl Batch {
             return Err(CellError::protocol());
         }
         for (&column, value) in plan.columns.iter().zip(old.values()) {
+            let Some(column) = column else { continue };
             let into = self.block.column_mut(column);
             let pushed = match value {
                 Value::Text(text) if spec.key.contains(&column) => into.push_text(text),
@@ -469,6 +471,7 @@ fn fill(row: &mut Waiting, spec: &TableSpec, plan: &Plan, old: Option<(Tuple<'_>
     let old_values: Vec<_> = old.map(|(old, _)| old.values().collect()).unwrap_or_default();
     let old_is_key = old.is_some_and(|(_, is_key)| is_key);
     for (place, (&column, value)) in plan.columns.iter().zip(new.values()).enumerate() {
+        let Some(column) = column else { continue };
         // A key tuple says nothing of the columns outside the key.
         let known = |value: &&Value<'_>| matches!(value, Value::Text(_)) && (!old_is_key || spec.key.contains(&column));
         let value = match value {

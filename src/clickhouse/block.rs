@@ -7,10 +7,11 @@
 
 use super::{
     column::{Column, push_varint},
+    mask::Mask,
     text::DateTimeRange,
     types::ColumnType,
 };
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// The column with the rows' versions.
 pub const VERSION_COLUMN: &str = "_version";
@@ -26,6 +27,18 @@ pub struct ColumnSpec {
     pub ty: ColumnType,
     /// Whether it takes NULL.
     pub nullable: bool,
+    /// What takes the place of its values.
+    pub mask: Option<Mask>,
+}
+
+impl ColumnSpec {
+    /// A value in PostgreSQL's text form as it may be seen outside of PostgreSQL; `None` is NULL.
+    pub fn shown<'a>(&self, text: Option<&'a [u8]>) -> Option<Cow<'a, [u8]>> {
+        match (&self.mask, text) {
+            (Some(mask), Some(text)) => mask.over(text).map(|masked| Cow::Owned(masked.into_owned())),
+            (_, text) => text.map(Cow::Borrowed),
+        }
+    }
 }
 
 /// Rows of one table, column by column.
@@ -40,7 +53,8 @@ pub struct Block {
 impl Block {
     /// A block without rows. Its timestamps are limited to what any server can hold.
     pub fn new(specs: Arc<[ColumnSpec]>) -> Self {
-        let columns = specs.iter().map(|spec| Column::new(spec.ty, spec.nullable)).collect();
+        let columns =
+            specs.iter().map(|spec| Column::new(spec.ty, spec.nullable).with_mask(spec.mask.clone())).collect();
         Block { specs, columns, versions: Vec::new(), deleted: Vec::new() }
     }
 
@@ -176,7 +190,7 @@ mod tests {
     use super::*;
 
     fn block() -> Block {
-        let spec = |name: &str, ty, nullable| ColumnSpec { name: name.to_owned(), ty, nullable };
+        let spec = |name: &str, ty, nullable| ColumnSpec { name: name.to_owned(), ty, nullable, mask: None };
         Block::new([spec("id", ColumnType::Int16, false), spec("note", ColumnType::String, true)].into())
     }
 
@@ -249,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_wider_range_of_timestamps_is_asked_for() {
-        let spec = ColumnSpec { name: "at".to_owned(), ty: ColumnType::DateTime64, nullable: false };
+        let spec = ColumnSpec { name: "at".to_owned(), ty: ColumnType::DateTime64, nullable: false, mask: None };
         let mut block = Block::new([spec].into());
         assert!(block.column_mut(0).push_text(b"9999-12-31 00:00:00").is_err());
         let mut block = block.with_datetime_range(DateTimeRange::Wide);

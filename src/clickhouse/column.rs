@@ -10,6 +10,7 @@ mod dictionary;
 pub(super) mod render;
 
 use super::{
+    mask::Mask,
     text::{self, DateTimeRange, ValueError},
     types::ColumnType,
 };
@@ -27,6 +28,7 @@ pub struct Column {
     ends: Vec<usize>,
     /// 1 for each NULL, 0 for each value; `None` where the column takes no NULL.
     nulls: Option<Vec<u8>>,
+    mask: Option<Mask>,
 }
 
 impl Column {
@@ -40,12 +42,19 @@ impl Column {
             data: Vec::new(),
             ends: Vec::new(),
             nulls: nullable.then(Vec::new),
+            mask: None,
         }
     }
 
     /// Takes what the server's DateTime64 can hold; without it, what that of any server can.
     pub fn with_datetime_range(mut self, range: DateTimeRange) -> Self {
         self.range = range;
+        self
+    }
+
+    /// Lays a mask over every value in PostgreSQL's text form.
+    pub fn with_mask(mut self, mask: Option<Mask>) -> Self {
+        self.mask = mask;
         self
     }
 
@@ -65,9 +74,25 @@ impl Column {
         self.data.capacity() + self.ends.capacity() * size_of::<usize>() + nulls
     }
 
-    /// Adds a value in PostgreSQL's text form. On error the column is unchanged.
+    /// Adds a value in PostgreSQL's text form, or what its mask makes of it. On error the column is
+    /// unchanged.
     #[inline]
     pub fn push_text(&mut self, text: &[u8]) -> Result<(), ValueError> {
+        if self.mask.is_some() { self.push_masked(text) } else { self.push_value(text) }
+    }
+
+    fn push_masked(&mut self, text: &[u8]) -> Result<(), ValueError> {
+        let mask = self.mask.take();
+        let pushed = match mask.as_ref().map(|mask| mask.over(text)) {
+            Some(Some(masked)) => self.push_value(&masked),
+            _ => self.push_null(),
+        };
+        self.mask = mask;
+        pushed
+    }
+
+    #[inline]
+    fn push_value(&mut self, text: &[u8]) -> Result<(), ValueError> {
         let data = &mut self.data;
         match self.ty {
             ColumnType::Bool => data.push(text::boolean(text)?.into()),

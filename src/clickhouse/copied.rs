@@ -14,7 +14,7 @@ use super::{
     text::ValueError,
 };
 use crate::event::Version;
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 /// Builds blocks from rows of COPY.
 pub struct CopiedRows<'a> {
@@ -113,13 +113,17 @@ impl<'a> CopiedRows<'a> {
         }
         let mut envelope = Envelope::default();
         for (column, text) in self.spec.columns.iter().zip(&fields) {
-            envelope.new_value(&column.name, text.as_deref());
+            envelope.new_value(&column.name, column.shown(text.as_deref()).as_deref());
         }
+        let shown = |column: usize| {
+            let text = self.spec.columns[column].shown(fields[column].as_deref());
+            text.map(Cow::into_owned).unwrap_or_default()
+        };
         let letter = Letter {
             version: Version::COPY,
             transaction: None,
             operation: Operation::Copy,
-            key: self.spec.key.iter().map(|&column| fields[column].clone().unwrap_or_default()).collect(),
+            key: self.spec.key.iter().map(|&column| shown(column)).collect(),
             reason: Reason::from(error),
             envelope,
         };
@@ -152,15 +156,27 @@ fn unescape(field: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{block::ColumnSpec, types::ColumnType};
+    use super::super::{block::ColumnSpec, table::Choices, types::ColumnType};
     use super::*;
     use crate::config::Unrepresentable;
 
     fn spec() -> TableSpec {
-        let column = |name: &str, ty| ColumnSpec { name: name.into(), ty, nullable: true };
+        let column = |name: &str, ty| ColumnSpec { name: name.into(), ty, nullable: true, mask: None };
         let columns = [column("id", ColumnType::Int32), column("note", ColumnType::String)].into();
         let (schema, name, target) = ("public".to_owned(), "t".to_owned(), "t".to_owned());
-        TableSpec { oid: 1, schema, name, target, sources: Vec::new(), columns, key: vec![0] }
+        TableSpec {
+            oid: 1,
+            schema,
+            name,
+            target,
+            sources: Vec::new(),
+            excluded: Vec::new(),
+            columns,
+            key: vec![0],
+            filter: None,
+            choices: Choices::default(),
+            salt: None,
+        }
     }
 
     fn rows(spec: &TableSpec, unrepresentable: Unrepresentable) -> CopiedRows<'_> {

@@ -5,8 +5,9 @@ use super::{
     table::{IS_DELETED, TableSpec, VERSION},
     text::DateTimeRange,
 };
-use crate::quote;
+use crate::{config::SettingValue, quote};
 use clickhouse::{Client, error::Error};
+use std::collections::BTreeMap;
 
 /// walhouse's own tables; each may be run any number of times.
 const MIGRATIONS: &[&str] = &[
@@ -19,11 +20,15 @@ const MIGRATIONS: &[&str] = &[
 ];
 
 /// A confirmed insert, and a merge that took its place, outlive a power cut.
-const DURABLE: &str = "fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, \
-                       min_compressed_bytes_to_fsync_after_merge = 1";
+const DURABLE: &[(&str, &str)] = &[
+    ("fsync_after_insert", "1"),
+    ("fsync_part_directory", "1"),
+    ("min_rows_to_fsync_after_merge", "1"),
+    ("min_compressed_bytes_to_fsync_after_merge", "1"),
+];
 /// Granules of tables whose values are looked up by key: a lookup reads whole granules, and these
 /// rows are wide.
-const SMALL_GRANULES: &str = "index_granularity_bytes = 65536";
+const SMALL_GRANULES: (&str, &str) = ("index_granularity_bytes", "65536");
 
 /// The timestamps that the server can hold.
 pub async fn datetime_range(client: &Client) -> Result<DateTimeRange, Error> {
@@ -124,6 +129,37 @@ pub async fn uuid(client: &Client, target: &str) -> Result<Option<String>, Error
     retrying("look for a target", || client.query_raw(sql).param("name", target).fetch_optional::<String>()).await
 }
 
+/// Why ClickHouse does not take what the configuration wishes for a target, if so. The name must be
+/// free: the target is created to see, and stays only if nothing is wrong with it.
+pub async fn refused(client: &Client, spec: &TableSpec) -> Result<Option<String>, Error> {
+    if spec.choices.partition_by.is_none() && spec.choices.settings.is_empty() {
+        return Ok(None);
+    }
+    let section = format!("[tables.\"{}\"]", spec.full_name());
+    match create(client, spec).await {
+        Ok(_) => {}
+        // Its words are about the statement, and there is no row that they could quote.
+        Err(Error::BadResponse(said)) if said.starts_with("Code: ") && !said.contains("(ACCESS_DENIED)") => {
+            let said = said.lines().next().unwrap_or_default();
+            return Ok(Some(format!("ClickHouse refuses what {section} wishes for its table: {said}")));
+        }
+        Err(error) => return Err(error),
+    }
+    let sql = "SELECT name FROM system.columns WHERE database = currentDatabase() AND table = {name: String} \
+               AND is_in_partition_key AND NOT is_in_sorting_key";
+    let foreign = || client.query_raw(sql).param("name", &spec.target).fetch_all::<String>();
+    let foreign = retrying("look at the partition key", foreign).await?;
+    if foreign.is_empty() {
+        return Ok(None);
+    }
+    drop(client, &spec.target).await?;
+    Ok(Some(format!(
+        "partition_by in {section} uses {}, which its key has not: a row whose value changes would be in two partitions, \
+         which are never merged",
+        foreign.join(", ")
+    )))
+}
+
 fn create_table(spec: &TableSpec) -> String {
     let columns = spec
         .columns
@@ -131,14 +167,32 @@ fn create_table(spec: &TableSpec) -> String {
         .map(|column| format!("{} {}", quote::clickhouse(&column.name), column.ty.name(column.nullable)));
     let columns: Vec<String> = columns.collect();
     let key: Vec<String> = spec.key.iter().map(|&index| quote::clickhouse(&spec.columns[index].name)).collect();
-    let granules = if spec.toastable() { format!(", {SMALL_GRANULES}") } else { String::new() };
+    let partition = spec.choices.partition_by.as_ref().map(|by| format!("PARTITION BY {by} ")).unwrap_or_default();
     format!(
         "CREATE TABLE {} ({}, {VERSION} UInt128, {IS_DELETED} UInt8) \
-         ENGINE = ReplacingMergeTree({VERSION}, {IS_DELETED}) ORDER BY ({}) SETTINGS {DURABLE}{granules}",
+         ENGINE = ReplacingMergeTree({VERSION}, {IS_DELETED}) {partition}ORDER BY ({}) SETTINGS {}",
         quote::clickhouse(&spec.target),
         columns.join(", "),
         key.join(", "),
+        settings(spec),
     )
+}
+
+/// walhouse's own settings, and over them the configured ones.
+fn settings(spec: &TableSpec) -> String {
+    let granules = spec.toastable().then_some(SMALL_GRANULES);
+    let own = DURABLE.iter().copied().chain(granules).map(|(name, value)| (name, value.to_owned()));
+    let configured = spec.choices.settings.iter().map(|(name, value)| {
+        let value = match value {
+            SettingValue::Bool(on) => u8::from(*on).to_string(),
+            SettingValue::Integer(number) => number.to_string(),
+            SettingValue::Float(number) => number.to_string(),
+            SettingValue::Text(text) => quote::clickhouse_string(text),
+        };
+        (name.as_str(), value)
+    });
+    let all: BTreeMap<_, _> = own.chain(configured).collect();
+    all.iter().map(|(name, value)| format!("{name} = {value}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The statement for the view of a target's current rows.

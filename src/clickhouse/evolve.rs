@@ -199,6 +199,13 @@ impl Change<'_> {
     /// What older rows have in a column that was added.
     fn default(&self, new: &TableSpec, column: usize) -> Result<Option<String>, String> {
         let Some(missing) = &new.sources[column].missing else { return Ok(None) };
+        let missing = match &new.columns[column].mask {
+            Some(mask) => match mask.over(missing.as_bytes()) {
+                Some(masked) => &String::from_utf8_lossy(&masked).into_owned(),
+                None => return Ok(None),
+            },
+            None => missing,
+        };
         // The leaves of a partition tree may differ in it.
         let literal = if self.now.kind == TableKind::Table { literal(new.columns[column].ty, missing) } else { None };
         let unknown = || format!("column {} was added with a default", new.columns[column].name);
@@ -285,6 +292,7 @@ impl Step {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TableOptions;
     use crate::event::{Heap, KeyKind, RelationColumn, ReplicaIdentity};
 
     const INT4: u32 = 23;
@@ -319,6 +327,7 @@ mod tests {
             columns: columns.to_vec(),
             key: Ok(KeyKind::PrimaryKey),
             heaps: vec![Heap { oid: 7, filenode: 70, born_partition: false }],
+            filter: None,
         }
     }
 
@@ -339,10 +348,10 @@ mod tests {
     }
 
     fn evolution(old: &SourceTable, names: Option<&[&str]>, now: &SourceTable) -> Evolution {
-        let old_spec = TableSpec::new(old).unwrap();
+        let old_spec = TableSpec::new(old, &TableOptions::default()).unwrap();
         let relation = names.map(relation);
         let heaps = old.heaps.iter().map(|heap| (heap.oid, heap.filenode)).collect();
-        let layout = |table: &SourceTable| TableSpec::new(table);
+        let layout = |table: &SourceTable| TableSpec::new(table, &TableOptions::default());
         Change { old: &old_spec, heaps: &heaps, relation: relation.as_ref(), now, layout: &layout }.evolution()
     }
 
@@ -384,7 +393,10 @@ mod tests {
         let three = table(&[two(), vec![column(3, "b", TEXT)]].concat());
         let exchanged = table(&[column(1, "id", INT4), column(2, "b", TEXT), column(3, "a", TEXT)]);
         assert!(matches!(evolution(&three, Some(&["id", "b", "a"]), &exchanged), Evolution::Anew(_)));
-        assert!(Plan::new(&TableSpec::new(&three).unwrap(), &relation(&["id", "b", "a"])).is_err());
+        assert!(
+            Plan::new(&TableSpec::new(&three, &TableOptions::default()).unwrap(), &relation(&["id", "b", "a"]))
+                .is_err()
+        );
         let key = table(&[column(1, "key", INT4), column(2, "a", TEXT)]);
         assert!(matches!(evolution(&old, Some(&["key", "a"]), &key), Evolution::Anew(_)));
     }

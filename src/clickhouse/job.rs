@@ -12,7 +12,7 @@ use super::{
     text::DateTimeRange,
     toast::{Resolver, ToastError},
 };
-use crate::{event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
+use crate::{config::Config, event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
 use clickhouse::Client;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -23,6 +23,8 @@ pub(super) const MUTATION_PATIENCE: Duration = Duration::from_secs(1800);
 pub struct Shared {
     /// ClickHouse, with the database chosen.
     pub client: Client,
+    /// What tables' options are taken from.
+    pub config: Arc<Config>,
     /// The timestamps that the server can hold.
     pub range: DateTimeRange,
     /// What is stored.

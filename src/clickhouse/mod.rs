@@ -2,8 +2,8 @@
 //! beside them.
 //!
 //! In the order of the data: [`table`] lays a source's table onto a target, [`batch`] turns changes
-//! into rows of a [`block`], whose [`column`]s parse PostgreSQL's [`text`] forms; [`toast`] completes
-//! rows that lack values; [`insert`] sends blocks; [`landing`] finds the rows that ClickHouse does
+//! into rows of a [`block`], whose [`column`]s parse PostgreSQL's [`text`] forms
+//! and lay a [`mask`] over what is not to be seen; [`toast`] completes rows that lack values; [`insert`] sends blocks; [`landing`] finds the rows that ClickHouse does
 //! not take, and [`dead_letters`] keeps them; [`sink`] is the lane that drives all of this and keeps
 //! the [`ledger`] of what is durable. [`state`] is what survives.
 
@@ -19,6 +19,7 @@ pub mod insert;
 pub mod job;
 pub mod landing;
 pub mod ledger;
+pub mod mask;
 pub mod requests;
 pub mod reshape;
 pub mod sink;

@@ -13,7 +13,7 @@ use super::{
     state::{Altering, State, TableRecord, TableStatus},
     table::{Table, TableSpec},
 };
-use crate::quote;
+use crate::{config::TableOptions, quote};
 use clickhouse::{Client, error::Error};
 use std::collections::BTreeMap;
 
@@ -170,7 +170,14 @@ pub(super) async fn rename(shared: &Shared, table: &Table, spec: &TableSpec) -> 
 pub async fn complete(client: &Client, state: &State, record: TableRecord) -> Result<TableRecord, Failure> {
     let oid = record.oid;
     if let Some(fresh) = record.fresh.as_deref().filter(|fresh| fresh.status == TableStatus::Swapping) {
-        let spec = TableSpec::stored(oid, &record.schema, &record.name, &record.target, &fresh.shape);
+        let spec = TableSpec::stored(
+            oid,
+            &record.schema,
+            &record.name,
+            &record.target,
+            &fresh.shape,
+            &TableOptions::default(),
+        );
         complete_swap(client, state, &spec.map_err(Failure::Bug)?, &fresh.target, &fresh.uuid).await?;
     }
     let record = state.table(oid).await.unwrap_or(record);
@@ -183,7 +190,14 @@ pub async fn complete(client: &Client, state: &State, record: TableRecord) -> Re
     if let Some(name) = ddl::name(client, &record.uuid).await?.filter(|name| *name != record.target) {
         state.update_table(oid, |record| record.target = name).await?;
         if let Some(record) = state.table(oid).await {
-            let spec = TableSpec::stored(oid, &record.schema, &record.name, &record.target, &record.shape);
+            let spec = TableSpec::stored(
+                oid,
+                &record.schema,
+                &record.name,
+                &record.target,
+                &record.shape,
+                &TableOptions::default(),
+            );
             ddl::view(client, &spec.map_err(Failure::Bug)?).await?;
         }
     }

@@ -1,8 +1,12 @@
 //! A replicated table, as the ClickHouse side sees it: which columns its target has, which of
 //! them are the key, and how a row of the stream is laid out onto them.
 
-use super::{block::ColumnSpec, dead_letters::Losses, text::DateTimeRange, types::ColumnType};
-use crate::event::{Lsn, Relation, ReplicaIdentity, SourceColumn, SourceTable, Version};
+mod spec;
+
+pub use spec::{Choices, TableSpec};
+
+use super::{dead_letters::Losses, text::DateTimeRange, types::ColumnType};
+use crate::event::{Lsn, Relation, ReplicaIdentity, SourceTable, Version};
 use std::sync::{
     Arc,
     atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -21,104 +25,6 @@ pub const VIEW_SUFFIX: &str = "_current";
 
 /// Lays a table of the source onto a target, or says why it can not be replicated.
 pub type Layout = dyn Fn(&SourceTable) -> Result<TableSpec, String> + Send + Sync;
-
-/// The layout of a target.
-#[derive(Clone, Debug)]
-pub struct TableSpec {
-    /// `pg_class.oid` of the source.
-    pub oid: u32,
-    /// The source's schema.
-    pub schema: String,
-    /// The source's name.
-    pub name: String,
-    /// The table in ClickHouse.
-    pub target: String,
-    /// The source's columns that are replicated, in the order of the target's.
-    pub sources: Vec<SourceColumn>,
-    /// The target's columns, without those that every target has.
-    pub columns: Arc<[ColumnSpec]>,
-    /// Indexes of the key's columns, in index order.
-    pub key: Vec<usize>,
-}
-
-impl TableSpec {
-    /// The layout for `table` as the catalog shows it.
-    ///
-    /// # Errors
-    /// Why it can not be replicated, and what to do about it.
-    pub fn new(table: &SourceTable) -> Result<Self, String> {
-        table.key.clone()?;
-        let target = target_name(&table.schema, &table.name);
-        if RESERVED.contains(&target.as_str()) {
-            return Err(format!(
-                "its name in ClickHouse would be {target}, which is walhouse's own: exclude it in source.exclude"
-            ));
-        }
-        let sources = table.columns.iter().filter(|column| !column.generated).cloned().collect();
-        Self::of(table.oid, &table.schema, &table.name, target, sources)
-    }
-
-    /// The layout that was stored as [`shape`](Self::shape), whatever the catalog shows by now.
-    ///
-    /// # Errors
-    /// If what was stored is not a layout.
-    pub fn stored(oid: u32, schema: &str, name: &str, target: &str, shape: &str) -> Result<Self, String> {
-        let sources =
-            serde_json::from_str(shape).map_err(|error| format!("its stored shape is not readable: {error}"))?;
-        Self::of(oid, schema, name, target.to_owned(), sources)
-    }
-
-    fn of(oid: u32, schema: &str, name: &str, target: String, sources: Vec<SourceColumn>) -> Result<Self, String> {
-        if let Some(column) = sources.iter().find(|column| [VERSION, IS_DELETED].contains(&column.name.as_str())) {
-            return Err(format!(
-                "its column {} has a name that every table in ClickHouse needs: rename it",
-                column.name
-            ));
-        }
-        let columns = sources.iter().map(|source| ColumnSpec {
-            name: source.name.clone(),
-            ty: ColumnType::of_postgres(source.type_oid, source.type_modifier, source.is_enum),
-            nullable: !source.not_null && source.key_position.is_none(),
-        });
-        let columns: Arc<[_]> = columns.collect();
-        let mut key: Vec<_> = (0..sources.len()).filter(|&index| sources[index].key_position.is_some()).collect();
-        key.sort_by_key(|&index| sources[index].key_position);
-        if key.is_empty() {
-            return Err("its key has no column that is replicated".into());
-        }
-        Ok(Self { oid, schema: schema.to_owned(), name: name.to_owned(), target, sources, columns, key })
-    }
-
-    /// The same layout for columns of which something else is known.
-    pub fn with_sources(&self, sources: Vec<SourceColumn>) -> Result<Self, String> {
-        Self::of(self.oid, &self.schema, &self.name, self.target.clone(), sources)
-    }
-
-    /// The view of current rows beside the target.
-    pub fn view(&self) -> String {
-        format!("{}{VIEW_SUFFIX}", self.target)
-    }
-
-    /// Whether an update can leave a value out of the stream.
-    pub fn toastable(&self) -> bool {
-        self.sources.iter().any(|column| column.storage_toastable)
-    }
-
-    /// The source's columns, to be stored.
-    pub fn shape(&self) -> String {
-        serde_json::to_string(&self.sources).unwrap_or_default()
-    }
-
-    /// `schema.name`, for people and as a metric's label.
-    pub fn full_name(&self) -> String {
-        format!("{}.{}", self.schema, self.name)
-    }
-}
-
-/// The name of the target: tables of `public` keep theirs, others get their schema's in front.
-fn target_name(schema: &str, name: &str) -> String {
-    if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") }
-}
 
 /// What a value that is looked up is taken to be before one was seen. On the large side, because a
 /// batch is sized by it: the first one is then rather small than beyond the budget.
@@ -229,8 +135,8 @@ impl Drop for CopyGuard {
 /// How a tuple of the stream lies on a table's columns.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// For each column of the tuple, the target's column.
-    pub columns: Vec<usize>,
+    /// For each column of the tuple, the target's column; `None` for one that is left out.
+    pub columns: Vec<Option<usize>>,
     /// For each column of the key, in index order, its place in the tuple.
     pub key: Vec<usize>,
 }
@@ -243,6 +149,10 @@ impl Plan {
     pub fn new(spec: &TableSpec, relation: &Relation) -> Result<Self, String> {
         let mut columns = Vec::with_capacity(relation.columns.len());
         for column in &relation.columns {
+            if spec.excluded.iter().any(|excluded| excluded.name == column.name) {
+                columns.push(None);
+                continue;
+            }
             let Some(index) = spec.sources.iter().position(|source| source.name == column.name) else {
                 return Err(format!("column {} is new", column.name));
             };
@@ -253,28 +163,28 @@ impl Plan {
             {
                 return Err(format!("the type of column {} is another", column.name));
             }
-            columns.push(index);
+            columns.push(Some(index));
         }
-        if let Some(missing) = (0..spec.sources.len()).find(|index| !columns.contains(index)) {
+        if let Some(missing) = (0..spec.sources.len()).find(|&index| !columns.contains(&Some(index))) {
             return Err(format!("column {} is gone", spec.sources[missing].name));
         }
         // Both are in the order of attribute numbers: names that were exchanged show in their order.
-        if !columns.is_sorted() {
+        if !columns.iter().flatten().is_sorted() {
             return Err("its columns have exchanged their names".to_owned());
         }
         // Under FULL every column counts as one of the identity; then the catalog is looked at.
         if relation.identity != ReplicaIdentity::Full {
             let identity =
                 relation.columns.iter().zip(&columns).filter(|(column, _)| column.key).map(|(_, &index)| index);
-            let mut identity: Vec<usize> = identity.collect();
-            let mut key = spec.key.clone();
+            let mut identity: Vec<Option<usize>> = identity.collect();
+            let mut key: Vec<_> = spec.key.iter().copied().map(Some).collect();
             identity.sort_unstable();
             key.sort_unstable();
             if identity != key {
                 return Err("its replica identity is another".to_owned());
             }
         }
-        let place = |index: &usize| columns.iter().position(|column| column == index);
+        let place = |index: &usize| columns.iter().position(|column| *column == Some(*index));
         let key = spec.key.iter().map(place).collect::<Option<_>>().ok_or("a column of the key is gone")?;
         Ok(Self { columns, key })
     }

@@ -203,6 +203,7 @@ impl Resolver<'_> {
             table: spec.oid,
             key: key.collect(),
             columns: lacking.iter().map(|&column| name(column)).collect(),
+            filter: spec.filter.clone(),
             xid: row.at.xid,
         };
         let answer = self.source.current(request).await?;
@@ -265,10 +266,12 @@ impl Resolver<'_> {
 
     /// Forgets each row that was found under an old key of which a dead letter is newer.
     async fn leave_out_lost(&self, slice: &[Waiting], found: &mut Found) -> Result<(), ToastError> {
-        let mut questions = Vec::new();
+        let (spec, mut questions) = (&self.table.spec, Vec::new());
         for (number, row) in slice.iter().enumerate().filter(|(number, _)| found.newest[*number].is_some()) {
             questions.extend_from_slice(&(number as u32).to_le_bytes());
-            push_strings(&mut questions, &row.old_key(&self.table.spec).collect::<Vec<_>>());
+            let key = row.old_key(spec).zip(&spec.key);
+            let shown = key.map(|(text, &column)| spec.columns[column].shown(Some(text)).unwrap_or_default());
+            push_strings(&mut questions, &shown.collect::<Vec<_>>());
             questions.extend_from_slice(&row.at.version.0.to_le_bytes());
         }
         if questions.is_empty() {
@@ -311,10 +314,10 @@ impl Resolver<'_> {
     /// A block for the questions: number, key, and in the block's own columns the version and
     /// whether exactly that version is asked for.
     fn questions(&self) -> Block {
-        let number = ColumnSpec { name: "n".into(), ty: ColumnType::UInt32, nullable: false };
+        let number = ColumnSpec { name: "n".into(), ty: ColumnType::UInt32, nullable: false, mask: None };
         let keys = self.table.spec.key.iter().enumerate().map(|(place, &column)| {
             let ty = self.table.spec.columns[column].ty;
-            ColumnSpec { name: format!("k{place}"), ty, nullable: false }
+            ColumnSpec { name: format!("k{place}"), ty, nullable: false, mask: None }
         });
         Block::new(std::iter::once(number).chain(keys).collect())
     }

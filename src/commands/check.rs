@@ -49,11 +49,9 @@ pub struct Report {
 
 /// Looks at both sides, at the same time.
 pub async fn run(config: &Config) -> Report {
-    let (mut source, target) = futures_util::future::join(
-        Box::pin(postgres::check(&config.source)),
-        Box::pin(clickhouse::check(&config.clickhouse)),
-    )
-    .await;
+    let (mut source, target) =
+        futures_util::future::join(Box::pin(postgres::check(config)), Box::pin(clickhouse::check(&config.clickhouse)))
+            .await;
     source.checks.extend(target.checks);
     source
 }

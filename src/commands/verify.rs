@@ -4,6 +4,8 @@
 //! table whose copy is not complete, one that stopped. Both count as differences. A table without a
 //! usable key is never replicated; it is named, and counts as none.
 
+mod masked;
+
 use std::{
     collections::HashMap,
     fmt,
@@ -18,16 +20,19 @@ use tokio::sync::Mutex;
 use crate::{
     cli::VerifyArgs,
     clickhouse::{
+        block::ColumnSpec,
         client::{client, code, describe},
+        mask::Mask,
         state::{State, TableRecord, TableStatus},
         table::TableSpec,
     },
     config::Config,
-    event::{Lsn, SourceTable},
+    event::{Lsn, SourceColumn, SourceTable},
     postgres::{
         catalog,
         sql::{self, SqlError},
     },
+    quote,
     verify::{self, CheckpointError, ColumnPair, Options, Rendering, TablePair, TableReport, Verifier},
 };
 
@@ -190,13 +195,14 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let records = stored(config, &target).await?.tables().await;
     let records: HashMap<u32, TableRecord> = records.into_iter().map(|record| (record.oid, record)).collect();
     let mut source = sql::connect(&config.source, "walhouse verify").await?;
+    masked::prepare(&source, config.masking.salt.as_ref()).await?;
     let tables = wanted(&source, config, args).await?;
     let mut report = Report::default();
     let checkpoint = Stored::new(&target, config).await?;
     let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
     let oids: HashMap<String, u32> = tables.iter().map(|table| (table.full_name(), table.oid)).collect();
     for table in tables {
-        let pair = match pair(&table, records.get(&table.oid)) {
+        let pair = match pair(config, &table, records.get(&table.oid)) {
             Ok(pair) => pair,
             Err((state, reason)) => {
                 report.add(table.full_name(), state, reason);
@@ -254,7 +260,7 @@ async fn wanted(
     config: &Config,
     args: &VerifyArgs,
 ) -> Result<Vec<SourceTable>, Error> {
-    let (mut tables, _) = catalog::tables(source, &config.source.table_filter()).await?;
+    let (mut tables, _) = catalog::tables(source, &config.source).await?;
     if tables.is_empty() {
         return Err(Error::NoTable("source.tables"));
     }
@@ -265,10 +271,12 @@ async fn wanted(
 }
 
 /// What to compare with what, or why not.
-fn pair(table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
-    let spec = TableSpec::new(table).map_err(|reason| (Absence::NotReplicated, reason))?;
-    let record = record.ok_or_else(|| {
-        (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned())
+fn pair(config: &Config, table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
+    let options = config.table_options(&table.schema, &table.name);
+    let now = TableSpec::new(table, &options);
+    let record = record.ok_or_else(|| match &now {
+        Err(reason) => (Absence::NotReplicated, reason.clone()),
+        Ok(_) => (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned()),
     })?;
     match &record.status {
         TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
@@ -276,32 +284,36 @@ fn pair(table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, 
         TableStatus::Resync(reason) => return Err((Absence::Copying, format!("it is being copied anew: {reason}"))),
         TableStatus::Streaming | TableStatus::Swapping | TableStatus::Gone => {}
     }
-    if !is_followed(record, &spec) {
+    let now = now.map_err(|reason| (Absence::NotReplicated, reason))?;
+    let TableRecord { oid, schema, name, target, shape, .. } = record;
+    // What is stored by a tool, and not by walhouse, may have no shape.
+    let spec =
+        if shape.is_empty() { Ok(now.clone()) } else { TableSpec::stored(*oid, schema, name, target, shape, &options) };
+    let spec = spec.map_err(|reason| (Absence::Failed, reason))?;
+    if let Some(difference) = spec.differs_by_configuration(&options).filter(|_| !shape.is_empty()) {
+        let why = format!("{difference}; walhouse stops it when it starts with this configuration");
+        return Err((Absence::Failed, why));
+    }
+    let names = |spec: &TableSpec| spec.sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>();
+    if names(&spec) != names(&now) {
         let why = "its shape has changed in PostgreSQL, and walhouse has not followed yet".to_owned();
         return Err((Absence::Copying, why));
     }
-    let column = |source: &crate::event::SourceColumn| ColumnPair {
-        name: source.name.clone(),
-        kind: Rendering::of(source.type_oid, source.type_modifier, source.is_enum),
+    let column = |(source, column): (&SourceColumn, &ColumnSpec)| {
+        let usual = Rendering::of(source.type_oid, source.type_modifier, source.is_enum);
+        let kind = if matches!(column.mask, Some(Mask::Hash(_))) { Rendering::Text } else { usual };
+        let of_row = format!("walhouse_row.{}", quote::postgres(&source.name));
+        let masked = column.mask.as_ref().map(|mask| masked::expression(mask, &of_row));
+        ColumnPair { name: source.name.clone(), kind, masked }
     };
     Ok(TablePair {
         schema: spec.schema.clone(),
         name: spec.name.clone(),
         target: record.target.clone(),
         key: spec.key.iter().filter_map(|&index| spec.sources.get(index)).map(|key| key.name.clone()).collect(),
-        columns: spec.sources.iter().map(column).collect(),
-        // A table of which only some rows are published is not taken up.
-        filter: None,
+        columns: spec.sources.iter().zip(spec.columns.iter()).map(column).collect(),
+        filter: spec.filter.clone(),
     })
-}
-
-/// Whether the target has the columns that the catalog shows.
-fn is_followed(record: &TableRecord, spec: &TableSpec) -> bool {
-    let TableRecord { oid, schema, name, target, shape, .. } = record;
-    let names = |spec: &TableSpec| spec.sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>();
-    let stored = TableSpec::stored(*oid, schema, name, target, shape);
-    // What is stored by a tool, and not by walhouse, may have no shape.
-    stored.map_or(shape.is_empty(), |stored| names(&stored) == names(spec))
 }
 
 /// The stored checkpoint, which moves on an idle server too.

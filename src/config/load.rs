@@ -74,7 +74,7 @@ pub(super) fn load_with(
         .map_err(|error| loader.refused(None, &error))?;
     let mut config = Config::deserialize(merged.cache).map_err(|error| loader.refused(None, &error))?;
     loader.resolve_secrets(&mut config)?;
-    config.check().map_err(|(key, message)| loader.value(key, message))?;
+    config.check().map_err(|(key, message)| loader.value(&key, message))?;
     Ok(config)
 }
 
@@ -152,7 +152,14 @@ impl Loader<'_> {
             source.url.set_password(password.expose_secret());
         }
         let clickhouse = &mut config.clickhouse;
-        self.resolve(&mut clickhouse.password, clickhouse.password_file.as_deref(), "clickhouse.password_file")
+        self.resolve(&mut clickhouse.password, clickhouse.password_file.as_deref(), "clickhouse.password_file")?;
+        let masking = &mut config.masking;
+        self.resolve(&mut masking.salt, masking.salt_file.as_deref(), "masking.salt_file")?;
+        // As if there were none, where somebody believes that there is one.
+        match &masking.salt {
+            Some(salt) if salt.expose_secret().is_empty() => Err(self.value("masking.salt", "it is empty".to_owned())),
+            _ => Ok(()),
+        }
     }
 
     fn resolve(&self, secret: &mut Option<SecretString>, file: Option<&Path>, key: &str) -> Result<(), ConfigError> {
@@ -167,7 +174,7 @@ impl Loader<'_> {
         let content = content.strip_suffix('\n').unwrap_or(&content);
         let content = content.strip_suffix('\r').unwrap_or(content);
         if content.is_empty() {
-            return Err(refused(format!("{} is empty; it must hold the password", file.display())));
+            return Err(refused(format!("{} is empty; it must hold the secret", file.display())));
         }
         *secret = Some(content.into());
         Ok(())

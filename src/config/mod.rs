@@ -6,17 +6,25 @@
 //! silence. No output of this tree shows a secret: neither `Debug`, nor `Serialize`, nor an error.
 
 mod load;
+mod options;
 mod tables;
 mod url;
 mod value;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 pub use load::{ConfigError, load};
+pub use options::{ColumnConfig, Masking, MaskingConfig, OnDropColumn, SettingValue, TableConfig, TableOptions};
 pub use tables::{Glob, TableFilter};
 pub use url::{Endpoint, SourceUrl, SslMode, check_loopback};
 pub use value::{ByteSize, LogFormat, REDACTED, Timespan, Unrepresentable};
@@ -47,8 +55,12 @@ pub struct Config {
     queue: Option<NotYet>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     workers: Option<NotYet>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    tables: Option<NotYet>,
+    /// The key of masks.
+    #[serde(default)]
+    pub masking: MaskingConfig,
+    /// What is different for single tables, by `schema.name`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tables: BTreeMap<String, TableConfig>,
 }
 
 /// `[source]`
@@ -164,7 +176,8 @@ impl Config {
             log: LogConfig::default(),
             queue: None,
             workers: None,
-            tables: None,
+            masking: MaskingConfig::default(),
+            tables: BTreeMap::new(),
         }
     }
 
@@ -173,16 +186,30 @@ impl Config {
         toml::to_string(self)
     }
 
+    /// What is said of one table.
+    pub fn table_options(&self, schema: &str, name: &str) -> TableOptions {
+        TableOptions {
+            table: self.tables.get(&format!("{schema}.{name}")).cloned().unwrap_or_default(),
+            unrepresentable: self.batch.unrepresentable,
+            salt: self.masking.salt.clone(),
+        }
+    }
+
+    /// The names of tables for which options are given and that are none of `present`, which are given
+    /// as `schema.name`.
+    pub fn without_table(&self, present: impl Iterator<Item = String>) -> Vec<&str> {
+        let present: HashSet<String> = present.collect();
+        self.tables.keys().filter(|name| !present.contains(*name)).map(String::as_str).collect()
+    }
+
     /// The first key whose value is out of bounds, and why.
-    fn check(&self) -> Result<(), (&'static str, String)> {
-        let at = |key| move |message| (key, message);
+    fn check(&self) -> Result<(), (Cow<'static, str>, String)> {
+        let at = |key: &'static str| move |message| (Cow::from(key), message);
         slot_name(&self.source.slot).map_err(at("source.slot"))?;
         identifier(&self.source.publication).map_err(at("source.publication"))?;
         if self.source.tables.is_empty() {
-            return Err((
-                "source.tables",
-                "the list is empty; name what to replicate, such as \"public.*\"".to_owned(),
-            ));
+            let why = "the list is empty; name what to replicate, such as \"public.*\"";
+            return Err(at("source.tables")(why.to_owned()));
         }
         within(self.source.snapshot.workers, 1, 64).map_err(at("source.snapshot.workers"))?;
         http_url(&self.clickhouse.url).map_err(at("clickhouse.url"))?;
@@ -190,13 +217,34 @@ impl Config {
         let (shortest, longest) = (Timespan(Duration::from_millis(1)), Timespan(Duration::from_secs(300)));
         within(self.batch.max_delay, shortest, longest).map_err(at("batch.max_delay"))?;
         within(self.batch.max_rows, 1, 100_000_000).map_err(at("batch.max_rows"))?;
-        if matches!(self.batch.unrepresentable, Unrepresentable::Null | Unrepresentable::Clamp) {
-            let why = "this version does not change values: it stops the table; choose \"dead_letter\" or \"fail\"";
-            return Err(at("batch.unrepresentable")(why.to_owned()));
-        }
+        policy(Some(self.batch.unrepresentable)).map_err(at("batch.unrepresentable"))?;
         within(self.batch.max_bytes, ByteSize(64 << 10), ByteSize::mib(1024)).map_err(at("batch.max_bytes"))?;
         self.check_budget().map_err(at("memory.budget"))?;
-        self.check_level().map_err(at("log.level"))
+        self.check_level().map_err(at("log.level"))?;
+        self.check_tables()
+    }
+
+    fn check_tables(&self) -> Result<(), (Cow<'static, str>, String)> {
+        let filter = self.source.table_filter();
+        for (name, table) in &self.tables {
+            let path = |key: &str| Cow::from(format!("tables.\"{name}\"{key}"));
+            let mut halves = name.match_indices('.').map(|(dot, _)| (&name[..dot], &name[dot + 1..]));
+            if halves.clone().next().is_none_or(|(schema, table)| schema == "*" || table == "*") {
+                let why = "it is not the name of one table; give its schema, a dot and its name, without a pattern";
+                return Err((path(""), why.to_owned()));
+            }
+            if !halves.any(|(schema, table)| filter.matches(schema, table)) {
+                let why = "source.tables and source.exclude do not let this table in, so its options would do nothing";
+                return Err((path(""), why.to_owned()));
+            }
+            table.check().map_err(|(key, why)| (path(&format!(".{key}")), why))?;
+            policy(table.unrepresentable).map_err(|why| (path(".unrepresentable"), why))?;
+            for (column, config) in &table.columns {
+                let key = format!(".columns.{column}.unrepresentable");
+                policy(config.unrepresentable).map_err(|why| (path(&key), why))?;
+            }
+        }
+        Ok(())
     }
 
     /// A word that is no level would be taken for a module, and the log would be silent.
@@ -295,6 +343,14 @@ impl Default for LogConfig {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::default() }
     }
+}
+
+fn policy(policy: Option<Unrepresentable>) -> Result<(), String> {
+    if matches!(policy, Some(Unrepresentable::Null | Unrepresentable::Clamp)) {
+        let why = "this version does not change values: it stops the table; choose \"dead_letter\" or \"fail\"";
+        return Err(why.to_owned());
+    }
+    Ok(())
 }
 
 fn within<T: PartialOrd + std::fmt::Display>(value: T, least: T, most: T) -> Result<(), String> {

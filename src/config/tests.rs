@@ -69,7 +69,9 @@ fn every_commented_key_of_the_example_is_its_default() {
     let uncommented: Vec<&str> = text
         .lines()
         .map(|line| {
-            line.strip_prefix("# ").filter(|rest| is_key(rest) && !rest.starts_with("password")).unwrap_or(line)
+            line.strip_prefix("# ")
+                .filter(|rest| is_key(rest) && !["password", "salt"].iter().any(|secret| rest.starts_with(secret)))
+                .unwrap_or(line)
         })
         .collect();
     let url = "postgres://walhouse@localhost:5432/shop".parse().expect("a URL");
@@ -180,7 +182,7 @@ fn what_a_later_version_knows_is_refused_as_such() {
     for (text, key) in [
         ("[queue]\nregion = \"eu-central-1\"", "queue"),
         ("[workers]\nenabled = true", "workers"),
-        ("[tables.\"public.sales_order\"]\nexclude_columns = [\"notes\"]", "tables"),
+        ("[tables.\"public.t\"]\npublish = true", "tables.\"public.t\".publish"),
         ("[clickhouse]\ncluster = \"main\"", "clickhouse.cluster"),
     ] {
         let error = refusal(&format!("{MINIMAL}{text}"));
@@ -189,18 +191,85 @@ fn what_a_later_version_knows_is_refused_as_such() {
 }
 
 #[test]
+fn a_table_has_its_options_under_its_own_name() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/walhouse.example.toml");
+    let text = fs::read_to_string(path).expect("the example");
+    let (_, section) = text.split_once("# [tables.").expect("an example of a table");
+    let is_key = |line: &&str| line.split_once(" = ").is_some_and(|(key, _)| !key.trim_start().contains([' ', '"']));
+    let keys =
+        section.lines().filter_map(|line| line.strip_prefix("#   ")).filter(is_key).collect::<Vec<_>>().join("\n");
+    let config = read(&format!("{MINIMAL}[tables.\"public.sales_order\"]\n{keys}")).expect("the example is valid");
+    let options = config.table_options("public", "sales_order");
+    let TableConfig { target, exclude_columns, column_types, mask, order_by, partition_by, settings, .. } =
+        options.table;
+    assert_eq!((target.as_deref(), exclude_columns), (Some("orders"), vec!["notes".to_owned()]));
+    assert_eq!(column_types["total_amount"], "Decimal(18, 2)");
+    assert_eq!([&mask["email"], &mask["phone"]], [&Masking::Hash, &Masking::Null]);
+    assert_eq!(mask["city"], Masking::Fixed("(masked)".to_owned()));
+    assert_eq!((order_by.len(), partition_by.as_deref()), (2, Some("intDiv(id, 10_000_000)")));
+    assert_eq!(settings["index_granularity"], SettingValue::Integer(4096));
+    assert_eq!(config.table_options("crm", "sales_order").table, TableConfig::default());
+}
+
+#[test]
 fn keys_of_the_file_keep_their_case_and_their_dots() {
-    // Overrides per table will be keyed by names such as these.
-    let text = "[tables.\"public.Sales Order\"]\nx = 1\n[tables.\"public.ÄÖ[0]\"]\nx = 2\n";
-    let merged = config::Config::builder()
-        .add_source(config::File::from_str(text, config::FileFormat::Toml))
-        .add_source(config::Environment::with_prefix("WALHOUSE").separator("__").source(Some(Default::default())))
-        .build()
-        .expect("valid TOML");
-    let tables = merged.get_table("tables").expect("a table");
-    let mut keys: Vec<&str> = tables.keys().map(String::as_str).collect();
-    keys.sort_unstable();
-    assert_eq!(keys, ["public.Sales Order", "public.ÄÖ[0]"]);
+    let text = "[tables.\"public.Sales Order\"]\ntarget = \"a\"\n[tables.\"public.ÄÖ[0]\"]\ntarget = \"b\"\n";
+    let config = read(&format!("{MINIMAL}{text}")).expect("valid");
+    let target = |name| config.table_options("public", name).table.target;
+    assert_eq!(target("Sales Order").as_deref(), Some("a"));
+    assert_eq!(target("ÄÖ[0]").as_deref(), Some("b"));
+    assert_eq!(target("sales order"), None);
+}
+
+#[test]
+fn the_policy_of_a_column_wins_over_its_table_and_that_over_the_batch() {
+    let text = "[tables.\"public.t\"]\nunrepresentable = \"fail\"\ncolumns.a.unrepresentable = \"dead_letter\"";
+    let config = read(&format!("{MINIMAL}{text}")).expect("valid");
+    let policy = |table, column| config.table_options("public", table).unrepresentable(column);
+    assert_eq!(policy("t", "a"), Unrepresentable::DeadLetter);
+    assert_eq!(policy("t", "b"), Unrepresentable::Fail);
+    assert_eq!(policy("u", "b"), Unrepresentable::DeadLetter);
+}
+
+#[test]
+fn options_of_a_table_that_can_not_be_are_refused_with_their_path() {
+    let long = "x".repeat(201);
+    for (table, options, words) in [
+        ("orders", "", "tables.\"orders\": it is not the name of one table"),
+        ("public.*", "", "tables.\"public.*\": it is not the name of one table"),
+        ("crm.t", "", "tables.\"crm.t\": source.tables and source.exclude do not let this table in"),
+        ("public.t", "exclude_column = [\"a\"]", "tables.public.t.exclude_column: unknown key; expected one of target"),
+        ("public.t", &format!("target = \"{long}\""), "tables.\"public.t\".target: "),
+        ("public.t", "exclude_columns = [\"a\", \"a\"]", ".exclude_columns: \"a\" is in it twice"),
+        (
+            "public.t",
+            "exclude_columns = [\"a\"]\nmask = { a = \"hash\" }",
+            ".mask.a: the column is in exclude_columns too",
+        ),
+        ("public.t", "mask = { a = \"md5\" }", ".mask.a: \"md5\" is none of \"hash\", \"null\""),
+        ("public.t", "mask = { a = { fix = \"x\" } }", ".mask.a: it is none of \"hash\""),
+        ("public.t", "mask = { a = \"hash\" }\ncolumn_types = { a = \"UUID\" }", ".column_types.a: the column's mask"),
+        ("public.t", "partition_by = \" \"", ".partition_by: it is empty"),
+        ("public.t", "settings = { \"x, y\" = 1 }", ".settings.x, y: it is not the name"),
+        ("public.t", "settings = { allow_experimental_replacing_merge_with_cleanup = 1 }", "tombstones must stay"),
+        ("public.t", "unrepresentable = \"clamp\"", "tables.\"public.t\".unrepresentable: "),
+        ("public.t", "columns.a.unrepresentable = \"null\"", "tables.\"public.t\".columns.a.unrepresentable: "),
+        ("public.t", "columns.a.policy = \"null\"", "columns.a.policy: unknown key"),
+        ("public.t", "on_drop_column = \"hide\"", "on_drop_column: \"hide\" is none of \"keep\", \"drop\""),
+    ] {
+        let error = refusal(&format!("{MINIMAL}[tables.\"{table}\"]\n{options}"));
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_salt_is_a_secret() {
+    let directory = Directory::new();
+    let file = directory.file("salt", "canary\n");
+    let config = read(&format!("{MINIMAL}[masking]\nsalt_file = {file:?}")).expect("valid");
+    assert_eq!(config.table_options("public", "t").salt.expect("a salt").expose_secret(), "canary");
+    assert!(!format!("{config:?}{}", toml_of(&config)).contains("canary"));
+    assert!(refusal(&format!("{MINIMAL}[masking]\nsalt = \"\"")).contains("masking.salt: it is empty"));
 }
 
 #[test]

@@ -110,7 +110,7 @@ pub enum LogFormat {
 /// A closed set of words, with one message for everything else.
 macro_rules! words {
     ($type:ident: $($word:literal => $variant:ident),+) => {
-        impl FromStr for $type {
+        impl std::str::FromStr for $type {
             type Err = String;
 
             fn from_str(text: &str) -> Result<Self, String> {
@@ -150,6 +150,7 @@ macro_rules! as_text {
     )+};
 }
 pub(super) use as_text;
+pub(super) use words;
 
 as_text!(ByteSize, Timespan, Unrepresentable, LogFormat);
 

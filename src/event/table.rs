@@ -17,6 +17,8 @@ pub struct SourceTable {
     pub columns: Vec<SourceColumn>,
     /// What identifies a row, or why nothing does and what to do about it.
     pub key: Result<KeyKind, String>,
+    /// Which rows are published, as PostgreSQL prints the condition; `None` for all.
+    pub filter: Option<String>,
     /// What holds its rows: the table itself, or the leaves of the partition tree.
     pub heaps: Vec<Heap>,
 }
@@ -73,7 +75,7 @@ pub struct SourceColumn {
     /// Whether the column's own constraint excludes NULL. A domain's does not count: an outer join or
     /// an empty subquery can store a NULL in spite of it.
     pub not_null: bool,
-    /// Whether the value is computed from other columns.
+    /// Whether the value is computed from other columns, and stored.
     pub generated: bool,
     /// The column's place in the key, from 0.
     pub key_position: Option<u16>,

@@ -14,7 +14,7 @@ use crate::{
         requests::Requests,
         sink::{Limits, Sink},
         state::{Checkpoint, State},
-        table::TableSpec,
+        table::{Layout, TableSpec},
     },
     config::Config,
     copy::Copier,
@@ -241,9 +241,10 @@ async fn stream(
     let ids = QueryIds::new(&source.slot, epoch.0);
     let inserter = Inserter::new(clickhouse.clone(), Arc::clone(&state), ids, Arc::clone(&allowed));
     let shared = Arc::new(Shared {
+        config: Arc::clone(config),
         range: ddl::datetime_range(&clickhouse).await?,
         requests: Requests::new(clickhouse.clone(), &source.slot),
-        layout: Box::new(TableSpec::new),
+        layout: layout(config),
         client: clickhouse,
         state: Arc::clone(&state),
         inserter: Arc::new(inserter),
@@ -334,6 +335,12 @@ async fn stream(
     }
     streaming.finish().await;
     Ok(())
+}
+
+/// Tables are laid out as they are configured.
+fn layout(config: &Arc<Config>) -> Box<Layout> {
+    let config = Arc::clone(config);
+    Box::new(move |table| TableSpec::new(table, &config.table_options(&table.schema, &table.name)))
 }
 
 /// LZ4 costs more than it saves where no network is crossed.

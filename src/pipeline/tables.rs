@@ -119,7 +119,7 @@ impl Tables {
         if let Some(gap) = slot::publication_gap(&self.publication.identity, present, &self.source.slot) {
             return Err(gap.into());
         }
-        let (tables, position) = catalog::tables(control, &self.source.table_filter()).await?;
+        let (tables, position) = catalog::tables(control, &self.source).await?;
         let memberships = slot::memberships(control, &self.publication).await?;
         let present: HashSet<u32> = tables.iter().map(|table| table.oid).collect();
         for record in self.shared.state.tables().await {
@@ -166,7 +166,9 @@ impl Tables {
             }
             return Ok(());
         };
-        if (&record.schema, &record.name) != (&table.schema, &table.name) {
+        let wanted = (self.shared.layout)(table).map(|spec| spec.target);
+        if (&record.schema, &record.name) != (&table.schema, &table.name) || wanted.is_ok_and(|to| to != record.target)
+        {
             self.rename(&record, table).await?;
         }
         let seen = seen(table);
@@ -195,7 +197,12 @@ impl Tables {
     /// Whether a table has a shape that a copy could follow.
     fn differs(&self, record: &TableRecord, now: &SourceTable) -> Result<bool, SessionError> {
         let TableRecord { oid, schema, name, target, shape, heaps, .. } = record;
-        let old = TableSpec::stored(*oid, schema, name, target, shape).map_err(SessionError::Definite)?;
+        let options = self.shared.config.table_options(schema, name);
+        let old = TableSpec::stored(*oid, schema, name, target, shape, &options).map_err(SessionError::Definite)?;
+        // Stopped for another configuration, it waits for the operator's word.
+        if old.differs_by_configuration(&options).is_some() {
+            return Ok(false);
+        }
         let change = Change { old: &old, heaps, relation: None, now, layout: &*self.shared.layout };
         Ok(matches!(change.evolution(), Evolution::Anew(_) | Evolution::InPlace(..)))
     }

@@ -1,4 +1,4 @@
-//! The tables that are meant, as the catalog shows them *now*.
+//! The tables that are meant, as the catalog shows them *now*, with what of them is published.
 //!
 //! A table is listed with its columns and with the key that identifies its rows in ClickHouse, or
 //! with the reason why it has none: such a table must never enter the publication, since PostgreSQL
@@ -12,38 +12,43 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-use super::sql::SqlError;
+use super::{slot, sql::SqlError};
 use crate::{
-    config::TableFilter,
+    config::SourceConfig,
     event::{Heap, KeyKind, Lsn, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
     quote,
 };
 
 /// The tables that `filter` matches, by schema and name, and a WAL position that the read is not
 /// newer than.
-pub async fn tables(client: &Client, filter: &TableFilter) -> Result<(Vec<SourceTable>, Lsn), SqlError> {
+pub async fn tables(client: &Client, source: &SourceConfig) -> Result<(Vec<SourceTable>, Lsn), SqlError> {
+    let filter = source.table_filter();
     let read = async {
         client.batch_execute(SNAPSHOT).await?;
         let position = position(client).await?;
         let mut listed = relations(client, None).await?;
         listed.retain(|relation| filter.matches(&relation.schema, &relation.name));
-        Ok((described(client, listed).await?, position))
+        Ok((described(client, source, listed).await?, position))
     };
     ended(client, read.await).await
 }
 
 /// One table, if it is there, and a WAL position that the read is not newer than.
-pub async fn table(client: &Client, oid: u32) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
+pub async fn table(client: &Client, source: &SourceConfig, oid: u32) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
     let read = async {
         client.batch_execute(SNAPSHOT).await?;
-        one(client, oid).await
+        one(client, source, oid).await
     };
     ended(client, read.await).await
 }
 
 /// One table, if it is there, and a WAL position: commits from there on, and none before, write it
 /// in this shape or a later one.
-pub async fn table_at(client: &Client, table: &SourceTable) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
+pub async fn table_at(
+    client: &Client,
+    source: &SourceConfig,
+    table: &SourceTable,
+) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
     // The lock keeps the shape as it is between the two reads; the snapshot comes after it.
     let lock = format!(
         "{SNAPSHOT}; SET LOCAL lock_timeout = '2s'; LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
@@ -51,7 +56,7 @@ pub async fn table_at(client: &Client, table: &SourceTable) -> Result<Option<(So
     );
     let read = async {
         client.batch_execute(&lock).await?;
-        one(client, table.oid).await
+        one(client, source, table.oid).await
     };
     let found = ended(client, read.await).await?;
     // The name may have gone to another table meanwhile: then the lock was for nothing.
@@ -75,13 +80,17 @@ async fn position(client: &Client) -> Result<Lsn, SqlError> {
     Ok(position.parse().unwrap_or_default())
 }
 
-async fn one(client: &Client, oid: u32) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
+async fn one(client: &Client, source: &SourceConfig, oid: u32) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
     let position = position(client).await?;
     let listed = relations(client, Some(oid)).await?;
-    Ok(described(client, listed).await?.pop().map(|table| (table, position)))
+    Ok(described(client, source, listed).await?.pop().map(|table| (table, position)))
 }
 
-async fn described(client: &Client, listed: Vec<Relation>) -> Result<Vec<SourceTable>, SqlError> {
+async fn described(
+    client: &Client,
+    source: &SourceConfig,
+    listed: Vec<Relation>,
+) -> Result<Vec<SourceTable>, SqlError> {
     let oids: Vec<u32> = listed.iter().map(|relation| relation.oid).collect();
     let mut columns = columns(client, &oids).await?;
     let partitions = partitions(client, &oids).await?;
@@ -97,7 +106,7 @@ async fn described(client: &Client, listed: Vec<Relation>) -> Result<Vec<SourceT
         let heaps = below.chain([relation.oid]).filter_map(|oid| heaps.remove(&oid)).collect();
         SourceTable { heaps, ..relation.into_table(columns, &keys, own) }
     });
-    Ok(tables.collect())
+    slot::published(client, &source.publication, tables.collect()).await
 }
 
 /// A row of `pg_class`.
@@ -138,12 +147,13 @@ fn identity(letter: &str) -> ReplicaIdentity {
 }
 
 async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, SqlError> {
-    // A domain over a domain has its modifier where the chain ends.
+    // A domain over a domain has its modifier where the chain ends. A virtual generated column is in no
+    // row, and so in no publication.
     let statement = "WITH RECURSIVE attribute AS ( \
                          SELECT attrelid, attnum, attname, atttypid AS declared, atttypmod AS declared_modifier, \
                                 atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, attstorage <> 'p' AS extended, \
                                 (attmissingval::text::text[])[1] AS missing, xmin AS stamp \
-                         FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped \
+                         FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
                        UNION ALL \
                          SELECT attrelid, attnum, attname, declared, declared_modifier, t.typbasetype, t.typtypmod, \
                                 attnotnull, generated, extended, missing, stamp \
@@ -290,7 +300,17 @@ impl Relation {
             kind
         });
         let Self { oid, schema, name, kind, identity, .. } = self;
-        SourceTable { oid, schema, name, kind, replica_identity: identity, columns, key, heaps: Vec::new() }
+        SourceTable {
+            oid,
+            schema,
+            name,
+            kind,
+            replica_identity: identity,
+            columns,
+            key,
+            heaps: Vec::new(),
+            filter: None,
+        }
     }
 
     fn key<'k>(

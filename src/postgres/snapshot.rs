@@ -117,9 +117,15 @@ async fn holders(client: &Client, writers: &[String]) -> Result<String, SqlError
     Ok(row.try_get(0)?)
 }
 
-/// Begins to read the blocks `first..last` of a heap. The session's transaction is open until
+/// Begins to read the blocks `first..last` of a heap: of its rows, those that `filter` lets through. The session's transaction is open until
 /// [`end`] is called, or the session dropped.
-pub async fn open(client: &Client, leaf: &Leaf, columns: &[String], first: u32, last: u32) -> Result<Opened, SqlError> {
+pub async fn open(
+    client: &Client,
+    leaf: &Leaf,
+    columns: &[String],
+    filter: Option<&str>,
+    (first, last): (u32, u32),
+) -> Result<Opened, SqlError> {
     // In this order: the lock keeps rewrites out, then the first query takes the snapshot, then the
     // position is read. So whatever the snapshot shows was written before that position.
     client
@@ -142,8 +148,9 @@ pub async fn open(client: &Client, leaf: &Leaf, columns: &[String], first: u32, 
     }
     let position: &str = row.try_get(1)?;
     let columns: Vec<String> = columns.iter().map(|column| quote::postgres(column)).collect();
+    let filter = filter.map(|filter| format!(" AND ({filter})")).unwrap_or_default();
     let copy = format!(
-        "COPY (SELECT {} FROM ONLY {} WHERE ctid >= '({first},0)' AND ctid < '({last},0)') TO STDOUT",
+        "COPY (SELECT {} FROM ONLY {} WHERE ctid >= '({first},0)' AND ctid < '({last},0)'{filter}) TO STDOUT",
         columns.join(", "),
         leaf.quoted
     );

@@ -194,7 +194,7 @@ impl<'a> ClickHouseSql<'a> {
 }
 
 fn postgres_column(column: &ColumnPair) -> String {
-    format!("walhouse_row.{}", quote::postgres(&column.name))
+    column.masked.clone().unwrap_or_else(|| format!("walhouse_row.{}", quote::postgres(&column.name)))
 }
 
 /// `concat` takes every type's own output function. A cast to text would not: it strips the
@@ -303,7 +303,7 @@ mod tests {
     use super::*;
 
     fn table() -> TablePair {
-        let column = |name: &str, kind| ColumnPair { name: name.into(), kind };
+        let column = |name: &str, kind| ColumnPair { name: name.into(), kind, masked: None };
         TablePair {
             schema: "my \"shop\"".into(),
             name: "order".into(),
@@ -422,7 +422,7 @@ mod tests {
     #[test]
     fn a_wide_row_stays_within_the_arguments_that_a_function_takes() {
         let columns: Vec<_> =
-            (0..200).map(|i| ColumnPair { name: format!("n{i}"), kind: Rendering::Integer }).collect();
+            (0..200).map(|i| ColumnPair { name: format!("n{i}"), kind: Rendering::Integer, masked: None }).collect();
         let table = TablePair { key: vec!["n0".into()], columns, ..table() };
         let key = table.key_columns().unwrap();
         let sql = PostgresSql::new(&table, &key, UTF8).sums(16);

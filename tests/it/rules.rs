@@ -24,7 +24,7 @@ async fn run(session: &Client, sql: &str) {
 }
 
 /// Waits until a table has stopped, and returns why.
-async fn stop_reason(db: &TestDb, table: &str) -> String {
+pub(crate) async fn stop_reason(db: &TestDb, table: &str) -> String {
     let sql = format!("SELECT reason FROM _tables FINAL WHERE table_name = '{table}' AND status = 'stopped'");
     eventually(Duration::from_secs(30), async || match db.ch.try_query(&sql).await? {
         reason if reason.is_empty() => Err(format!("{table} has not stopped")),
@@ -44,7 +44,7 @@ async fn wait_for_status(db: &TestDb, table: &str, status: &str) {
 }
 
 /// Creates the publication that walhouse would create, with everything in it.
-async fn publish_all(db: &TestDb) {
+pub(crate) async fn publish_all(db: &TestDb) {
     db.pg.execute("CREATE PUBLICATION walhouse FOR ALL TABLES WITH (publish_via_partition_root = true)").await;
 }
 

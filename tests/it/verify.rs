@@ -85,7 +85,10 @@ fn pair(name: &str, key: &[&str], columns: &[(&str, Rendering)]) -> TablePair {
         name: name.into(),
         target: name.into(),
         key: key.iter().map(|key| key.to_string()).collect(),
-        columns: columns.iter().map(|(name, kind)| ColumnPair { name: name.to_string(), kind: *kind }).collect(),
+        columns: columns
+            .iter()
+            .map(|(name, kind)| ColumnPair { name: name.to_string(), kind: *kind, masked: None })
+            .collect(),
         filter: None,
     }
 }

@@ -96,12 +96,12 @@ impl Batch {
             RowChange::Delete(_) => return Ok(()),
         };
         let mut envelope = Envelope::default();
-        for (&column, value) in plan.columns.iter().zip(new.values()) {
-            let name = &spec.columns[column].name;
+        for (column, value) in plan.columns.iter().zip(new.values()) {
+            let Some(of) = column.map(|column| &spec.columns[column]) else { continue };
             match value {
-                Value::Text(text) => envelope.new_value(name, Some(text)),
-                Value::Null => envelope.new_value(name, None),
-                Value::Unchanged | Value::Binary(_) => envelope.unchanged(name),
+                Value::Text(text) => envelope.new_value(&of.name, of.shown(Some(text)).as_deref()),
+                Value::Null => envelope.new_value(&of.name, None),
+                Value::Unchanged | Value::Binary(_) => envelope.unchanged(&of.name),
             }
         }
         if let Some((old, old_is_key)) = old {
@@ -135,7 +135,8 @@ impl Batch {
         error: &CellError,
         envelope: Envelope,
     ) -> Result<(), CellError> {
-        let key = key.into_iter().map(|text| text.map(<[u8]>::to_vec)).collect::<Option<_>>();
+        let shown = |(text, &column): (Option<&[u8]>, &usize)| Some(spec.columns[column].shown(text)?.into_owned());
+        let key = key.into_iter().zip(&spec.key).map(shown).collect::<Option<_>>();
         let key = key.ok_or(CellError::Protocol("a key without its value"))?;
         let (version, reason) = (at.version, Reason::from(error));
         let letter = Letter { version, transaction: Some((at.xid, at.time)), operation, key, reason, envelope };
@@ -149,7 +150,9 @@ impl Batch {
         for (column, of) in spec.columns.iter().enumerate() {
             match row.cells[column] {
                 super::Cell::Lacking => envelope.unchanged(&of.name),
-                super::Cell::Null | super::Cell::Text(..) => envelope.new_value(&of.name, row.text(column)),
+                super::Cell::Null | super::Cell::Text(..) => {
+                    envelope.new_value(&of.name, of.shown(row.text(column)).as_deref());
+                }
             }
         }
         let key = spec.key.iter().map(|&column| row.text(column)).collect();
@@ -179,15 +182,13 @@ impl Batch {
 }
 
 fn old_values(envelope: &mut Envelope, spec: &TableSpec, plan: &Plan, old: Tuple<'_>, old_is_key: bool) {
-    for (&column, value) in plan.columns.iter().zip(old.values()) {
+    for (column, value) in plan.columns.iter().zip(old.values()) {
         // A key tuple says nothing of the columns outside the key.
-        if old_is_key && !spec.key.contains(&column) {
-            continue;
-        }
-        let name = &spec.columns[column].name;
+        let Some(column) = column.filter(|column| !old_is_key || spec.key.contains(column)) else { continue };
+        let of = &spec.columns[column];
         match value {
-            Value::Text(text) => envelope.old_value(name, Some(text)),
-            Value::Null => envelope.old_value(name, None),
+            Value::Text(text) => envelope.old_value(&of.name, of.shown(Some(text)).as_deref()),
+            Value::Null => envelope.old_value(&of.name, None),
             Value::Unchanged | Value::Binary(_) => {}
         }
     }

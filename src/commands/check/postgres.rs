@@ -4,7 +4,8 @@ use tokio_postgres::{Client, Row};
 
 use super::{Found, Report, failed, failed_as_told, fine, plural, warning};
 use crate::{
-    config::SourceConfig,
+    clickhouse::table::TableSpec,
+    config::{Config, SourceConfig},
     event::{SourceTable, TableKind},
     postgres::{
         catalog::tables,
@@ -17,7 +18,8 @@ const AREA: &str = "PostgreSQL";
 /// By major version.
 const SUPPORTED: std::ops::RangeInclusive<i32> = 14..=18;
 
-pub(super) async fn check(source: &SourceConfig) -> Report {
+pub(super) async fn check(config: &Config) -> Report {
+    let source = &config.source;
     let mut report = Report::default();
     let client = match connect(source, "walhouse check").await {
         Ok(client) => client,
@@ -27,13 +29,14 @@ pub(super) async fn check(source: &SourceConfig) -> Report {
         }
     };
     report.push(AREA, "connection", fine(source.url.to_string()));
-    if let Err(error) = look(&client, source, &mut report).await {
+    if let Err(error) = look(&client, config, &mut report).await {
         report.push(AREA, "catalog", failed(error.to_string(), "mend this, then check again"));
     }
     report
 }
 
-async fn look(client: &Client, source: &SourceConfig, report: &mut Report) -> Result<(), SqlError> {
+async fn look(client: &Client, config: &Config, report: &mut Report) -> Result<(), SqlError> {
+    let source = &config.source;
     let server = Server::read(client).await?;
     report.push(AREA, "version", server.version());
     report.push(AREA, "wal_level", server.wal_level());
@@ -46,9 +49,9 @@ async fn look(client: &Client, source: &SourceConfig, report: &mut Report) -> Re
         None => fine(format!("{:?} will be created", source.slot)),
     };
     report.push(AREA, "slot", found);
-    let (tables, _) = tables(client, &source.table_filter()).await?;
+    let (tables, _) = tables(client, source).await?;
     look_at_publication(client, source, &server, &tables, report).await?;
-    look_at_tables(client, &tables, report).await
+    look_at_tables(client, config, &tables, report).await
 }
 
 /// What one query tells of the server and of the role.
@@ -318,7 +321,16 @@ async fn look_at_ownership(
     Ok(())
 }
 
-async fn look_at_tables(client: &Client, tables: &[SourceTable], report: &mut Report) -> Result<(), SqlError> {
+async fn look_at_tables(
+    client: &Client,
+    config: &Config,
+    tables: &[SourceTable],
+    report: &mut Report,
+) -> Result<(), SqlError> {
+    for absent in config.without_table(tables.iter().map(SourceTable::full_name)) {
+        let remedy = "correct the name of its section if it is misspelt";
+        report.push("tables", absent, warning("options are given for it, and it is not there", remedy));
+    }
     if tables.is_empty() {
         report.push(
             "tables",
@@ -330,8 +342,9 @@ async fn look_at_tables(client: &Client, tables: &[SourceTable], report: &mut Re
     let unreadable = unreadable(client, tables).await?;
     let mut usable = 0;
     for table in tables {
-        let found = match &table.key {
-            Err(reason) => failed_as_told(reason),
+        let options = config.table_options(&table.schema, &table.name);
+        let found = match TableSpec::new(table, &options) {
+            Err(reason) => failed_as_told(&reason),
             Ok(_) => match unreadable.iter().find(|(oid, _)| *oid == table.oid) {
                 Some((_, reason)) => failed_as_told(reason),
                 None => {

@@ -43,11 +43,6 @@ impl Tables {
             Ok(spec) => spec,
             Err(reason) => return Ok(Err(reason)),
         };
-        if membership.is_some_and(|membership| membership.partial) {
-            return Ok(Err(
-                "the publication carries only some of its rows or columns, which this version can not copy".into(),
-            ));
-        }
         let gone = match self.clash(&spec, present).await? {
             Ok(gone) => gone,
             Err(reason) => return Ok(Err(reason)),
@@ -111,7 +106,7 @@ impl Tables {
         control: &Client,
         source: &SourceTable,
     ) -> Result<Result<(SourceTable, Lsn), String>, SessionError> {
-        let found = match catalog::table_at(control, source).await {
+        let found = match catalog::table_at(control, &self.source, source).await {
             Ok(Some(found)) => Ok(found),
             Ok(None) => Err("it has another name by now; looking again".to_owned()),
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
@@ -169,8 +164,11 @@ impl Tables {
             let (target, other) = (&spec.target, other.full_name());
             return Ok(Err(format!("its name in ClickHouse, {target}, is in use for {other}")));
         }
-        let taken = ddl::taken(&self.shared.client, &self.source.slot, spec).await?;
-        Ok(taken.map_or(Ok(None), Err))
+        let reason = match ddl::taken(&self.shared.client, &self.source.slot, spec).await? {
+            None => ddl::refused(&self.shared.client, spec).await?,
+            taken => taken,
+        };
+        Ok(reason.map_or(Ok(None), Err))
     }
 
     /// A table has the name of one that is gone: it takes over its target.

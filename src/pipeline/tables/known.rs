@@ -11,6 +11,7 @@ use crate::{
         table::{ANEW, Feed, Table, TableSpec},
     },
     config::SourceConfig,
+    event::SourceTable,
     postgres::{
         catalog,
         slot::{self, Membership, Publication},
@@ -28,8 +29,11 @@ pub(in crate::pipeline) async fn known(
     publication: &Publication,
     shared: &Arc<Shared>,
 ) -> Result<Vec<Member>, SessionError> {
-    let (present, _) = catalog::tables(control, &source.table_filter()).await?;
+    let (present, _) = catalog::tables(control, source).await?;
     let present: HashMap<u32, _> = present.into_iter().map(|table| (table.oid, table)).collect();
+    for absent in shared.config.without_table(present.values().map(SourceTable::full_name)) {
+        tracing::warn!(table = absent, "options are given for a table that is not there; is its name misspelt?");
+    }
     let memberships = slot::memberships(control, publication).await?;
     let mut known = Vec::new();
     for record in shared.state.tables().await.into_iter().filter(TableRecord::is_adopted) {
@@ -42,6 +46,10 @@ pub(in crate::pipeline) async fn known(
             Some(TableStatus::Stopped(format!("the table {target} in ClickHouse was dropped or replaced. {ANEW}")))
         } else {
             missed(&record, memberships.get(&record.oid))
+        };
+        let (record, freeze) = match freeze {
+            None => configured(shared, record).await?,
+            freeze => (record, freeze),
         };
         let mut frozen = record.status.is_frozen();
         if let Some(status) = freeze.filter(|_| !frozen) {
@@ -60,10 +68,33 @@ pub(in crate::pipeline) async fn known(
 
 fn member(shared: &Shared, record: &TableRecord, frozen: bool, fresh: bool) -> Result<Member, SessionError> {
     let TableRecord { oid, schema, name, target, shape, .. } = record;
-    let spec = TableSpec::stored(*oid, schema, name, target, shape).map_err(SessionError::Definite)?;
+    let options = shared.config.table_options(schema, name);
+    let spec = TableSpec::stored(*oid, schema, name, target, shape, &options).map_err(SessionError::Definite)?;
     let table = Table::new(spec, record.uuid.clone(), shared.range, record.read_until);
     let feed = Feed { from: record.fed_from, floor: record.floor.max(record.shaped_from) };
     Ok(Member { table, feed, frozen, fresh, heaps: record.heaps.clone() })
+}
+
+/// What becomes of a table whose target was made by another configuration. A fresh target of which
+/// that is true is given up.
+async fn configured(shared: &Shared, record: TableRecord) -> Result<(TableRecord, Option<TableStatus>), SessionError> {
+    let TableRecord { oid, schema, name, target, .. } = &record;
+    let options = shared.config.table_options(schema, name);
+    // What is filled beside it is judged instead of it, once it is fed.
+    let fed = record.fresh.as_deref().filter(|fresh| fresh.is_adopted()).unwrap_or(&record);
+    let spec = TableSpec::stored(*oid, schema, name, target, &fed.shape, &options).map_err(SessionError::Definite)?;
+    if spec.has_other_settings(&options) {
+        let table = spec.full_name();
+        tracing::warn!(
+            table,
+            "settings have changed in the configuration; the target keeps those that it was made with"
+        );
+    }
+    let Some(difference) = spec.differs_by_configuration(&options) else { return Ok((record, None)) };
+    let oid = *oid;
+    shared.state.update_table(oid, |record| record.fresh = None).await?;
+    let record = shared.state.table(oid).await.unwrap_or(record);
+    Ok((record, Some(TableStatus::Stopped(format!("{difference}. {ANEW}")))))
 }
 
 /// What becomes of a table that is not there any more.

@@ -46,7 +46,10 @@ impl Tables {
             Ok(_) if present.is_some_and(|uuid| uuid != record.uuid) => {
                 Some(format!("ClickHouse has another table {} now: rename or drop that one", record.target))
             }
-            Ok(_) => None,
+            Ok(spec) => {
+                let beside = TableSpec { target: fresh_name(&record.target), ..spec.clone() };
+                ddl::refused(&self.shared.client, &beside).await?
+            }
         };
         let (Ok(spec), None) = (layout, &obstacle) else {
             let reason = format!("it can not be copied anew: {}. {ANEW}", obstacle.unwrap_or_default());
@@ -117,7 +120,7 @@ impl Tables {
             });
         }
         if record.fresh.is_none() {
-            let Some((source, _)) = catalog::table(control, record.oid).await? else {
+            let Some((source, _)) = catalog::table(control, &self.source, record.oid).await? else {
                 return Ok(Some(Answer::Refused("the table was dropped in PostgreSQL".to_owned())));
             };
             let membership = slot::memberships(control, &self.publication).await?.remove(&record.oid);

@@ -1,0 +1,347 @@
+//! How a table of the source is laid out in ClickHouse, and what of that is remembered.
+//!
+//! A layout is decided once, when the target is created, from the catalog and the configuration. It
+//! is stored then, and what is stored counts from there on: the target is as it was created,
+//! whatever the configuration says by now. A configuration that says something else is a
+//! difference, which stops the table.
+
+use super::{IS_DELETED, RESERVED, VERSION, VIEW_SUFFIX};
+use crate::{
+    clickhouse::{
+        block::ColumnSpec,
+        column::Column,
+        mask::{Hash, Mask},
+        types::ColumnType,
+    },
+    config::{Masking, SettingValue, TableOptions},
+    event::{SourceColumn, SourceTable},
+};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, sync::Arc};
+
+/// The layout of a target.
+#[derive(Clone, Debug)]
+pub struct TableSpec {
+    /// `pg_class.oid` of the source.
+    pub oid: u32,
+    /// The source's schema.
+    pub schema: String,
+    /// The source's name.
+    pub name: String,
+    /// The table in ClickHouse.
+    pub target: String,
+    /// The source's columns that are replicated, in the order of the target's.
+    pub sources: Vec<SourceColumn>,
+    /// The source's columns that the configuration leaves out. The stream has them.
+    pub excluded: Vec<SourceColumn>,
+    /// The target's columns, without those that every target has.
+    pub columns: Arc<[ColumnSpec]>,
+    /// Indexes of the key's columns, in the order of the sorting key.
+    pub key: Vec<usize>,
+    /// The publication's row filter, as PostgreSQL prints it.
+    pub filter: Option<String>,
+    /// What the configuration decided.
+    pub choices: Choices,
+    /// What hashes are keyed with.
+    pub(crate) salt: Option<SecretString>,
+}
+
+/// What the configuration decides of a layout.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Choices {
+    /// Columns that are left out.
+    pub exclude_columns: Vec<String>,
+    /// Types that are not the usual ones.
+    pub column_types: BTreeMap<String, String>,
+    /// What takes the place of values.
+    pub mask: BTreeMap<String, Masking>,
+    /// Which salt the hashes are keyed with; empty for none, and where nothing is hashed.
+    pub salt: String,
+    /// The sorting key; empty for the order of the key's index.
+    pub order_by: Vec<String>,
+    /// An expression over columns of the key.
+    pub partition_by: Option<String>,
+    /// Settings of the MergeTree.
+    pub settings: BTreeMap<String, SettingValue>,
+}
+
+impl Choices {
+    fn of(options: &TableOptions) -> Self {
+        let table = &options.table;
+        let hashes = table.mask.values().any(|mask| *mask == Masking::Hash);
+        Self {
+            exclude_columns: table.exclude_columns.clone(),
+            column_types: table.column_types.clone(),
+            mask: table.mask.clone(),
+            salt: if hashes { Hash::new(options.salt.as_ref()).fingerprint() } else { String::new() },
+            order_by: table.order_by.clone(),
+            partition_by: table.partition_by.clone(),
+            settings: table.settings.clone(),
+        }
+    }
+
+    /// The first key that says something else in `other`, but for those that no row depends on.
+    fn differs(&self, other: &Self) -> Option<&'static str> {
+        let sorted = |names: &[String]| {
+            let mut names = names.to_vec();
+            names.sort_unstable();
+            names
+        };
+        let same = [
+            ("exclude_columns", sorted(&self.exclude_columns) == sorted(&other.exclude_columns)),
+            ("column_types", self.column_types == other.column_types),
+            ("mask", self.mask == other.mask),
+            ("masking.salt", self.salt == other.salt),
+            ("order_by", self.order_by == other.order_by),
+            ("partition_by", self.partition_by == other.partition_by),
+        ];
+        same.into_iter().find(|(_, same)| !same).map(|(key, _)| key)
+    }
+
+    /// The first name in it that none of `columns` has, with its key.
+    fn unknown<'a>(&'a self, columns: &[SourceColumn]) -> Option<(&'static str, &'a str)> {
+        let named = self.exclude_columns.iter().map(|name| ("exclude_columns", name));
+        let named = named.chain(self.column_types.keys().map(|name| ("column_types", name)));
+        let mut named = named.chain(self.mask.keys().map(|name| ("mask", name)));
+        let known = |name: &str| columns.iter().any(|column| column.name == name);
+        named.find(|(_, name)| !known(name)).map(|(key, name)| (key, name.as_str()))
+    }
+}
+
+/// A layout as it is stored.
+#[derive(Serialize, Deserialize)]
+struct Shape {
+    sources: Vec<SourceColumn>,
+    #[serde(default)]
+    excluded: Vec<SourceColumn>,
+    #[serde(default)]
+    filter: Option<String>,
+    #[serde(default)]
+    choices: Choices,
+}
+
+impl TableSpec {
+    /// The layout for what is published of `table`, under `options`.
+    ///
+    /// # Errors
+    /// Why it can not be replicated, and what to do about it.
+    pub fn new(table: &SourceTable, options: &TableOptions) -> Result<Self, String> {
+        table.key.clone()?;
+        let target = target_name(&table.schema, &table.name, options);
+        if RESERVED.contains(&target.as_str()) {
+            return Err(format!(
+                "its name in ClickHouse would be {target}, which is walhouse's own: give it another with target, or \
+                 exclude it in source.exclude"
+            ));
+        }
+        let choices = Choices::of(options);
+        let section = section(&table.schema, &table.name);
+        if let Some((key, name)) = choices.unknown(&table.columns) {
+            return Err(format!("{section} names in {key} a column {name}, which it does not have: correct the name"));
+        }
+        let (excluded, sources): (Vec<_>, Vec<_>) =
+            table.columns.iter().cloned().partition(|column| choices.exclude_columns.contains(&column.name));
+        if let Some(column) = excluded.iter().find(|column| column.key_position.is_some()) {
+            return Err(format!("{section} names in exclude_columns {}, which is a column of its key", column.name));
+        }
+        let shape = Shape { sources, excluded, filter: table.filter.clone(), choices };
+        Self::of(table.oid, &table.schema, &table.name, target, shape, options)
+    }
+
+    /// The layout that was stored as [`shape`](Self::shape), whatever the catalog and the
+    /// configuration show by now. Of `options`, the salt counts: it is not stored.
+    ///
+    /// # Errors
+    /// If what was stored is not a layout.
+    pub fn stored(
+        oid: u32,
+        schema: &str,
+        name: &str,
+        target: &str,
+        shape: &str,
+        options: &TableOptions,
+    ) -> Result<Self, String> {
+        let unreadable = |error: serde_json::Error| format!("its stored shape is not readable: {error}");
+        // A plain list of columns is what was stored before tables had options.
+        let shape = if shape.starts_with('[') {
+            let sources = serde_json::from_str(shape).map_err(unreadable)?;
+            Shape { sources, excluded: Vec::new(), filter: None, choices: Choices::default() }
+        } else {
+            serde_json::from_str(shape).map_err(unreadable)?
+        };
+        Self::of(oid, schema, name, target.to_owned(), shape, options)
+    }
+
+    fn of(
+        oid: u32,
+        schema: &str,
+        name: &str,
+        target: String,
+        shape: Shape,
+        options: &TableOptions,
+    ) -> Result<Self, String> {
+        let Shape { sources, excluded, filter, choices } = shape;
+        if let Some(column) = sources.iter().find(|column| [VERSION, IS_DELETED].contains(&column.name.as_str())) {
+            return Err(format!(
+                "its column {} has a name that every table in ClickHouse needs: rename it, or exclude it with \
+                 exclude_columns",
+                column.name
+            ));
+        }
+        let configured = |reason| format!("{}: {reason}", section(schema, name));
+        let columns = sources.iter().map(|source| column(source, &choices, options));
+        let columns: Arc<[_]> = columns.collect::<Result<_, _>>().map_err(configured)?;
+        let key = key(&sources)?;
+        let key = if choices.order_by.is_empty() {
+            key
+        } else {
+            sorted(key, &sources, &choices.order_by).map_err(configured)?
+        };
+        let (schema, name) = (schema.to_owned(), name.to_owned());
+        let salt = options.salt.clone();
+        Ok(Self { oid, schema, name, target, sources, excluded, columns, key, filter, choices, salt })
+    }
+
+    /// The same layout for columns of which something else is known.
+    pub fn with_sources(&self, sources: Vec<SourceColumn>) -> Result<Self, String> {
+        let Self { excluded, filter, choices, .. } = self.clone();
+        let options = TableOptions { salt: self.salt.clone(), ..TableOptions::default() };
+        let shape = Shape { sources, excluded, filter, choices };
+        Self::of(self.oid, &self.schema, &self.name, self.target.clone(), shape, &options)
+    }
+
+    /// The view of current rows beside the target.
+    pub fn view(&self) -> String {
+        format!("{}{VIEW_SUFFIX}", self.target)
+    }
+
+    /// Whether an update can leave a value out of the stream.
+    pub fn toastable(&self) -> bool {
+        self.sources.iter().any(|column| column.storage_toastable)
+    }
+
+    /// The layout, to be stored.
+    pub fn shape(&self) -> String {
+        let shape = Shape {
+            sources: self.sources.clone(),
+            excluded: self.excluded.clone(),
+            filter: self.filter.clone(),
+            choices: self.choices.clone(),
+        };
+        serde_json::to_string(&shape).unwrap_or_default()
+    }
+
+    /// How the configuration's present wishes differ from those that the target was made by. Another
+    /// name is no difference: a target can be renamed.
+    pub fn differs_by_configuration(&self, options: &TableOptions) -> Option<String> {
+        let key = self.choices.differs(&Choices::of(options))?;
+        Some(format!("the configuration has changed since its target was made: {key} is another"))
+    }
+
+    /// Whether the target was made with other settings than those that are configured now.
+    pub fn has_other_settings(&self, options: &TableOptions) -> bool {
+        self.choices.settings != options.table.settings
+    }
+
+    /// `schema.name`, for people and as a metric's label.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", self.schema, self.name)
+    }
+}
+
+/// A column of the target.
+fn column(source: &SourceColumn, choices: &Choices, options: &TableOptions) -> Result<ColumnSpec, String> {
+    let name = &source.name;
+    let mask = choices.mask.get(name).map(|masking| Mask::new(masking, options.salt.as_ref()));
+    let is_key = source.key_position.is_some();
+    let ty = match (&mask, choices.column_types.get(name)) {
+        (Some(Mask::Hash(_)), _) => ColumnType::String,
+        (_, Some(_)) => {
+            return Err(format!("column_types names a type for {name}, which this version can not choose"));
+        }
+        _ => ColumnType::of_postgres(source.type_oid, source.type_modifier, source.is_enum),
+    };
+    if is_key && matches!(mask, Some(Mask::Null | Mask::Fixed(_))) {
+        return Err(format!("the mask of {name} would make one row of all: a column of the key can only be hashed"));
+    }
+    let nullable = !is_key && (!source.not_null || mask == Some(Mask::Null));
+    let spec = ColumnSpec { name: name.clone(), ty, nullable, mask };
+    // A fixed text that is no value of the column would stop the table at its first row.
+    if let Some(Mask::Fixed(fixed)) = &spec.mask {
+        let refused = |error| format!("the mask of {name} is no value of that column: {error}");
+        Column::new(ty, nullable).push_text(fixed.as_bytes()).map_err(refused)?;
+    }
+    Ok(spec)
+}
+
+/// Indexes of the key's columns, in the order of its index.
+fn key(sources: &[SourceColumn]) -> Result<Vec<usize>, String> {
+    let mut key: Vec<_> = (0..sources.len()).filter(|&index| sources[index].key_position.is_some()).collect();
+    key.sort_by_key(|&index| sources[index].key_position);
+    if key.is_empty() { Err("its key has no column that is replicated".into()) } else { Ok(key) }
+}
+
+/// The key's columns in another order.
+fn sorted(key: Vec<usize>, sources: &[SourceColumn], order_by: &[String]) -> Result<Vec<usize>, String> {
+    let place = |name: &String| key.iter().copied().find(|&index| sources[index].name == *name);
+    let sorted: Option<Vec<usize>> = order_by.iter().map(place).collect();
+    sorted.filter(|sorted| sorted.len() == key.len()).ok_or_else(|| {
+        let names: Vec<&str> = key.iter().map(|&index| sources[index].name.as_str()).collect();
+        format!("order_by must have the columns of the key, each once: {}", names.join(", "))
+    })
+}
+
+/// Where the configuration speaks of a table.
+fn section(schema: &str, name: &str) -> String {
+    format!("[tables.\"{schema}.{name}\"]")
+}
+
+/// The name of the target: as configured, or else tables of `public` keep theirs and others get
+/// their schema's in front.
+fn target_name(schema: &str, name: &str, options: &TableOptions) -> String {
+    let usual = || if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") };
+    options.table.target.clone().unwrap_or_else(usual)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COLUMNS: &str = r#"[{"attnum":1,"name":"id","declared_oid":23,"declared_modifier":-1,"type_oid":23,
+        "type_modifier":-1,"is_enum":false,"not_null":true,"generated":false,"key_position":0,"storage_toastable":false}]"#;
+
+    fn stored(shape: &str, options: &TableOptions) -> TableSpec {
+        TableSpec::stored(7, "public", "t", "t", shape, options).unwrap()
+    }
+
+    #[test]
+    fn what_was_stored_before_there_were_options_is_read_and_has_none() {
+        let options = TableOptions::default();
+        let spec = stored(COLUMNS, &options);
+        assert_eq!((spec.key.as_slice(), &spec.choices), (&[0][..], &Choices::default()));
+        assert_eq!(spec.differs_by_configuration(&options), None);
+        assert_eq!(stored(&spec.shape(), &options).shape(), spec.shape());
+    }
+
+    #[test]
+    fn another_salt_is_a_difference_where_something_is_hashed() {
+        let salted = |salt: &str, mask: &[(&str, Masking)]| {
+            let mut options = TableOptions { salt: Some(salt.into()), ..TableOptions::default() };
+            options.table.mask = mask.iter().map(|(name, masking)| ((*name).to_owned(), masking.clone())).collect();
+            options
+        };
+        let hashed = [("id", Masking::Hash)];
+        let shape = format!(
+            r#"{{"sources":{COLUMNS},"choices":{}}}"#,
+            serde_json::to_string(&Choices::of(&salted("canary", &hashed))).unwrap()
+        );
+        assert!(!shape.contains("canary"));
+        let spec = stored(&shape, &salted("canary", &hashed));
+        assert_eq!(spec.differs_by_configuration(&salted("canary", &hashed)), None);
+        assert!(spec.differs_by_configuration(&salted("other", &hashed)).unwrap().contains("masking.salt"));
+        assert_eq!(stored(COLUMNS, &salted("a", &[])).differs_by_configuration(&salted("b", &[])), None);
+        assert!(!format!("{spec:?}").contains("canary"));
+    }
+}

@@ -1,0 +1,48 @@
+//! Masks in PostgreSQL's own words, so that the two sides of a masked column can be compared
+//! without trusting walhouse's own hashing, and without a value leaving the servers.
+//!
+//! The salt is no part of a statement, which `pg_stat_statements` and the server's log may keep: the
+//! session has it as a setting of its own, given as a parameter.
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio_postgres::Client;
+
+use crate::{
+    clickhouse::mask::{Mask, pads},
+    postgres::sql::SqlError,
+    quote,
+};
+
+/// Gives the session what hashes are keyed with.
+pub(super) async fn prepare(client: &Client, salt: Option<&SecretString>) -> Result<(), SqlError> {
+    let Some(salt) = salt else { return Ok(()) };
+    let [inner, outer] = pads(salt);
+    let set = "SELECT set_config('walhouse.mask_inner', $1, false), set_config('walhouse.mask_outer', $2, false)";
+    client.query(set, &[&inner.expose_secret(), &outer.expose_secret()]).await?;
+    Ok(())
+}
+
+/// What PostgreSQL computes in the place of `column`, of the column's type or, for a hash, as text.
+pub(super) fn expression(mask: &Mask, column: &str) -> String {
+    match mask {
+        Mask::Null => format!("(CASE WHEN false THEN {column} END)"),
+        // The literal has no type of its own, and takes the column's.
+        Mask::Fixed(text) => {
+            format!(
+                "(CASE WHEN {column} IS DISTINCT FROM NULL THEN {} ELSE {column} END)",
+                quote::postgres_string(text)
+            )
+        }
+        Mask::Hash(hash) => {
+            let text = format!("convert_to(concat({column}), 'UTF8')");
+            let pad = |name: &str| format!("decode(current_setting('walhouse.mask_{name}'), 'hex')");
+            // RFC 2104: H(K xor opad, H(K xor ipad, text)).
+            let digest = if hash.is_keyed() {
+                format!("sha256({} || sha256({} || {text}))", pad("outer"), pad("inner"))
+            } else {
+                format!("sha256({text})")
+            };
+            format!("(CASE WHEN {column} IS DISTINCT FROM NULL THEN encode({digest}, 'hex') END)")
+        }
+    }
+}
