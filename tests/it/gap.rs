@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::support::{
-    ClickHouse, Daemon, Postgres, PostgresOptions, TestDb, assert_equal, confirmed, difference, eventually, stored,
+    ClickHouse, Daemon, Postgres, PostgresOptions, TestDb, assert_equal, confirmed, eventually, stored,
 };
 
 const STOP: Duration = Duration::from_secs(20);
