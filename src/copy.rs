@@ -350,7 +350,9 @@ impl Copier {
         copied: &mut CopiedRows,
     ) -> impl Future<Output = Result<(), InsertError>> + Send + use<'a> {
         let rows = copied.rows();
-        let data = Bytes::from(copied.take().into_native());
+        let block = copied.take();
+        block.count_replaced(&table.spec.full_name());
+        let data = Bytes::from(block.into_native());
         async move {
             // Version 0 is below any ceiling.
             self.shared.inserter.insert(&table.spec.target, rows, data, Lsn::ZERO).await?;

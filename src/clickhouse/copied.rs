@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     fn rows() -> CopiedRows {
-        let column = |name: &str, ty| ColumnSpec { name: name.into(), ty, nullable: true, mask: None };
+        let column = |name: &str, ty| ColumnSpec::new(name, ty, true);
         let specs: Arc<[_]> = [column("id", ColumnType::Int32), column("note", ColumnType::String)].into();
         CopiedRows { block: Block::new(Arc::clone(&specs)), empty: Block::new(specs), unescaped: Vec::new() }
     }

@@ -25,6 +25,8 @@ pub struct Shared {
     pub config: Arc<Config>,
     /// The timestamps that the server can hold.
     pub range: DateTimeRange,
+    /// Whether the server has the type Time64.
+    pub time64: bool,
     /// What is stored.
     pub state: Arc<State>,
     /// Sends blocks.
@@ -150,6 +152,7 @@ async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<(), 
         return Ok(());
     }
     let commit = batch.commit;
+    batch.block.count_replaced(&table.spec.full_name());
     let data = Bytes::from(batch.block.into_native());
     shared.inserter.insert(&table.spec.target, rows, data, commit).await?;
     metrics::counter!(names::ROWS_WRITTEN, "table" => table.spec.full_name()).increment(rows as u64);

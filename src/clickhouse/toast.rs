@@ -213,9 +213,13 @@ impl Resolver<'_> {
             }
         }
         let sql = self.sql(&questions, &found.columns);
+        let has_json = found.values.specs().iter().any(|spec| spec.ty == ColumnType::Json);
         let answer = retrying("look up unchanged TOAST", || async {
             // Not in the statement itself: there they come too late for its own parsing.
             let query = self.client.query_raw(&sql).with_setting("max_query_size", "1073741824");
+            // Older servers know neither this setting nor the type.
+            let query =
+                if has_json { query.with_setting("output_format_binary_write_json_as_string", "1") } else { query };
             let mut cursor = query.with_setting("max_ast_elements", "1000000").fetch_bytes("RowBinary")?;
             cursor.collect().await
         });
@@ -226,10 +230,9 @@ impl Resolver<'_> {
     /// A block for the questions: number, key, and in the block's own columns the version and
     /// whether exactly that version is asked for.
     fn questions(&self) -> Block {
-        let number = ColumnSpec { name: "n".into(), ty: ColumnType::UInt32, nullable: false, mask: None };
+        let number = ColumnSpec::new("n", ColumnType::UInt32, false);
         let keys = self.table.spec.key.iter().enumerate().map(|(place, &column)| {
-            let ty = self.table.spec.columns[column].ty;
-            ColumnSpec { name: format!("k{place}"), ty, nullable: false, mask: None }
+            ColumnSpec::new(format!("k{place}"), self.table.spec.columns[column].ty.clone(), false)
         });
         Block::new(std::iter::once(number).chain(keys).collect())
     }
@@ -242,7 +245,8 @@ impl Resolver<'_> {
         let keys: Vec<String> = spec.key.iter().map(quoted).collect();
         let asked: Vec<String> = (0..keys.len()).map(|place| format!("k{place}")).collect();
         let same: Vec<String> = keys.iter().zip(&asked).map(|(key, asked)| format!("{key} = q.{asked}")).collect();
-        let wanted: Vec<String> = columns.iter().map(quoted).collect();
+        let wanted = columns.iter().flat_map(|&column| spec.columns[column].native());
+        let wanted: Vec<String> = wanted.map(|(name, _)| format!("t.{}", quote::clickhouse(&name))).collect();
         let native = questions.write_native();
         let mut hex = String::with_capacity(native.len() * 2);
         for byte in native {

@@ -240,6 +240,7 @@ async fn stream(
     let shared = Arc::new(Shared {
         config: Arc::clone(config),
         range: ddl::datetime_range(&clickhouse).await?,
+        time64: ddl::has_time64(&clickhouse).await?,
         client: clickhouse,
         state: Arc::clone(&state),
         inserter: Arc::new(inserter),

@@ -72,6 +72,10 @@ pub(super) async fn known(
                 "a table's settings have changed in the configuration; its target keeps those that it was made with";
             tracing::warn!(table = record.full_name(), "{settings}");
         }
+        for column in spec.without_place_for_null() {
+            let what = "unrepresentable = \"null\" does nothing for a column that was created without NULL";
+            tracing::warn!(table = record.full_name(), column, "{what}");
+        }
         let replaced = ddl::uuid(&shared.client, target).await?.as_deref() != Some(record.uuid.as_str());
         let reason =
             reason.or_else(|| replaced.then(|| format!("the table {target} in ClickHouse was dropped or replaced")));
@@ -207,7 +211,8 @@ impl Tables {
             Some(membership) => membership.published(source),
             None => Membership::whole(&self.publication).published(source),
         };
-        let laid_out = published.and_then(|published| Ok((TableSpec::new(&published, &options)?, published)));
+        let time64 = self.shared.time64;
+        let laid_out = published.and_then(|published| Ok((TableSpec::new(&published, &options, time64)?, published)));
         let (spec, published) = match laid_out {
             Ok(laid_out) => laid_out,
             Err(reason) => return Ok(Err(reason)),

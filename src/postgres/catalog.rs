@@ -15,7 +15,7 @@ use tokio_postgres::Client;
 use super::sql::SqlError;
 use crate::{
     config::TableFilter,
-    event::{KeyKind, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
+    event::{ElementType, KeyKind, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
     quote,
 };
 
@@ -74,20 +74,33 @@ fn identity(letter: &str) -> ReplicaIdentity {
 }
 
 async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, SqlError> {
-    // A domain over a domain has its modifier where the chain ends. A virtual generated column is in no
-    // row, and so in no publication.
+    // A domain over a domain has its modifier where the chain ends. An array's modifier is that of its
+    // elements, unless these are of a domain. `array_in` tells arrays from what is only like one. A
+    // virtual generated column is in no row, and so in no publication.
     let statement = "WITH RECURSIVE attribute AS ( \
                          SELECT attrelid, attnum, attname, atttypid AS declared, atttypmod AS declared_modifier, \
-                                atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, attstorage <> 'p' AS extended \
+                                atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, \
+                                attstorage <> 'p' AS extended, attndims::int4 AS dimensions \
                          FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
                        UNION ALL \
                          SELECT attrelid, attnum, attname, declared, declared_modifier, t.typbasetype, t.typtypmod, \
-                                attnotnull, generated, extended \
-                         FROM attribute JOIN pg_type t ON t.oid = attribute.type WHERE t.typtype = 'd') \
-                     SELECT attrelid, attnum, attname::text, type, modifier, t.typtype = 'e', attnotnull, generated, \
-                            extended AND t.typlen = -1, declared, declared_modifier \
-                     FROM attribute JOIN pg_type t ON t.oid = attribute.type \
-                     WHERE t.typtype <> 'd' ORDER BY attrelid, attnum";
+                                attnotnull, generated, extended, greatest(dimensions, t.typndims) \
+                         FROM attribute JOIN pg_type t ON t.oid = attribute.type WHERE t.typtype = 'd'), \
+                     element AS ( \
+                         SELECT attrelid, attnum, t.typelem AS type, modifier \
+                         FROM attribute JOIN pg_type t ON t.oid = attribute.type \
+                         WHERE t.typtype <> 'd' AND t.typinput = 'pg_catalog.array_in'::regproc \
+                       UNION ALL \
+                         SELECT attrelid, attnum, t.typbasetype, t.typtypmod \
+                         FROM element JOIN pg_type t ON t.oid = element.type WHERE t.typtype = 'd') \
+                     SELECT a.attrelid, a.attnum, attname::text, a.type, a.modifier, t.typtype = 'e', attnotnull, generated, \
+                            extended AND t.typlen = -1, declared, declared_modifier, \
+                            format_type(declared, declared_modifier), t.typname = 'vector' AND t.typtype = 'b', \
+                            dimensions, e.type, e.modifier, et.typtype = 'e' \
+                     FROM attribute a JOIN pg_type t ON t.oid = a.type \
+                     LEFT JOIN (element e JOIN pg_type et ON et.oid = e.type AND et.typtype <> 'd' AND et.typdelim = ',') \
+                         ON e.attrelid = a.attrelid AND e.attnum = a.attnum \
+                     WHERE t.typtype <> 'd' ORDER BY a.attrelid, a.attnum";
     let mut columns: HashMap<u32, Vec<SourceColumn>> = HashMap::new();
     for row in client.query(statement, &[&oids]).await? {
         let column = SourceColumn {
@@ -95,7 +108,11 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Sourc
             name: row.try_get(2)?,
             type_oid: row.try_get(3)?,
             type_modifier: row.try_get(4)?,
+            type_name: row.try_get(11)?,
             is_enum: row.try_get(5)?,
+            is_vector: row.try_get(12)?,
+            element: element(&row)?,
+            dimensions: u16::try_from(row.try_get::<_, i32>(13)?).unwrap_or_default(),
             not_null: row.try_get(6)?,
             generated: row.try_get(7)?,
             key_position: None,
@@ -106,6 +123,11 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Sourc
         columns.entry(row.try_get(0)?).or_default().push(column);
     }
     Ok(columns)
+}
+
+fn element(row: &tokio_postgres::Row) -> Result<Option<ElementType>, SqlError> {
+    let Some(type_oid) = row.try_get(14)? else { return Ok(None) };
+    Ok(Some(ElementType { type_oid, type_modifier: row.try_get(15)?, is_enum: row.try_get(16)? }))
 }
 
 /// A partition below a listed root, on any level.
