@@ -247,7 +247,7 @@ fn pair(
     let options = config.table_options(&table.schema, &table.name);
     let published = || membership.map_or_else(|| Ok(table.clone()), |membership| membership.published(table));
     let record =
-        record.ok_or_else(|| match published().and_then(|published| TableSpec::new(&published, &options)) {
+        record.ok_or_else(|| match published().and_then(|published| TableSpec::new(&published, &options, false)) {
             Err(reason) => (Absence::NotReplicated, reason),
             Ok(_) => (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned()),
         })?;
@@ -266,11 +266,11 @@ fn pair(
         ));
     }
     let column = |(source, column): (&SourceColumn, &ColumnSpec)| {
-        let usual = Rendering::of(source.type_oid, source.type_modifier, source.is_enum);
-        let kind = if matches!(column.mask, Some(Mask::Hash(_))) { Rendering::Text } else { usual };
+        let usual = ColumnPair::of(source, &column.ty.name(column.nullable), column.null_mark());
+        let kind = if matches!(column.mask, Some(Mask::Hash(_))) { Rendering::Text } else { usual.kind };
         let of_row = format!("walhouse_row.{}", quote::postgres(&source.name));
         let masked = column.mask.as_ref().map(|mask| masked::expression(mask, &of_row));
-        ColumnPair { name: source.name.clone(), kind, masked }
+        ColumnPair { kind, masked, ..usual }
     };
     Ok(TablePair {
         schema: spec.schema.clone(),
