@@ -75,21 +75,27 @@ impl RowSource for Lookup {
     }
 }
 
-/// The SELECT for the row. Literals without a type take the column's, and the simple protocol
-/// gives back text, as the stream does.
+/// The SELECT for the row. Literals without a type take the column's, but for those of composites,
+/// which PostgreSQL does not read without. The simple protocol gives back text, as the stream does.
 async fn statement(client: &Client, request: &RowRequest) -> Result<String, SqlError> {
+    let key: Vec<&str> = request.key.iter().map(|(column, _)| column.as_str()).collect();
     let row = client
         .query_opt(
-            "SELECT n.nspname::text, c.relname::text, c.relkind = 'p' FROM pg_class c \
-             JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
-            &[&request.table],
+            "SELECT n.nspname::text, c.relname::text, c.relkind = 'p', \
+                    ARRAY(SELECT '::' || format_type(t.oid, -1) FROM unnest($2::text[]) WITH ORDINALITY AS k(name, place) \
+                          LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = k.name AND NOT a.attisdropped \
+                          LEFT JOIN pg_type t ON t.oid = a.atttypid AND t.typtype = 'c' ORDER BY k.place) \
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1",
+            &[&request.table, &key],
         )
         .await?;
     let row =
         row.ok_or_else(|| SqlError::definite("a table was dropped while one of its rows was looked up".to_owned()))?;
     let (schema, name, root): (&str, &str, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let condition = request.key.iter().map(|(column, value)| {
-        format!("{} = {}", quote::postgres(column), quote::postgres_string(&String::from_utf8_lossy(value)))
+    let casts: Vec<Option<&str>> = row.try_get(3)?;
+    let condition = request.key.iter().zip(casts).map(|((column, value), cast)| {
+        let value = quote::postgres_string(&String::from_utf8_lossy(value));
+        format!("{} = {value}{}", quote::postgres(column), cast.unwrap_or_default())
     });
     let condition = condition.chain(request.filter.iter().map(|filter| format!("({filter})")));
     let columns: Vec<String> = request.columns.iter().map(|column| quote::postgres(column)).collect();

@@ -134,6 +134,8 @@ async fn a_row_filter_holds_for_the_copy_and_rows_enter_and_leave_it() {
     shown(&db, rows, &format!("{first}\n2,\"eu\",2,\"2b\"\n{after}")).await;
     shown(&db, wide, "1,\"open\",\"1b\",4001\n4,\"open\",\"4b\",4001\n5,\"open\",\"5b\",4001\n6,\"open\",\"6b\",4001")
         .await;
+    let seen = "SELECT count() FROM t WHERE id = 7 AND _is_deleted = 0";
+    assert_eq!(db.ch.query(seen).await, "0", "a row that is not published any more was read");
     assert!(
         daemon.metric("walhouse_toast_lookups_total", "postgres").await >= 3.0,
         "only PostgreSQL has what enters the filter"

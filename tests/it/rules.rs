@@ -44,7 +44,7 @@ async fn wait_for_status(db: &TestDb, table: &str, status: &str) {
 }
 
 /// Creates the publication that walhouse would create, with everything in it.
-async fn publish_all(db: &TestDb) {
+pub(crate) async fn publish_all(db: &TestDb) {
     db.pg.execute("CREATE PUBLICATION walhouse FOR ALL TABLES WITH (publish_via_partition_root = true)").await;
 }
 
