@@ -289,7 +289,7 @@ impl Copier {
         let read = |record: &mut TableRecord| record.read_until = record.read_until.max(position);
         self.shared.state.update_target(table.spec.oid, &table.uuid, read).await?;
 
-        let mut copied = CopiedRows::new(table, self.shared.policy);
+        let mut copied = CopiedRows::new(table);
         let mut ahead = None;
         let Some(mut count) = self.read(table, chunk.rows, &mut copied, &mut ahead, patience).await? else {
             drop(client);

@@ -70,6 +70,8 @@ pub mod names {
     pub const INSERT_ERRORS: &str = "walhouse_insert_errors_total";
     /// Rows whose unchanged TOAST had to be looked up, by where it was found.
     pub const TOAST_LOOKUPS: &str = "walhouse_toast_lookups_total";
+    /// Values that are not the source's, since their columns could not hold those, by table and policy.
+    pub const VALUES_REPLACED: &str = "walhouse_values_replaced_total";
     /// Times that the connection to the source was made anew.
     pub const RECONNECTS: &str = "walhouse_reconnects_total";
     /// Seconds from a commit at the source until it was durable in ClickHouse.
@@ -117,6 +119,7 @@ fn describe() {
     histogram!(names::INSERT_SECONDS, Unit::Seconds, "Duration of attempts to insert a block");
     counter!(names::INSERT_ERRORS, "Attempts to insert that failed, by kind");
     counter!(names::TOAST_LOOKUPS, "Rows whose unchanged TOAST was looked up, by where it was found");
+    counter!(names::VALUES_REPLACED, "Values replaced because their columns can not hold them, by table and policy");
     counter!(names::RECONNECTS, "Times that the connection to the source was made anew");
     histogram!(names::LATENCY, Unit::Seconds, "Time from commit at the source to durable in ClickHouse");
     gauge!(names::MEMORY, Unit::Bytes, "Changes and blocks in flight");

@@ -11,6 +11,7 @@ use super::{
     text::DateTimeRange,
     types::ColumnType,
 };
+use crate::{config::Unrepresentable, telemetry::names};
 use std::{borrow::Cow, ops::Range, sync::Arc};
 
 /// The column with the rows' versions.
@@ -29,9 +30,35 @@ pub struct ColumnSpec {
     pub nullable: bool,
     /// What takes the place of its values.
     pub mask: Option<Mask>,
+    /// What becomes of a value that its type can not hold. A replacement changes the source's value,
+    /// so it is none for a column of the key.
+    pub policy: Unrepresentable,
 }
 
+/// What follows a column's name in the name of the Bool column beside it.
+pub const NULL_MARK_SUFFIX: &str = "__is_null";
+
 impl ColumnSpec {
+    /// A column that is neither masked nor changed in any other way.
+    pub fn new(name: impl Into<String>, ty: ColumnType, nullable: bool) -> Self {
+        Self { name: name.into(), ty, nullable, mask: None, policy: Unrepresentable::default() }
+    }
+
+    /// The Bool column beside an array that takes NULL, which says whether it is one.
+    pub fn null_mark(&self) -> Option<String> {
+        (self.nullable && !self.ty.takes_nullable()).then(|| format!("{}{NULL_MARK_SUFFIX}", self.name))
+    }
+
+    /// The columns that hold it in ClickHouse, in their order: names and types.
+    pub fn native(&self) -> impl Iterator<Item = (String, String)> + use<> {
+        let own = (self.name.clone(), self.ty.name(self.nullable));
+        std::iter::once(own).chain(self.null_mark().map(|name| (name, ColumnType::Bool.to_string())))
+    }
+
+    fn column(&self) -> Column {
+        Column::new(self.ty.clone(), self.nullable).with_mask(self.mask.clone()).with_policy(self.policy)
+    }
+
     /// A value in PostgreSQL's text form as it may be seen outside of PostgreSQL; `None` is NULL.
     pub fn shown<'a>(&self, text: Option<&'a [u8]>) -> Option<Cow<'a, [u8]>> {
         match (&self.mask, text) {
@@ -53,8 +80,7 @@ pub struct Block {
 impl Block {
     /// A block without rows. Its timestamps are limited to what any server can hold.
     pub fn new(specs: Arc<[ColumnSpec]>) -> Self {
-        let columns =
-            specs.iter().map(|spec| Column::new(spec.ty, spec.nullable).with_mask(spec.mask.clone())).collect();
+        let columns = specs.iter().map(ColumnSpec::column).collect();
         Block { specs, columns, versions: Vec::new(), deleted: Vec::new() }
     }
 
@@ -135,6 +161,18 @@ impl Block {
         slice
     }
 
+    /// Counts its values that are not the source's, since their columns could not hold those.
+    pub fn count_replaced(&self, table: &str) {
+        for column in &self.columns {
+            let replaced = column.replaced();
+            if replaced > 0 {
+                let policy = column.policy().to_string();
+                metrics::counter!(names::VALUES_REPLACED, "table" => table.to_owned(), "policy" => policy)
+                    .increment(replaced as u64);
+            }
+        }
+    }
+
     /// The block in the Native format. A row that is not committed must have been rolled back.
     pub fn write_native(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -151,14 +189,14 @@ impl Block {
     pub fn write_native_part(&self, part: usize, out: &mut Vec<u8>) {
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows()), "a row is not committed");
         let Some(index) = part.checked_sub(1) else {
-            push_varint(out, self.columns.len() + 2);
+            let marks = self.specs.iter().filter(|spec| spec.null_mark().is_some()).count();
+            push_varint(out, self.columns.len() + marks + 2);
             return push_varint(out, self.rows());
         };
         match self.specs.get(index).zip(self.columns.get(index)) {
             Some((spec, column)) => {
-                out.reserve(column.native_len() + spec.name.len() + 64);
-                write_header(out, &spec.name, &spec.ty.name(spec.nullable));
-                column.write_native(out);
+                out.reserve(column.native_len() + 2 * (spec.name.len() + 64));
+                write_column(out, spec, column);
             }
             None => write_versions(out, &self.versions, &self.deleted),
         }
@@ -168,6 +206,15 @@ impl Block {
     pub fn largest_native_part(&self) -> usize {
         let columns = self.columns.iter().map(Column::native_len);
         columns.max().unwrap_or(0).max(self.rows() * (size_of::<u128>() + 1))
+    }
+}
+
+fn write_column(out: &mut Vec<u8>, spec: &ColumnSpec, column: &Column) {
+    write_header(out, &spec.name, &spec.ty.name(spec.nullable));
+    column.write_native(out);
+    if let Some(mark) = spec.null_mark() {
+        write_header(out, &mark, &ColumnType::Bool.to_string());
+        column.write_null_marks(out);
     }
 }
 
@@ -190,7 +237,7 @@ mod tests {
     use super::*;
 
     fn block() -> Block {
-        let spec = |name: &str, ty, nullable| ColumnSpec { name: name.to_owned(), ty, nullable, mask: None };
+        let spec = |name: &str, ty, nullable| ColumnSpec::new(name, ty, nullable);
         Block::new([spec("id", ColumnType::Int16, false), spec("note", ColumnType::String, true)].into())
     }
 
@@ -229,6 +276,29 @@ mod tests {
     }
 
     #[test]
+    fn an_array_that_takes_null_is_two_columns() {
+        let array = ColumnType::Array { element: Box::new(ColumnType::Int16), nullable: true };
+        let mut block = Block::new([ColumnSpec::new("a", array, true)].into());
+        for text in [Some("{1,NULL}"), None, Some("{}")] {
+            match text {
+                Some(text) => block.column_mut(0).push_text(text.as_bytes()).unwrap(),
+                None => block.column_mut(0).push_null().unwrap(),
+            }
+            block.commit_row(0, false);
+        }
+        let offset = |words: [u64; 3]| words.map(u64::to_le_bytes).concat();
+        let expected = [
+            b"\x04\x03".as_slice(),
+            b"\x01a\x16Array(Nullable(Int16))",
+            &offset([2, 2, 2]),
+            b"\0\x01\x01\0\0\0",
+            b"\x0aa__is_null\x04Bool\0\x01\0",
+        ]
+        .concat();
+        assert_eq!(block.write_native()[..expected.len()], expected);
+    }
+
+    #[test]
     fn a_row_that_is_rolled_back_leaves_no_trace() {
         let mut block = block();
         add(&mut block, "1", None);
@@ -263,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_wider_range_of_timestamps_is_asked_for() {
-        let spec = ColumnSpec { name: "at".to_owned(), ty: ColumnType::DateTime64, nullable: false, mask: None };
+        let spec = ColumnSpec::new("at", ColumnType::DateTime64 { precision: 6 }, false);
         let mut block = Block::new([spec].into());
         assert!(block.column_mut(0).push_text(b"9999-12-31 00:00:00").is_err());
         let mut block = block.with_datetime_range(DateTimeRange::Wide);

@@ -6,14 +6,22 @@
 //!
 //! Source of the encodings: ClickHouse's documentation, "Native format specification".
 
+//!
+//! An array's elements are a column of their own, and `ends` says where each row's end there. A
+//! NULL is no array to ClickHouse: where the column takes NULL, its null marks are written as a Bool
+//! column beside it, and the array is empty.
+
+mod array;
 mod dictionary;
 pub(super) mod render;
+mod replace;
 
 use super::{
     mask::Mask,
     text::{self, DateTimeRange, ValueError},
     types::ColumnType,
 };
+use crate::config::Unrepresentable;
 use std::ops::Range;
 
 /// A column that grows.
@@ -28,27 +36,51 @@ pub struct Column {
     ends: Vec<usize>,
     /// 1 for each NULL, 0 for each value; `None` where the column takes no NULL.
     nulls: Option<Vec<u8>>,
+    /// The elements of an array's rows, one row after another.
+    elements: Option<Box<Column>>,
     mask: Option<Mask>,
+    /// What becomes of a value that the type can not hold.
+    policy: Unrepresentable,
+    /// The rows whose value is not the source's, by that policy.
+    replaced: Vec<usize>,
 }
+
+const CUT: ValueError = ValueError::Malformed("a RowBinary value is cut short");
+const NULL_MARK: ValueError = ValueError::Malformed("a RowBinary value has a null mark that is neither 0 nor 1");
+
+/// The version of a JSON column's serialization that has the text.
+const JSON_AS_TEXT: u64 = 1;
 
 impl Column {
     /// An empty column.
     pub fn new(ty: ColumnType, nullable: bool) -> Self {
         Column {
-            ty,
             range: DateTimeRange::default(),
             width: ty.width(),
             rows: 0,
             data: Vec::new(),
             ends: Vec::new(),
             nulls: nullable.then(Vec::new),
+            elements: array::elements(&ty).map(Box::new),
             mask: None,
+            policy: Unrepresentable::default(),
+            replaced: Vec::new(),
+            ty,
         }
     }
 
     /// Takes what the server's DateTime64 can hold; without it, what that of any server can.
     pub fn with_datetime_range(mut self, range: DateTimeRange) -> Self {
         self.range = range;
+        self.elements = self.elements.map(|elements| Box::new(elements.with_datetime_range(range)));
+        self
+    }
+
+    /// Says what becomes of a value that the type can not hold; without it, it is refused. The same
+    /// holds for an array's elements.
+    pub fn with_policy(mut self, policy: Unrepresentable) -> Self {
+        self.policy = policy;
+        self.elements = self.elements.map(|elements| Box::new(elements.with_policy(policy)));
         self
     }
 
@@ -71,14 +103,20 @@ impl Column {
     /// Bytes of memory that it holds.
     pub fn bytes(&self) -> usize {
         let nulls = self.nulls.as_ref().map_or(0, Vec::capacity);
-        self.data.capacity() + self.ends.capacity() * size_of::<usize>() + nulls
+        let words = self.ends.capacity() + self.replaced.capacity();
+        let elements = self.elements.as_ref().map_or(0, |elements| elements.bytes());
+        self.data.capacity() + words * size_of::<usize>() + nulls + elements
     }
 
     /// Adds a value in PostgreSQL's text form, or what its mask makes of it. On error the column is
     /// unchanged.
     #[inline]
     pub fn push_text(&mut self, text: &[u8]) -> Result<(), ValueError> {
-        if self.mask.is_some() { self.push_masked(text) } else { self.push_value(text) }
+        let pushed = if self.mask.is_some() { self.push_masked(text) } else { self.push_value(text) };
+        match pushed {
+            Err(ValueError::Unrepresentable(why)) => self.replace(text, why),
+            pushed => pushed,
+        }
     }
 
     fn push_masked(&mut self, text: &[u8]) -> Result<(), ValueError> {
@@ -117,7 +155,18 @@ impl Column {
             }
             ColumnType::Uuid => data.extend_from_slice(&text::uuid(text)?),
             ColumnType::Date32 => data.extend_from_slice(&text::date(text)?.to_le_bytes()),
-            ColumnType::DateTime64 => data.extend_from_slice(&text::timestamp(text, self.range)?.to_le_bytes()),
+            ColumnType::DateTime64 { precision } => {
+                data.extend_from_slice(&text::timestamp(text, self.range, precision)?.to_le_bytes());
+            }
+            ColumnType::Time64 => data.extend_from_slice(&text::time_of_day(text)?.to_le_bytes()),
+            ColumnType::Ipv4 => data.extend_from_slice(&text::ipv4(text)?.to_le_bytes()),
+            ColumnType::Ipv6 => data.extend_from_slice(&text::ipv6(text)?),
+            ColumnType::Json => {
+                text::json(text)?;
+                push_varint(data, text.len());
+                data.extend_from_slice(text);
+            }
+            ColumnType::Array { .. } | ColumnType::Vector => self.push_array(text)?,
         }
         self.end_row(0);
         Ok(())
@@ -132,17 +181,27 @@ impl Column {
         Ok(())
     }
 
-    /// Adds what a tombstone has outside of its key: NULL, or else zero or the empty string.
+    /// Adds what a tombstone has outside of its key: NULL, or else zero, the empty string, array or
+    /// document.
     pub fn push_default(&mut self) {
-        // An empty string is one byte too: the length 0.
-        self.data.resize(self.data.len() + self.width.unwrap_or(1), 0);
+        if self.elements.is_some() {
+            return self.end_row(1);
+        }
+        match self.ty {
+            // An empty text is no document.
+            ColumnType::Json => self.data.extend_from_slice(b"\x02{}"),
+            // An empty string is one byte too: the length 0.
+            _ => self.data.resize(self.data.len() + self.width.unwrap_or(1), 0),
+        }
         self.end_row(1);
     }
 
     /// Adds the value at the front of `input`, which is in ClickHouse's RowBinary form of this
     /// very type. On error the column and `input` are unchanged.
     pub fn push_row_binary(&mut self, input: &mut &[u8]) -> Result<(), ValueError> {
-        const CUT: ValueError = ValueError::Malformed("a RowBinary value is cut short");
+        if self.elements.is_some() {
+            return self.push_array_row_binary(input);
+        }
         let mut rest = *input;
         if self.nulls.is_some() {
             let (&null, after) = rest.split_first().ok_or(CUT)?;
@@ -153,7 +212,7 @@ impl Column {
                     *input = rest;
                     return self.push_null();
                 }
-                _ => return Err(ValueError::Malformed("a RowBinary value has a null mark that is neither 0 nor 1")),
+                _ => return Err(NULL_MARK),
             }
         }
         let length = match self.width {
@@ -172,8 +231,11 @@ impl Column {
 
     /// Adds the value of an earlier row once more. Panics if there is no such row.
     pub fn push_copy(&mut self, row: usize) {
-        let null = self.null(row);
-        self.data.extend_from_within(self.span(row));
+        let (null, span) = (self.null(row), self.span(row));
+        match &mut self.elements {
+            Some(elements) => span.for_each(|element| elements.push_copy(element)),
+            None => self.data.extend_from_within(span),
+        }
         self.end_row(null);
     }
 
@@ -182,7 +244,11 @@ impl Column {
     pub fn push_from(&mut self, other: &Column, row: usize) {
         assert!(self.ty == other.ty, "values move between columns of one type only");
         assert!(self.nulls.is_some() || other.nulls.is_none(), "a NULL would become a value");
-        self.data.extend_from_slice(&other.data[other.span(row)]);
+        let span = other.span(row);
+        match (&mut self.elements, &other.elements) {
+            (Some(elements), Some(others)) => span.for_each(|element| elements.push_from(others, element)),
+            _ => self.data.extend_from_slice(&other.data[span]),
+        }
         self.end_row(other.null(row));
     }
 
@@ -191,11 +257,16 @@ impl Column {
         if rows >= self.rows {
             return;
         }
-        self.data.truncate(self.span(rows).start);
+        let start = self.span(rows).start;
+        match &mut self.elements {
+            Some(elements) => elements.truncate(start),
+            None => self.data.truncate(start),
+        }
         self.ends.truncate(rows);
         if let Some(nulls) = &mut self.nulls {
             nulls.truncate(rows);
         }
+        self.replaced.truncate(self.replaced.partition_point(|&replaced| replaced < rows));
         self.rows = rows;
     }
 
@@ -208,8 +279,13 @@ impl Column {
         if self.nulls.is_some() {
             out.push(self.null(row));
         }
-        let value = &self.data[self.span(row)];
-        match (self.ty, value) {
+        let span = self.span(row);
+        if let Some(elements) = &self.elements {
+            push_varint(out, span.len());
+            return span.for_each(|element| elements.key_bytes(element, out));
+        }
+        let value = &self.data[span];
+        match (&self.ty, value) {
             (ColumnType::Float32, &[a, b, c, d]) => {
                 let value = f32::from_le_bytes([a, b, c, d]);
                 // All NaNs are equal in a sorting key, and so are both zeros.
@@ -225,11 +301,38 @@ impl Column {
         }
     }
 
-    /// Appends the column's data in the Native format, without its name and type.
+    /// Appends the column's data in the Native format, without its name and type. An array's null
+    /// marks are not in it: see [`write_null_marks`](Self::write_null_marks).
     pub fn write_native(&self, out: &mut Vec<u8>) {
         // A column without rows has no data at all, not even what comes before a dictionary.
         if self.rows == 0 {
             return;
+        }
+        self.write_prefix(out);
+        self.write_rows(out);
+    }
+
+    /// Appends the data of the Bool column beside an array that takes NULL; nothing for any other.
+    pub fn write_null_marks(&self, out: &mut Vec<u8>) {
+        if self.elements.is_some() {
+            out.extend_from_slice(self.nulls.as_deref().unwrap_or_default());
+        }
+    }
+
+    /// What comes once before all the rest, also where there is no element in any row.
+    fn write_prefix(&self, out: &mut Vec<u8>) {
+        match (&self.elements, &self.ty) {
+            (Some(elements), _) => elements.write_prefix(out),
+            (None, ColumnType::LowCardinality) => dictionary::write_prefix(out),
+            (None, ColumnType::Json) => out.extend_from_slice(&JSON_AS_TEXT.to_le_bytes()),
+            (None, _) => {}
+        }
+    }
+
+    fn write_rows(&self, out: &mut Vec<u8>) {
+        if let Some(elements) = &self.elements {
+            self.ends.iter().for_each(|&end| out.extend_from_slice(&(end as u64).to_le_bytes()));
+            return elements.write_rows(out);
         }
         if self.ty == ColumnType::LowCardinality {
             return dictionary::write(self, out);
@@ -240,13 +343,15 @@ impl Column {
 
     /// About how many bytes [`write_native`](Self::write_native) appends.
     pub(super) fn native_len(&self) -> usize {
-        self.data.len() + self.nulls.as_ref().map_or(0, Vec::len)
+        let elements =
+            self.elements.as_ref().map_or(0, |elements| elements.native_len() + self.rows * size_of::<u64>());
+        self.data.len() + self.nulls.as_ref().map_or(0, Vec::len) + elements
     }
 
     #[inline]
     fn end_row(&mut self, null: u8) {
         if self.width.is_none() {
-            self.ends.push(self.data.len());
+            self.ends.push(self.elements.as_ref().map_or(self.data.len(), |elements| elements.rows));
         }
         if let Some(nulls) = &mut self.nulls {
             nulls.push(null);
@@ -254,7 +359,8 @@ impl Column {
         self.rows += 1;
     }
 
-    /// Where a row's value is in `data`, with its length before it if it has one.
+    /// Where a row's value is in `data`, with its length before it if it has one; or where its
+    /// elements are.
     #[inline]
     fn span(&self, row: usize) -> Range<usize> {
         match self.width {

@@ -9,7 +9,7 @@
 use super::{
     batch::CellError,
     block::Block,
-    dead_letters::{Envelope, Letter, Letters, Operation, Policy, Reason},
+    dead_letters::{self, Envelope, Letter, Letters, Operation, Reason},
     table::{Table, TableSpec},
     text::ValueError,
 };
@@ -19,7 +19,6 @@ use std::{borrow::Cow, sync::Arc};
 /// Builds blocks from rows of COPY.
 pub struct CopiedRows<'a> {
     spec: &'a TableSpec,
-    policy: Policy,
     block: Block,
     empty: Block,
     letters: Letters,
@@ -28,14 +27,14 @@ pub struct CopiedRows<'a> {
 
 impl<'a> CopiedRows<'a> {
     /// An empty block for rows whose fields are the columns of `table`, in order.
-    pub fn new(table: &'a Table, policy: Policy) -> Self {
+    pub fn new(table: &'a Table) -> Self {
         let empty = Block::new(Arc::clone(&table.spec.columns)).with_datetime_range(table.range);
-        Self::empty(&table.spec, policy, empty)
+        Self::empty(&table.spec, empty)
     }
 
-    fn empty(spec: &'a TableSpec, policy: Policy, empty: Block) -> Self {
+    fn empty(spec: &'a TableSpec, empty: Block) -> Self {
         let (letters, unescaped) = (Letters::default(), Vec::new());
-        Self { spec, policy, block: empty.clone(), empty, letters, unescaped }
+        Self { spec, block: empty.clone(), empty, letters, unescaped }
     }
 
     /// How many rows there are, those that can not be held among them.
@@ -59,7 +58,7 @@ impl<'a> CopiedRows<'a> {
             // A newline inside a value is escaped, so the next one ends the row.
             let end = data.iter().position(|&byte| byte == b'\n').ok_or_else(CellError::protocol)?;
             if let Err(error) = self.row(&data[..end]) {
-                if !self.policy.takes(self.spec, &error) {
+                if !dead_letters::takes(self.spec, &error) {
                     return Err(error);
                 }
                 self.lose(&data[..end], &error)?;
@@ -158,10 +157,10 @@ fn unescape(field: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
 mod tests {
     use super::super::{block::ColumnSpec, table::Choices, types::ColumnType};
     use super::*;
-    use crate::config::Unrepresentable;
+    use crate::config::{TableOptions, Unrepresentable};
 
-    fn spec() -> TableSpec {
-        let column = |name: &str, ty| ColumnSpec { name: name.into(), ty, nullable: true, mask: None };
+    fn spec(unrepresentable: Unrepresentable) -> TableSpec {
+        let column = |name: &str, ty| ColumnSpec::new(name, ty, true);
         let columns = [column("id", ColumnType::Int32), column("note", ColumnType::String)].into();
         let (schema, name, target) = ("public".to_owned(), "t".to_owned(), "t".to_owned());
         TableSpec {
@@ -175,21 +174,23 @@ mod tests {
             key: vec![0],
             filter: None,
             choices: Choices::default(),
-            salt: None,
+            options: TableOptions { unrepresentable, ..TableOptions::default() },
+            time64: false,
+            null_instead: Vec::new(),
         }
     }
 
-    fn rows(spec: &TableSpec, unrepresentable: Unrepresentable) -> CopiedRows<'_> {
-        CopiedRows::empty(spec, Policy::new(unrepresentable), Block::new(Arc::clone(&spec.columns)))
+    fn rows(spec: &TableSpec) -> CopiedRows<'_> {
+        CopiedRows::empty(spec, Block::new(Arc::clone(&spec.columns)))
     }
 
     #[test]
     fn escapes_nulls_and_empty_strings_are_told_apart() {
-        let spec = spec();
-        let mut copied = rows(&spec, Unrepresentable::Fail);
+        let spec = spec(Unrepresentable::Fail);
+        let mut copied = rows(&spec);
         copied.push(b"1\ta\\tb\\n\\\\N\n2\t\\N\n3\t\n\\N\t\\\\.\n").unwrap();
         assert_eq!(copied.rows(), 4);
-        let mut expected = rows(&spec, Unrepresentable::Fail);
+        let mut expected = rows(&spec);
         for (id, note) in
             [(Some("1"), Some("a\tb\n\\N")), (Some("2"), None), (Some("3"), Some("")), (None, Some("\\."))]
         {
@@ -209,9 +210,9 @@ mod tests {
 
     #[test]
     fn what_is_not_a_row_is_an_error_and_leaves_no_half_row() {
-        let spec = spec();
+        let spec = spec(Unrepresentable::Fail);
         for data in [&b"1\n"[..], b"1\tx\ty\n", b"1\tx", b"1\tx\\\n", b"one\tx\n"] {
-            let mut copied = rows(&spec, Unrepresentable::Fail);
+            let mut copied = rows(&spec);
             assert!(copied.push(data).is_err(), "{data:?}");
             assert_eq!((copied.rows(), copied.block.column(0).len()), (0, 0));
         }
@@ -219,8 +220,8 @@ mod tests {
 
     #[test]
     fn a_row_that_can_not_be_held_becomes_a_letter_and_the_others_stay() {
-        let spec = spec();
-        let mut copied = rows(&spec, Unrepresentable::DeadLetter);
+        let spec = spec(Unrepresentable::DeadLetter);
+        let mut copied = rows(&spec);
         copied.push(b"1\ta\n3000000000\tb\\tc\n\\N\t\\N\n2\td\n").unwrap();
         assert!(copied.push(b"4000000000\n").is_err(), "a row that is not one is no letter");
         let (block, letters) = copied.take();

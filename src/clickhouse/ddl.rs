@@ -1,6 +1,7 @@
 //! The database, walhouse's own tables, the targets and their views.
 
 use super::{
+    block::ColumnSpec,
     retrying,
     table::{IS_DELETED, TableSpec, VERSION},
     text::DateTimeRange,
@@ -35,6 +36,17 @@ pub async fn datetime_range(client: &Client) -> Result<DateTimeRange, Error> {
     let version: String = retrying("ask for the version", || client.query_raw("SELECT version()").fetch_one()).await?;
     let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
     Ok(DateTimeRange::of_server(numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)))
+}
+
+/// Asks whether the server has the type Time64, and lets anybody make a column of it: one that still
+/// asks for a setting may ask a reader for it too.
+pub const HAS_TIME64: &str = "SELECT ifNull((SELECT count() FROM system.data_type_families WHERE name = 'Time64') > 0 \
+    AND (SELECT count() FROM system.settings WHERE name = 'enable_time_time64_type' AND value = '0') = 0, 0)";
+
+/// Whether the server has the type Time64.
+pub async fn has_time64(client: &Client) -> Result<bool, Error> {
+    let has = retrying("ask for the types", || client.query_raw(HAS_TIME64).fetch_one::<u8>()).await?;
+    Ok(has == 1)
 }
 
 /// Creates the database and walhouse's own tables where they are missing. `server` has no
@@ -161,11 +173,8 @@ pub async fn refused(client: &Client, spec: &TableSpec) -> Result<Option<String>
 }
 
 fn create_table(spec: &TableSpec) -> String {
-    let columns = spec
-        .columns
-        .iter()
-        .map(|column| format!("{} {}", quote::clickhouse(&column.name), column.ty.name(column.nullable)));
-    let columns: Vec<String> = columns.collect();
+    let columns = spec.columns.iter().flat_map(ColumnSpec::native);
+    let columns: Vec<String> = columns.map(|(name, ty)| format!("{} {ty}", quote::clickhouse(&name))).collect();
     let key: Vec<String> = spec.key.iter().map(|&index| quote::clickhouse(&spec.columns[index].name)).collect();
     let partition = spec.choices.partition_by.as_ref().map(|by| format!("PARTITION BY {by} ")).unwrap_or_default();
     format!(
@@ -197,7 +206,8 @@ fn settings(spec: &TableSpec) -> String {
 
 /// The statement for the view of a target's current rows.
 pub fn create_view(spec: &TableSpec) -> String {
-    let columns: Vec<String> = spec.columns.iter().map(|column| quote::clickhouse(&column.name)).collect();
+    let columns = spec.columns.iter().flat_map(ColumnSpec::native);
+    let columns: Vec<String> = columns.map(|(name, _)| quote::clickhouse(&name)).collect();
     format!(
         "CREATE OR REPLACE VIEW {} AS SELECT {} FROM {} FINAL WHERE {IS_DELETED} = 0",
         quote::clickhouse(&spec.view()),

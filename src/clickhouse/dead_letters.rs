@@ -45,32 +45,19 @@ pub fn too_many(lost: u64, all: u64) -> bool {
     lost > ALLOWED && lost > all / SHARE
 }
 
-/// What becomes of values that their columns can not hold.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Policy {
-    pipeline: Unrepresentable,
+/// What becomes of a value that its column can not hold, or of a row that ClickHouse refuses
+/// without naming a column.
+pub fn policy(spec: &TableSpec, column: Option<&str>) -> Unrepresentable {
+    spec.options.unrepresentable(column.unwrap_or_default())
 }
 
-impl Policy {
-    /// One policy for all tables.
-    pub fn new(pipeline: Unrepresentable) -> Self {
-        Self { pipeline }
-    }
-
-    /// The policy for a column, or for rows that ClickHouse refuses without naming one. This is
-    /// where a policy of a table or a column of its own is asked for.
-    pub fn of(self, _spec: &TableSpec, _column: Option<&str>) -> Unrepresentable {
-        self.pipeline
-    }
-
-    /// Whether a row that fails for this reason becomes a letter; if not, its table stops.
-    pub fn takes(self, spec: &TableSpec, error: &CellError) -> bool {
-        match error {
-            // The column takes NULL at the source by now: that is a change of the table's shape.
-            CellError::Value { error: ValueError::Null, .. } => false,
-            CellError::Value { column, .. } => self.of(spec, Some(column)) != Unrepresentable::Fail,
-            CellError::Protocol(_) => false,
-        }
+/// Whether a row that fails for this reason becomes a letter; if not, its table stops.
+pub fn takes(spec: &TableSpec, error: &CellError) -> bool {
+    match error {
+        // The column takes NULL at the source by now: that is a change of the table's shape.
+        CellError::Value { error: ValueError::Null, .. } => false,
+        CellError::Value { column, .. } => policy(spec, Some(column)) != Unrepresentable::Fail,
+        CellError::Protocol(_) => false,
     }
 }
 

@@ -11,8 +11,9 @@
 //! was renamed, one that was dropped, and one that takes NULL now.
 
 use super::{
+    block::NULL_MARK_SUFFIX,
     column::Column,
-    table::{Layout, Plan, TableSpec},
+    table::{Plan, TableSpec},
     text,
     types::ColumnType,
 };
@@ -72,8 +73,6 @@ pub struct Change<'a> {
     pub relation: Option<&'a Relation>,
     /// What the catalog says.
     pub now: &'a SourceTable,
-    /// The layout that a table of the source gets.
-    pub layout: &'a Layout,
 }
 
 impl Change<'_> {
@@ -85,7 +84,7 @@ impl Change<'_> {
             name: self.old.name.clone(),
             ..spec
         };
-        let (whole, new) = match ((self.layout)(self.now), (self.layout)(&self.restricted())) {
+        let (whole, new) = match (self.old.laid_onto(self.now), self.old.laid_onto(&self.restricted())) {
             (Ok(whole), Ok(new)) => (whole, named(new)),
             (Err(reason), _) | (_, Err(reason)) => return Evolution::Stop(reason),
         };
@@ -165,8 +164,8 @@ impl Change<'_> {
                 if new.sources.iter().any(|other| other.name == source.name) {
                     return Err(format!("column {name} was dropped and added again"));
                 }
-                if !nullable {
-                    steps.push(Step::Loosen { name: name.clone(), ty: *ty });
+                if !nullable && ty.takes_nullable() {
+                    steps.push(Step::Loosen { name: name.clone(), ty: ty.clone() });
                 }
                 continue;
             };
@@ -178,11 +177,14 @@ impl Change<'_> {
                 return Err(format!("a label of the enum of column {name} was renamed"));
             }
             if new.columns[now].nullable && !nullable {
-                steps.push(Step::Loosen { name: name.clone(), ty: *ty });
+                steps.push(Step::Loosen { name: name.clone(), ty: ty.clone() });
             }
             let to = &new.columns[now].name;
             if to != name {
-                if self.old.key.contains(&index) || self.old.columns.iter().any(|column| column.name == *to) {
+                if self.old.key.contains(&index)
+                    || self.old.columns[index].null_mark().is_some()
+                    || self.old.columns.iter().any(|column| column.name == *to)
+                {
                     return Err(format!("column {name} was renamed in a way that the target can not follow"));
                 }
                 steps.push(Step::Rename { from: name.clone(), to: to.clone() });
@@ -207,7 +209,7 @@ impl Change<'_> {
             None => missing,
         };
         // The leaves of a partition tree may differ in it.
-        let literal = if self.now.kind == TableKind::Table { literal(new.columns[column].ty, missing) } else { None };
+        let literal = if self.now.kind == TableKind::Table { literal(&new.columns[column].ty, missing) } else { None };
         let unknown = || format!("column {} was added with a default", new.columns[column].name);
         literal.map(Some).ok_or_else(unknown)
     }
@@ -231,15 +233,15 @@ fn has_labels(now: &str, before: &str) -> bool {
 }
 
 /// A value as an expression of ClickHouse, where there is one that is the value exactly.
-fn literal(ty: ColumnType, text: &str) -> Option<String> {
+fn literal(ty: &ColumnType, text: &str) -> Option<String> {
     // What a row could not hold is no default either.
-    Column::new(ty, false).push_text(text.as_bytes()).ok()?;
+    Column::new(ty.clone(), false).push_text(text.as_bytes()).ok()?;
     Some(match ty {
         ColumnType::Bool => if text == "t" { "true" } else { "false" }.to_owned(),
         ColumnType::String | ColumnType::LowCardinality => quote::clickhouse_string(text),
         ColumnType::Bytes => format!("unhex({})", quote::clickhouse_string(text.trim_start_matches("\\x"))),
-        ColumnType::DateTime64 => {
-            let micros = text::timestamp(text.as_bytes(), text::DateTimeRange::default()).ok()?;
+        ColumnType::DateTime64 { precision: 6 } => {
+            let micros = text::timestamp(text.as_bytes(), text::DateTimeRange::default(), 6).ok()?;
             format!("fromUnixTimestamp64Micro(toInt64({micros}), 'UTC')")
         }
         ColumnType::Int16
@@ -251,9 +253,16 @@ fn literal(ty: ColumnType, text: &str) -> Option<String> {
         | ColumnType::Float64
         | ColumnType::Decimal { .. }
         | ColumnType::Uuid
-        | ColumnType::Date32 => {
+        | ColumnType::Date32
+        | ColumnType::Ipv4
+        | ColumnType::Ipv6 => {
             format!("CAST({}, {})", quote::clickhouse_string(text), quote::clickhouse_string(&ty.to_string()))
         }
+        ColumnType::DateTime64 { .. }
+        | ColumnType::Time64
+        | ColumnType::Json
+        | ColumnType::Array { .. }
+        | ColumnType::Vector => return None,
     })
 }
 
@@ -265,12 +274,22 @@ impl Step {
             Self::Add { column, default } => {
                 let spec = &new.columns[*column];
                 let default = default.as_ref().map(|value| format!(" DEFAULT {value}")).unwrap_or_default();
-                let (name, ty) = (quote::clickhouse(&spec.name), spec.ty.name(spec.nullable));
-                format!("{alter} ADD COLUMN IF NOT EXISTS {name} {ty}{default}")
+                let add = |(name, ty): (String, String)| {
+                    format!("ADD COLUMN IF NOT EXISTS {} {ty}{default}", quote::clickhouse(&name))
+                };
+                // The mark of an array that is NULL: older rows have no other value.
+                let mark = spec.null_mark().map(|name| (name, "Bool DEFAULT true".to_owned()));
+                let own = (spec.name.clone(), spec.ty.name(spec.nullable));
+                let added: Vec<_> = std::iter::once(own).chain(mark).map(add).collect();
+                format!("{alter} {}", added.join(", "))
             }
             Self::Rename { from, to } => {
                 let (from, to) = (quote::clickhouse(from), quote::clickhouse(to));
                 format!("{alter} RENAME COLUMN IF EXISTS {from} TO {to}")
+            }
+            Self::Loosen { name, ty } if !ty.takes_nullable() => {
+                let mark = quote::clickhouse(&format!("{name}{NULL_MARK_SUFFIX}"));
+                format!("{alter} ADD COLUMN IF NOT EXISTS {mark} Bool")
             }
             Self::Loosen { name, ty } => {
                 format!("{alter} MODIFY COLUMN IF EXISTS {} {}", quote::clickhouse(name), ty.name(true))
@@ -290,218 +309,4 @@ impl Step {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::TableOptions;
-    use crate::event::{Heap, KeyKind, RelationColumn, ReplicaIdentity};
-
-    const INT4: u32 = 23;
-    const TEXT: u32 = 25;
-
-    fn column(attnum: i16, name: &str, type_oid: u32) -> SourceColumn {
-        SourceColumn {
-            attnum,
-            name: name.to_owned(),
-            declared_oid: type_oid,
-            declared_modifier: -1,
-            type_oid,
-            type_modifier: -1,
-            is_enum: false,
-            not_null: attnum == 1,
-            generated: false,
-            key_position: (attnum == 1).then_some(0),
-            storage_toastable: false,
-            missing: None,
-            stamp: 100,
-            labels: String::new(),
-        }
-    }
-
-    fn table(columns: &[SourceColumn]) -> SourceTable {
-        SourceTable {
-            oid: 7,
-            schema: "public".to_owned(),
-            name: "t".to_owned(),
-            kind: TableKind::Table,
-            replica_identity: ReplicaIdentity::Default,
-            columns: columns.to_vec(),
-            key: Ok(KeyKind::PrimaryKey),
-            heaps: vec![Heap { oid: 7, filenode: 70, born_partition: false }],
-            filter: None,
-        }
-    }
-
-    fn relation(names: &[&str]) -> Relation {
-        let columns = names.iter().map(|name| RelationColumn {
-            name: (*name).to_owned(),
-            type_oid: if *name == "id" { INT4 } else { TEXT },
-            type_modifier: -1,
-            key: *name == "id",
-        });
-        Relation {
-            oid: 7,
-            schema: "public".to_owned(),
-            name: "t".to_owned(),
-            identity: ReplicaIdentity::Default,
-            columns: columns.collect(),
-        }
-    }
-
-    fn evolution(old: &SourceTable, names: Option<&[&str]>, now: &SourceTable) -> Evolution {
-        let old_spec = TableSpec::new(old, &TableOptions::default()).unwrap();
-        let relation = names.map(relation);
-        let heaps = old.heaps.iter().map(|heap| (heap.oid, heap.filenode)).collect();
-        let layout = |table: &SourceTable| TableSpec::new(table, &TableOptions::default());
-        Change { old: &old_spec, heaps: &heaps, relation: relation.as_ref(), now, layout: &layout }.evolution()
-    }
-
-    fn steps(evolution: Evolution) -> Vec<Step> {
-        match evolution {
-            Evolution::InPlace(_, steps) => steps,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn two() -> Vec<SourceColumn> {
-        vec![column(1, "id", INT4), column(2, "a", TEXT)]
-    }
-
-    #[test]
-    fn a_column_that_is_added_has_the_value_of_older_rows() {
-        let mut now = table(&[two(), vec![column(3, "b", TEXT)]].concat());
-        let old = table(&two());
-        let add = |default| vec![Step::Add { column: 2, default }];
-        assert_eq!(steps(evolution(&old, Some(&["id", "a", "b"]), &now)), add(None));
-        now.columns[2].missing = Some("it's".to_owned());
-        assert_eq!(steps(evolution(&old, Some(&["id", "a", "b"]), &now)), add(Some(r"'it\'s'".to_owned())));
-        assert_eq!(steps(evolution(&old, None, &now)).len(), 1);
-        // The stream has not come to it yet.
-        assert!(matches!(evolution(&old, Some(&["id", "a"]), &now), Evolution::Same(_, false)));
-        // A default that is computed for each row comes with a rewrite.
-        now.heaps[0].filenode = 71;
-        assert!(matches!(evolution(&old, Some(&["id", "a", "b"]), &now), Evolution::Anew(_)));
-    }
-
-    #[test]
-    fn a_column_is_known_by_its_number_and_not_by_its_name() {
-        let old = table(&two());
-        let renamed = table(&[column(1, "id", INT4), column(2, "b", TEXT)]);
-        let rename = Step::Rename { from: "a".to_owned(), to: "b".to_owned() };
-        assert_eq!(steps(evolution(&old, Some(&["id", "b"]), &renamed)), [rename]);
-        let again = table(&[column(1, "id", INT4), column(3, "a", TEXT)]);
-        assert!(matches!(evolution(&old, Some(&["id", "a"]), &again), Evolution::Anew(_)));
-        let three = table(&[two(), vec![column(3, "b", TEXT)]].concat());
-        let exchanged = table(&[column(1, "id", INT4), column(2, "b", TEXT), column(3, "a", TEXT)]);
-        assert!(matches!(evolution(&three, Some(&["id", "b", "a"]), &exchanged), Evolution::Anew(_)));
-        assert!(
-            Plan::new(&TableSpec::new(&three, &TableOptions::default()).unwrap(), &relation(&["id", "b", "a"]))
-                .is_err()
-        );
-        let key = table(&[column(1, "key", INT4), column(2, "a", TEXT)]);
-        assert!(matches!(evolution(&old, Some(&["key", "a"]), &key), Evolution::Anew(_)));
-    }
-
-    #[test]
-    fn a_column_that_is_dropped_stays_and_takes_null() {
-        let mut old = table(&two());
-        old.columns[1].not_null = true;
-        let now = table(&two()[..1]);
-        let loosen = Step::Loosen { name: "a".to_owned(), ty: ColumnType::String };
-        assert_eq!(steps(evolution(&old, Some(&["id"]), &now)), [loosen]);
-        old.columns[1].not_null = false;
-        assert_eq!(steps(evolution(&old, Some(&["id"]), &now)), []);
-    }
-
-    #[test]
-    fn what_takes_null_once_takes_it_for_good() {
-        let mut strict = table(&two());
-        strict.columns[1].not_null = true;
-        let loose = table(&two());
-        let loosen = Step::Loosen { name: "a".to_owned(), ty: ColumnType::String };
-        assert_eq!(steps(evolution(&strict, None, &loose)), [loosen]);
-        match evolution(&loose, None, &strict) {
-            Evolution::Same(spec, _) => assert!(spec.columns[1].nullable),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_rewrite_that_computes_values_is_told_from_one_that_moves_rows() {
-        let old = table(&two());
-        let mut now = table(&two());
-        now.heaps[0].filenode = 71;
-        assert!(matches!(evolution(&old, None, &now), Evolution::Same(..)));
-        now.columns[1].stamp = 101;
-        assert!(matches!(evolution(&old, None, &now), Evolution::Anew(_)));
-        now.heaps[0].filenode = 70;
-        assert!(matches!(evolution(&old, None, &now), Evolution::Same(_, true)));
-    }
-
-    #[test]
-    fn rows_that_come_or_go_with_a_partition_call_for_a_copy() {
-        let heap = |oid, filenode, born_partition| Heap { oid, filenode, born_partition };
-        let with =
-            |heaps: &[Heap]| SourceTable { kind: TableKind::PartitionRoot, heaps: heaps.to_vec(), ..table(&two()) };
-        let old = with(&[heap(8, 80, true), heap(9, 90, false)]);
-        assert!(matches!(
-            evolution(&old, None, &with(&[heap(9, 90, false), heap(8, 80, true)])),
-            Evolution::Same(_, false)
-        ));
-        let born = with(&[heap(8, 80, true), heap(9, 90, false), heap(10, 100, true)]);
-        assert!(matches!(evolution(&old, None, &born), Evolution::Same(_, false)));
-        for heaps in [
-            &[heap(8, 80, true)][..],
-            &[heap(8, 81, true), heap(9, 90, false)],
-            &[heap(8, 80, true), heap(9, 90, false), heap(10, 100, false)],
-        ] {
-            assert!(matches!(evolution(&old, None, &with(heaps)), Evolution::Anew(_)), "{heaps:?}");
-        }
-    }
-
-    #[test]
-    fn a_key_that_is_another_stops_the_table() {
-        let old = table(&[two(), vec![column(3, "b", INT4)]].concat());
-        let mut now = old.clone();
-        (now.columns[0].key_position, now.columns[2].key_position) = (None, Some(0));
-        assert!(matches!(evolution(&old, None, &now), Evolution::Stop(_)));
-        now.columns[0].key_position = Some(1);
-        assert!(matches!(evolution(&old, None, &now), Evolution::Stop(_)));
-        now.key = Err("it has no primary key".to_owned());
-        assert!(matches!(evolution(&old, None, &now), Evolution::Stop(_)));
-    }
-
-    #[test]
-    fn an_enum_may_gain_labels_and_not_change_one() {
-        let labels = |labels: &str| {
-            let mut table = table(&two());
-            table.columns[1].is_enum = true;
-            table.columns[1].labels = labels.to_owned();
-            table
-        };
-        let old = labels("aaaaaaaabbbbbbbb");
-        assert!(matches!(evolution(&old, None, &labels("aaaaaaaabbbbbbbbcccccccc")), Evolution::Same(_, true)));
-        assert!(matches!(evolution(&old, None, &labels("ccccccccaaaaaaaabbbbbbbb")), Evolution::Same(_, true)));
-        assert!(matches!(evolution(&old, None, &labels("aaaaaaaacccccccc")), Evolution::Anew(_)));
-    }
-
-    #[test]
-    fn a_default_is_the_value_exactly_or_none() {
-        let decimal = ColumnType::Decimal { precision: 5, scale: 2 };
-        for (ty, text, expected) in [
-            (ColumnType::Bool, "t", Some("true")),
-            (ColumnType::Int32, "-5", Some("CAST('-5', 'Int32')")),
-            (ColumnType::Int32, "x", None),
-            (decimal, "1.50", Some("CAST('1.50', 'Decimal(5, 2)')")),
-            (decimal, "NaN", None),
-            (ColumnType::Bytes, r"\x00ff", Some("unhex('00ff')")),
-            (
-                ColumnType::DateTime64,
-                "1970-01-01 00:00:01+00",
-                Some("fromUnixTimestamp64Micro(toInt64(1000000), 'UTC')"),
-            ),
-            (ColumnType::DateTime64, "infinity", None),
-        ] {
-            assert_eq!(literal(ty, text).as_deref(), expected, "{ty}");
-        }
-    }
-}
+mod tests;

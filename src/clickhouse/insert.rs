@@ -39,14 +39,17 @@ const PIECE: usize = 256 * 1024;
 /// Async inserts acknowledge for a batch that other settings rule; the other defaults turned NULL
 /// into 0, wrapped Int64 into Int32 and dropped an unknown column, without a word.
 /// `optimize_on_insert` would merge a block's rows before writing them, which costs ClickHouse
-/// CPU and saves nothing here: the merge does the same later. How many partitions a batch touches is
-/// for its rows to say: the default refuses more than a hundred, for ever.
+/// CPU and saves nothing here: the merge does the same later. Dates are not looked for in what JSON
+/// has as a string: `2024-01-01T00:00:00Z` would read back as another text. How many partitions a
+/// batch touches is for its rows to say: the default refuses more than a hundred, for ever.
 const SETTINGS: &[(&str, &str)] = &[
     ("async_insert", "0"),
     ("input_format_null_as_default", "0"),
     ("input_format_native_allow_types_conversion", "0"),
     ("input_format_skip_unknown_fields", "0"),
     ("optimize_on_insert", "0"),
+    ("input_format_try_infer_dates", "0"),
+    ("input_format_try_infer_datetimes", "0"),
     ("max_partitions_per_insert_block", "0"),
 ];
 

@@ -2,7 +2,6 @@
 
 use super::{
     batch::{Batch, CellError},
-    dead_letters::Policy,
     insert::{InsertError, Inserter},
     landing::land,
     requests::Requests,
@@ -31,8 +30,6 @@ pub struct Shared {
     pub state: Arc<State>,
     /// Sends blocks.
     pub inserter: Arc<Inserter>,
-    /// What becomes of values that can not be held.
-    pub policy: Policy,
     /// Reads single rows of the source.
     pub source: Arc<dyn RowSource>,
     /// What operators ask for.
@@ -199,8 +196,8 @@ impl Job {
 
 async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<(), Failure> {
     if !batch.waiting.is_empty() {
-        let Shared { client, state, source, policy, .. } = shared;
-        Resolver { table, client, source: &**source, state, policy: *policy }.resolve(&mut batch).await?;
+        let Shared { client, state, source, .. } = shared;
+        Resolver { table, client, source: &**source, state }.resolve(&mut batch).await?;
     }
     let Batch { block, letters, commit, .. } = batch;
     let rows = land(shared, table, block, letters, commit).await?;

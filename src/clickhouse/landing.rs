@@ -43,11 +43,12 @@ pub async fn land(
     commit: Lsn,
 ) -> Result<usize, Failure> {
     bound(table, block.rows() + letters.rows(), &letters, letters.rows())?;
+    block.count_replaced(&table.spec.full_name());
     let mut landed = block.rows();
     if landed > 0 {
         match shared.inserter.insert(&table.spec.target, &block, commit).await {
             Ok(()) => {}
-            Err(InsertError::Refused { source, .. }) if takes_refused(shared, table) => {
+            Err(InsertError::Refused { source, .. }) if takes_refused(table) => {
                 shared.inserter.insert(&table.spec.target, &block.slice(0..0), commit).await?;
                 let before = letters.rows();
                 bisect(shared, table, &block, client::describe(&source), commit, &mut letters).await?;
@@ -65,8 +66,8 @@ pub async fn land(
     Ok(landed)
 }
 
-fn takes_refused(shared: &Shared, table: &Table) -> bool {
-    shared.policy.of(&table.spec, None) != Unrepresentable::Fail
+fn takes_refused(table: &Table) -> bool {
+    dead_letters::policy(&table.spec, None) != Unrepresentable::Fail
 }
 
 /// Counts what came and what of it is lost, and stops the table if that is too much.

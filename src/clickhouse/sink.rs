@@ -19,6 +19,7 @@ pub use entry::Member;
 
 use super::{
     batch::{At, Batch, CellError, Outcome, RowChange},
+    dead_letters,
     job::{Failure, Job, Shared},
     ledger::Ledger,
     reshape,
@@ -298,19 +299,18 @@ impl Sink {
         entry.received.increment(1);
         let row = self.ledger.row();
         let at = At { version, xid: transaction.xid, time: transaction.time };
-        if Self::add(&self.shared, entry, &mut self.ledger, data, change, at, row)? == Outcome::NeedsKeys {
+        if Self::add(entry, &mut self.ledger, data, change, at, row)? == Outcome::NeedsKeys {
             // What is in the batch must be in ClickHouse before a lookup can find it there.
             entry.keyed = true;
             self.seal(index);
             let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
-            Self::add(&self.shared, entry, &mut self.ledger, data, change, at, row)?;
+            Self::add(entry, &mut self.ledger, data, change, at, row)?;
         }
         Ok(())
     }
 
     /// Adds a change to its table's open batch, and opens one if there is none.
     fn add(
-        shared: &Shared,
         entry: &mut Entry,
         ledger: &mut Ledger,
         data: &[u8],
@@ -336,7 +336,7 @@ impl Sink {
             Op::Delete { old, .. } => RowChange::Delete(tuple(old).map_err(empty)?),
         };
         let outcome = match batch.add(spec, plan, row, at) {
-            Err(error) if shared.policy.takes(spec, &error) => batch.lose(spec, plan, row, at, &error),
+            Err(error) if dead_letters::takes(spec, &error) => batch.lose(spec, plan, row, at, &error),
             outcome => outcome,
         };
         if batch.rows() == 0 {

@@ -5,7 +5,7 @@ mod spec;
 
 pub use spec::{Choices, TableSpec};
 
-use super::{dead_letters::Losses, text::DateTimeRange, types::ColumnType};
+use super::{dead_letters::Losses, text::DateTimeRange};
 use crate::event::{Lsn, Relation, ReplicaIdentity, SourceTable, Version};
 use std::sync::{
     Arc,
@@ -157,7 +157,7 @@ impl Plan {
                 return Err(format!("column {} is new", column.name));
             };
             let source = &spec.sources[index];
-            let modifier_counts = matches!(spec.columns[index].ty, ColumnType::Decimal { .. });
+            let modifier_counts = spec.columns[index].ty.depends_on_modifier();
             if source.declared_oid != column.type_oid
                 || modifier_counts && source.declared_modifier != column.type_modifier
             {

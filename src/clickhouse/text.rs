@@ -7,13 +7,19 @@
 //!
 //! Errors name the reason and never the value.
 
+mod address;
+mod array;
 mod decimal;
+mod json;
 mod number;
 mod time;
 
-pub use decimal::decimal;
+pub use address::{ipv4, ipv6};
+pub use array::{Element, array, vector};
+pub use decimal::{clamped_decimal, decimal};
+pub use json::json;
 pub use number::{Integer, float32, float64, integer};
-pub use time::{DateTimeRange, date, timestamp};
+pub use time::{DateTimeRange, clamped_date, clamped_timestamp, date, time_of_day, timestamp};
 
 /// A text form that gives no value for its column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -194,7 +200,9 @@ mod tests {
             let _ = (boolean(text), uuid(text), bytea_len(text), bytea(text, &mut out), date(text));
             let _ = (integer::<i16>(text), integer::<i64>(text), integer::<u64>(text));
             let _ = (float32(text), float64(text), decimal(text, precision, scale.min(precision)));
-            let _ = (timestamp(text, DateTimeRange::Narrow), timestamp(text, DateTimeRange::Wide));
+            let _ = (timestamp(text, DateTimeRange::Narrow, 6), timestamp(text, DateTimeRange::Wide, 0));
+            let _ = (clamped_timestamp(text, DateTimeRange::Wide, 3), clamped_date(text), time_of_day(text));
+            let _ = (clamped_decimal(text, precision, scale.min(precision)), ipv4(text), ipv6(text));
         }
     }
 }

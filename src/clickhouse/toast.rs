@@ -30,7 +30,7 @@
 use super::{
     batch::{Batch, CellError, Slot, Waiting},
     block::{Block, ColumnSpec},
-    dead_letters::{self, Policy, push_strings},
+    dead_letters::{self, push_strings},
     retrying,
     state::State,
     table::{IS_DELETED, Table, VERSION},
@@ -78,8 +78,6 @@ pub struct Resolver<'a> {
     pub source: &'a dyn RowSource,
     /// Where the last read from PostgreSQL is stored.
     pub state: &'a State,
-    /// What becomes of values that can not be held.
-    pub policy: Policy,
 }
 
 /// What ClickHouse has for a slice of rows: the values that some row lacks, by the number of the
@@ -182,7 +180,7 @@ impl Resolver<'_> {
             if let Err(error) = pushed {
                 batch.block.rollback_row();
                 let error = CellError::Value { column: spec.columns[column].name.clone(), error };
-                if !self.policy.takes(spec, &error) {
+                if !dead_letters::takes(spec, &error) {
                     return Err(error.into());
                 }
                 batch.lose_waiting(spec, row, &error)?;
@@ -240,7 +238,7 @@ impl Resolver<'_> {
             }
         }
         let sql = self.sql(&questions, &found.columns);
-        let answer = self.ask("look up unchanged TOAST", &sql).await?;
+        let answer = self.ask("look up unchanged TOAST", &sql, &found.columns).await?;
         read_answer(&answer, &mut found).map_err(ToastError::Answer)?;
         if self.has_letters().await? {
             self.leave_out_lost(slice, &mut found).await?;
@@ -285,7 +283,7 @@ impl Resolver<'_> {
             dead_letters::TABLE,
             self.own_letters(),
         );
-        let answer = self.ask("look for dead letters", &sql).await?;
+        let answer = self.ask("look for dead letters", &sql, &[]).await?;
         let (answers, rest) = answer.as_chunks::<20>();
         if !rest.is_empty() {
             return Err(ToastError::Answer(ValueError::Malformed("it ends early")));
@@ -301,10 +299,15 @@ impl Resolver<'_> {
         Ok(())
     }
 
-    async fn ask(&self, doing: &'static str, sql: &str) -> Result<Bytes, ToastError> {
+    /// Asks ClickHouse; `columns` are those of the table that the answer has.
+    async fn ask(&self, doing: &'static str, sql: &str, columns: &[usize]) -> Result<Bytes, ToastError> {
+        let has_json = columns.iter().any(|&column| self.table.spec.columns[column].ty == ColumnType::Json);
         let answer = retrying(doing, || async {
             // Not in the statement itself: there they come too late for its own parsing.
             let query = self.client.query_raw(sql).with_setting("max_query_size", "1073741824");
+            // Older servers know neither this setting nor the type.
+            let query =
+                if has_json { query.with_setting("output_format_binary_write_json_as_string", "1") } else { query };
             let mut cursor = query.with_setting("max_ast_elements", "1000000").fetch_bytes("RowBinary")?;
             cursor.collect().await
         });
@@ -314,10 +317,9 @@ impl Resolver<'_> {
     /// A block for the questions: number, key, and in the block's own columns the version and
     /// whether exactly that version is asked for.
     fn questions(&self) -> Block {
-        let number = ColumnSpec { name: "n".into(), ty: ColumnType::UInt32, nullable: false, mask: None };
+        let number = ColumnSpec::new("n", ColumnType::UInt32, false);
         let keys = self.table.spec.key.iter().enumerate().map(|(place, &column)| {
-            let ty = self.table.spec.columns[column].ty;
-            ColumnSpec { name: format!("k{place}"), ty, nullable: false, mask: None }
+            ColumnSpec::new(format!("k{place}"), self.table.spec.columns[column].ty.clone(), false)
         });
         Block::new(std::iter::once(number).chain(keys).collect())
     }
@@ -330,7 +332,8 @@ impl Resolver<'_> {
         let keys: Vec<String> = spec.key.iter().map(quoted).collect();
         let asked: Vec<String> = (0..keys.len()).map(|place| format!("k{place}")).collect();
         let same: Vec<String> = keys.iter().zip(&asked).map(|(key, asked)| format!("{key} = q.{asked}")).collect();
-        let wanted: Vec<String> = columns.iter().map(quoted).collect();
+        let wanted = columns.iter().flat_map(|&column| spec.columns[column].native());
+        let wanted: Vec<String> = wanted.map(|(name, _)| format!("t.{}", quote::clickhouse(&name))).collect();
         let hex = hex(&questions.write_native());
         let (target, keys, asked) = (quote::clickhouse(&spec.target), keys.join(", "), asked.join(", "));
         format!(

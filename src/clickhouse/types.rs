@@ -1,16 +1,20 @@
-//! Which ClickHouse type holds a PostgreSQL type without loss.
+//! The ClickHouse types that walhouse writes, and by what names.
 //!
-//! A type that is not listed here is a String with PostgreSQL's exact text: nothing is ever
-//! approximated. Whether a *value* fits is another question, which [`super::text`] answers.
+//! Which of them holds which type of PostgreSQL is said in [`mapping`]. Whether a *value* fits is
+//! another question, which [`super::text`] answers.
+
+pub mod mapping;
+mod name;
 
 use std::fmt;
-use tokio_postgres::types::Type;
 
 /// The most digits that a ClickHouse Decimal has.
 pub const MAX_DECIMAL_PRECISION: u8 = 76;
+/// The digits of a second that PostgreSQL has.
+pub const MICROSECONDS: u8 = 6;
 
-/// A ClickHouse type that walhouse writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// A ClickHouse type, together with the text form that its values are read from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ColumnType {
     /// One byte, 0 or 1.
     Bool,
@@ -43,60 +47,88 @@ pub enum ColumnType {
     Uuid,
     /// Days; see [`super::text::date`] for its range.
     Date32,
-    /// Microseconds in UTC; see [`super::text::DateTimeRange`] for its range.
-    DateTime64,
+    /// A moment in UTC; see [`super::text::DateTimeRange`] for its range.
+    DateTime64 {
+        /// Digits of a second: 0 to 6.
+        precision: u8,
+    },
+    /// Microseconds since midnight.
+    Time64,
     /// A String of few distinct values: the label of an enum.
     LowCardinality,
+    /// 32 bits, from an inet.
+    Ipv4,
+    /// 128 bits, from an inet.
+    Ipv6,
+    /// Paths and values of a JSON object. ClickHouse reads the text, and prints another one.
+    Json,
+    /// From PostgreSQL's text form of an array.
+    Array {
+        /// What it holds.
+        element: Box<ColumnType>,
+        /// Whether an element may be NULL.
+        nullable: bool,
+    },
+    /// An `Array(Float32)`, from pgvector's text form of a vector.
+    Vector,
 }
 
 impl ColumnType {
-    /// The type for a column of PostgreSQL. Domains are resolved to their base type by the caller,
-    /// who also knows from the catalog whether the type is an enum.
-    pub fn of_postgres(type_oid: u32, type_modifier: i32, is_enum: bool) -> ColumnType {
-        if is_enum {
-            return ColumnType::LowCardinality;
-        }
-        match Type::from_oid(type_oid) {
-            Some(Type::BOOL) => ColumnType::Bool,
-            Some(Type::INT2) => ColumnType::Int16,
-            Some(Type::INT4) => ColumnType::Int32,
-            Some(Type::INT8) => ColumnType::Int64,
-            Some(Type::OID | Type::XID) => ColumnType::UInt32,
-            Some(Type::XID8) => ColumnType::UInt64,
-            Some(Type::FLOAT4) => ColumnType::Float32,
-            Some(Type::FLOAT8) => ColumnType::Float64,
-            Some(Type::NUMERIC) => decimal(type_modifier).unwrap_or(ColumnType::String),
-            Some(Type::BYTEA) => ColumnType::Bytes,
-            Some(Type::UUID) => ColumnType::Uuid,
-            Some(Type::DATE) => ColumnType::Date32,
-            Some(Type::TIMESTAMP | Type::TIMESTAMPTZ) => ColumnType::DateTime64,
-            _ => ColumnType::String,
+    /// Its name, exactly as ClickHouse itself prints it. An array is the same in both cases: see
+    /// [`takes_nullable`](Self::takes_nullable).
+    pub fn name(&self, nullable: bool) -> String {
+        match self {
+            // LowCardinality is the one type that takes Nullable inside.
+            ColumnType::LowCardinality if nullable => "LowCardinality(Nullable(String))".to_owned(),
+            ty if nullable && ty.takes_nullable() => format!("Nullable({ty})"),
+            ty => ty.to_string(),
         }
     }
 
-    /// Its name, exactly as ClickHouse itself prints it.
-    pub fn name(self, nullable: bool) -> String {
-        match (self, nullable) {
-            (_, false) => self.to_string(),
-            // LowCardinality is the one type that takes Nullable inside.
-            (ColumnType::LowCardinality, true) => "LowCardinality(Nullable(String))".to_owned(),
-            (_, true) => format!("Nullable({self})"),
+    /// Whether a NULL is a value of the column itself. For an array it needs a column beside it.
+    pub fn takes_nullable(&self) -> bool {
+        !matches!(self, ColumnType::Array { .. } | ColumnType::Vector)
+    }
+
+    /// Whether it can be part of a sorting key.
+    pub fn is_sortable(&self) -> bool {
+        self.takes_nullable() && *self != ColumnType::Json
+    }
+
+    /// Whether the modifier of the source's type decides which values it holds.
+    pub fn depends_on_modifier(&self) -> bool {
+        match self {
+            ColumnType::Decimal { .. } => true,
+            ColumnType::Array { element, .. } => element.depends_on_modifier(),
+            _ => false,
         }
     }
 
     /// Bytes that a value takes in the Native format, where that is the same for each.
-    pub(crate) fn width(self) -> Option<usize> {
+    pub(crate) fn width(&self) -> Option<usize> {
         Some(match self {
             ColumnType::Bool => 1,
             ColumnType::Int16 => 2,
-            ColumnType::Int32 | ColumnType::UInt32 | ColumnType::Float32 | ColumnType::Date32 => 4,
-            ColumnType::Int64 | ColumnType::UInt64 | ColumnType::Float64 | ColumnType::DateTime64 => 8,
-            ColumnType::Uuid => 16,
-            ColumnType::Decimal { precision: ..=9, .. } => 4,
-            ColumnType::Decimal { precision: ..=18, .. } => 8,
-            ColumnType::Decimal { precision: ..=38, .. } => 16,
+            ColumnType::Int32
+            | ColumnType::UInt32
+            | ColumnType::Float32
+            | ColumnType::Date32
+            | ColumnType::Ipv4
+            | ColumnType::Decimal { precision: ..=9, .. } => 4,
+            ColumnType::Int64
+            | ColumnType::UInt64
+            | ColumnType::Float64
+            | ColumnType::DateTime64 { .. }
+            | ColumnType::Time64
+            | ColumnType::Decimal { precision: ..=18, .. } => 8,
+            ColumnType::Uuid | ColumnType::Ipv6 | ColumnType::Decimal { precision: ..=38, .. } => 16,
             ColumnType::Decimal { .. } => 32,
-            ColumnType::String | ColumnType::Bytes | ColumnType::LowCardinality => return None,
+            ColumnType::String
+            | ColumnType::Bytes
+            | ColumnType::LowCardinality
+            | ColumnType::Json
+            | ColumnType::Array { .. }
+            | ColumnType::Vector => return None,
         })
     }
 }
@@ -105,6 +137,9 @@ impl fmt::Display for ColumnType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             ColumnType::Decimal { precision, scale } => return write!(f, "Decimal({precision}, {scale})"),
+            ColumnType::DateTime64 { precision } => return write!(f, "DateTime64({precision}, 'UTC')"),
+            ColumnType::Array { element, nullable } => return write!(f, "Array({})", element.name(*nullable)),
+            ColumnType::Vector => "Array(Float32)",
             ColumnType::Bool => "Bool",
             ColumnType::Int16 => "Int16",
             ColumnType::Int32 => "Int32",
@@ -116,87 +151,43 @@ impl fmt::Display for ColumnType {
             ColumnType::String | ColumnType::Bytes => "String",
             ColumnType::Uuid => "UUID",
             ColumnType::Date32 => "Date32",
-            ColumnType::DateTime64 => "DateTime64(6, 'UTC')",
+            ColumnType::Time64 => "Time64(6)",
             ColumnType::LowCardinality => "LowCardinality(String)",
+            ColumnType::Ipv4 => "IPv4",
+            ColumnType::Ipv6 => "IPv6",
+            ColumnType::Json => "JSON",
         })
     }
-}
-
-/// The Decimal of a numeric's type modifier: the precision in the upper half and the scale, an
-/// 11-bit signed number, in the lower, both moved up by the four bytes of a varlena header.
-fn decimal(type_modifier: i32) -> Option<ColumnType> {
-    let packed = type_modifier.checked_sub(4).filter(|&packed| packed >= 0)?;
-    // A negative scale has its sign bit set, so it comes out larger than any precision we take.
-    let scale = u8::try_from(packed & 0x7ff).ok()?;
-    let precision = u8::try_from(packed >> 16).ok()?;
-    let fits = (1..=MAX_DECIMAL_PRECISION).contains(&precision) && scale <= precision;
-    fits.then_some(ColumnType::Decimal { precision, scale })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn of(ty: Type) -> ColumnType {
-        ColumnType::of_postgres(ty.oid(), -1, false)
-    }
-
-    fn numeric(precision: i32, scale: i32) -> ColumnType {
-        ColumnType::of_postgres(1700, ((precision << 16) | (scale & 0x7ff)) + 4, false)
-    }
-
-    #[test]
-    fn every_ordinary_type_has_its_own() {
-        assert_eq!(of(Type::BOOL), ColumnType::Bool);
-        assert_eq!(of(Type::INT2), ColumnType::Int16);
-        assert_eq!(of(Type::INT4), ColumnType::Int32);
-        assert_eq!(of(Type::INT8), ColumnType::Int64);
-        assert_eq!(of(Type::OID), ColumnType::UInt32);
-        assert_eq!(of(Type::XID), ColumnType::UInt32);
-        assert_eq!(of(Type::XID8), ColumnType::UInt64);
-        assert_eq!(of(Type::FLOAT4), ColumnType::Float32);
-        assert_eq!(of(Type::FLOAT8), ColumnType::Float64);
-        assert_eq!(of(Type::BYTEA), ColumnType::Bytes);
-        assert_eq!(of(Type::UUID), ColumnType::Uuid);
-        assert_eq!(of(Type::DATE), ColumnType::Date32);
-        assert_eq!(of(Type::TIMESTAMP), ColumnType::DateTime64);
-        assert_eq!(of(Type::TIMESTAMPTZ), ColumnType::DateTime64);
-    }
-
-    #[test]
-    fn what_has_no_type_of_its_own_is_a_string() {
-        for ty in [Type::TEXT, Type::VARCHAR, Type::BPCHAR, Type::NAME, Type::CHAR, Type::JSON, Type::JSONB] {
-            assert_eq!(of(ty), ColumnType::String);
-        }
-        for ty in [Type::TIME, Type::INTERVAL, Type::INET, Type::INT4_ARRAY, Type::MONEY, Type::PG_LSN, Type::XML] {
-            assert_eq!(of(ty), ColumnType::String);
-        }
-        assert_eq!(ColumnType::of_postgres(16_384, -1, false), ColumnType::String);
-        assert_eq!(ColumnType::of_postgres(16_384, -1, true), ColumnType::LowCardinality);
-    }
-
-    #[test]
-    fn a_numeric_is_a_decimal_where_one_can_hold_it() {
-        assert_eq!(numeric(12, 2), ColumnType::Decimal { precision: 12, scale: 2 });
-        assert_eq!(numeric(1, 0), ColumnType::Decimal { precision: 1, scale: 0 });
-        assert_eq!(numeric(76, 76), ColumnType::Decimal { precision: 76, scale: 76 });
-        for (precision, scale) in [(77, 0), (1000, 10), (5, 6), (5, -2), (3, -1000), (5, 1000)] {
-            assert_eq!(numeric(precision, scale), ColumnType::String, "numeric({precision}, {scale})");
-        }
-        for modifier in [-1, 0, 3, 4, i32::MIN] {
-            assert_eq!(ColumnType::of_postgres(1700, modifier, false), ColumnType::String, "modifier {modifier}");
-        }
-    }
-
     #[test]
     fn names_are_those_that_clickhouse_prints() {
         let decimal = ColumnType::Decimal { precision: 12, scale: 2 };
         assert_eq!(decimal.name(false), "Decimal(12, 2)");
         assert_eq!(decimal.name(true), "Nullable(Decimal(12, 2))");
-        assert_eq!(ColumnType::DateTime64.name(true), "Nullable(DateTime64(6, 'UTC'))");
+        assert_eq!(ColumnType::DateTime64 { precision: 6 }.name(true), "Nullable(DateTime64(6, 'UTC'))");
         assert_eq!(ColumnType::Uuid.name(false), "UUID");
         assert_eq!(ColumnType::Bytes.name(true), "Nullable(String)");
         assert_eq!(ColumnType::LowCardinality.name(false), "LowCardinality(String)");
         assert_eq!(ColumnType::LowCardinality.name(true), "LowCardinality(Nullable(String))");
+    }
+
+    #[test]
+    fn an_array_has_one_name_whether_its_column_takes_null_or_not() {
+        let array = |element, nullable| ColumnType::Array { element: Box::new(element), nullable };
+        for nullable in [false, true] {
+            assert_eq!(array(ColumnType::Int32, true).name(nullable), "Array(Nullable(Int32))");
+            assert_eq!(array(ColumnType::Int32, false).name(nullable), "Array(Int32)");
+            assert_eq!(array(array(ColumnType::Bytes, true), false).name(nullable), "Array(Array(Nullable(String)))");
+            assert_eq!(
+                array(ColumnType::LowCardinality, true).name(nullable),
+                "Array(LowCardinality(Nullable(String)))"
+            );
+            assert_eq!(ColumnType::Vector.name(nullable), "Array(Float32)");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! thing that fails does not hide the others, as far as they can still be seen.
 
 mod clickhouse;
+mod columns;
 mod postgres;
 
 use std::fmt::{self, Write};
@@ -27,7 +28,7 @@ pub enum Outcome {
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// `PostgreSQL`, `tables` or `ClickHouse`.
+    /// `PostgreSQL`, `tables`, `columns` or `ClickHouse`.
     pub area: &'static str,
     /// What was looked at.
     pub name: String,
@@ -49,9 +50,12 @@ pub struct Report {
 
 /// Looks at both sides, at the same time.
 pub async fn run(config: &Config) -> Report {
-    let (mut source, target) =
-        futures_util::future::join(Box::pin(postgres::check(config)), Box::pin(clickhouse::check(&config.clickhouse)))
-            .await;
+    let time64 = clickhouse::has_time64(&config.clickhouse).await;
+    let (mut source, target) = futures_util::future::join(
+        Box::pin(postgres::check(config, time64)),
+        Box::pin(clickhouse::check(&config.clickhouse)),
+    )
+    .await;
     source.checks.extend(target.checks);
     source
 }

@@ -273,7 +273,7 @@ async fn wanted(
 /// What to compare with what, or why not.
 fn pair(config: &Config, table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
     let options = config.table_options(&table.schema, &table.name);
-    let now = TableSpec::new(table, &options);
+    let now = TableSpec::new(table, &options, false);
     let record = record.ok_or_else(|| match &now {
         Err(reason) => (Absence::NotReplicated, reason.clone()),
         Ok(_) => (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned()),
@@ -300,11 +300,11 @@ fn pair(config: &Config, table: &SourceTable, record: Option<&TableRecord>) -> R
         return Err((Absence::Copying, why));
     }
     let column = |(source, column): (&SourceColumn, &ColumnSpec)| {
-        let usual = Rendering::of(source.type_oid, source.type_modifier, source.is_enum);
-        let kind = if matches!(column.mask, Some(Mask::Hash(_))) { Rendering::Text } else { usual };
+        let usual = ColumnPair::of(source, &column.ty.name(column.nullable), column.null_mark());
+        let kind = if matches!(column.mask, Some(Mask::Hash(_))) { Rendering::Text } else { usual.kind };
         let of_row = format!("walhouse_row.{}", quote::postgres(&source.name));
         let masked = column.mask.as_ref().map(|mask| masked::expression(mask, &of_row));
-        ColumnPair { name: source.name.clone(), kind, masked }
+        ColumnPair { kind, masked, ..usual }
     };
     Ok(TablePair {
         schema: spec.schema.clone(),

@@ -217,7 +217,6 @@ impl Config {
         let (shortest, longest) = (Timespan(Duration::from_millis(1)), Timespan(Duration::from_secs(300)));
         within(self.batch.max_delay, shortest, longest).map_err(at("batch.max_delay"))?;
         within(self.batch.max_rows, 1, 100_000_000).map_err(at("batch.max_rows"))?;
-        policy(Some(self.batch.unrepresentable)).map_err(at("batch.unrepresentable"))?;
         within(self.batch.max_bytes, ByteSize(64 << 10), ByteSize::mib(1024)).map_err(at("batch.max_bytes"))?;
         self.check_budget().map_err(at("memory.budget"))?;
         self.check_level().map_err(at("log.level"))?;
@@ -238,11 +237,6 @@ impl Config {
                 return Err((path(""), why.to_owned()));
             }
             table.check().map_err(|(key, why)| (path(&format!(".{key}")), why))?;
-            policy(table.unrepresentable).map_err(|why| (path(".unrepresentable"), why))?;
-            for (column, config) in &table.columns {
-                let key = format!(".columns.{column}.unrepresentable");
-                policy(config.unrepresentable).map_err(|why| (path(&key), why))?;
-            }
         }
         Ok(())
     }
@@ -343,14 +337,6 @@ impl Default for LogConfig {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::default() }
     }
-}
-
-fn policy(policy: Option<Unrepresentable>) -> Result<(), String> {
-    if matches!(policy, Some(Unrepresentable::Null | Unrepresentable::Clamp)) {
-        let why = "this version does not change values: it stops the table; choose \"dead_letter\" or \"fail\"";
-        return Err(why.to_owned());
-    }
-    Ok(())
 }
 
 fn within<T: PartialOrd + std::fmt::Display>(value: T, least: T, most: T) -> Result<(), String> {

@@ -135,7 +135,6 @@ fn an_error_names_the_file_the_key_and_what_is_accepted() {
         ("[batch]\nmax_bytes = [8]", ["batch.max_bytes: ", "string"]),
         ("[batch]\nmax_bytes = \"1kB\"", ["batch.max_bytes: ", "64KiB to 1GiB"]),
         ("[batch]\nunrepresentable = \"drop\"", ["batch.unrepresentable: ", "\"dead_letter\""]),
-        ("[batch]\nunrepresentable = \"clamp\"", ["batch.unrepresentable: ", "stops the table"]),
         ("[batch]\nmax_dely = \"1s\"", ["batch.max_dely: unknown key", "max_delay"]),
         ("[sauce]\n", ["sauce: unknown key", "source"]),
         ("[memory]\nbudget = \"16MiB\"", ["memory.budget: ", "at least 24MiB"]),
@@ -252,8 +251,6 @@ fn options_of_a_table_that_can_not_be_are_refused_with_their_path() {
         ("public.t", "partition_by = \" \"", ".partition_by: it is empty"),
         ("public.t", "settings = { \"x, y\" = 1 }", ".settings.x, y: it is not the name"),
         ("public.t", "settings = { allow_experimental_replacing_merge_with_cleanup = 1 }", "tombstones must stay"),
-        ("public.t", "unrepresentable = \"clamp\"", "tables.\"public.t\".unrepresentable: "),
-        ("public.t", "columns.a.unrepresentable = \"null\"", "tables.\"public.t\".columns.a.unrepresentable: "),
         ("public.t", "columns.a.policy = \"null\"", "columns.a.policy: unknown key"),
         ("public.t", "on_drop_column = \"hide\"", "on_drop_column: \"hide\" is none of \"keep\", \"drop\""),
     ] {

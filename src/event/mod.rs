@@ -16,5 +16,5 @@ mod version;
 pub use change::{Change, Event, Group, Op, Span, Transaction, Tuple, TupleError, Value, Values};
 pub use lsn::{Lsn, ParseLsnError};
 pub use relation::{Relation, RelationColumn, ReplicaIdentity};
-pub use table::{Heap, KeyKind, SourceColumn, SourceTable, TableKind};
+pub use table::{ElementType, Heap, KeyKind, SourceColumn, SourceTable, TableKind};
 pub use version::{Epoch, Version};

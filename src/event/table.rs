@@ -56,7 +56,7 @@ pub enum KeyKind {
 }
 
 /// A column of a [`SourceTable`].
-#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct SourceColumn {
     /// `pg_attribute.attnum`: what stays when a column is renamed.
     pub attnum: i16,
@@ -70,8 +70,21 @@ pub struct SourceColumn {
     pub type_oid: u32,
     /// The type's modifier, the base type's under a domain; -1 where there is none.
     pub type_modifier: i32,
+    /// The declared type as PostgreSQL writes it, for people.
+    #[serde(default)]
+    pub type_name: String,
     /// Whether the type is an enum.
     pub is_enum: bool,
+    /// Whether the type is pgvector's `vector`.
+    #[serde(default)]
+    pub is_vector: bool,
+    /// What an array holds; `None` for any other type, and for the one array whose text separates
+    /// its elements by something else than a comma, that of `box`.
+    #[serde(default)]
+    pub element: Option<ElementType>,
+    /// With how many dimensions the array was declared. Its values may have others.
+    #[serde(default)]
+    pub dimensions: u16,
     /// Whether the column's own constraint excludes NULL. A domain's does not count: an outer join or
     /// an empty subquery can store a NULL in spite of it.
     pub not_null: bool,
@@ -91,6 +104,17 @@ pub struct SourceColumn {
     /// Short digests of an enum's labels with their oids, eight letters each, in order of oids.
     #[serde(default)]
     pub labels: String,
+}
+
+/// What an array holds, a domain resolved to its base type.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct ElementType {
+    /// The type's oid.
+    pub type_oid: u32,
+    /// The type's modifier; -1 where there is none.
+    pub type_modifier: i32,
+    /// Whether the type is an enum.
+    pub is_enum: bool,
 }
 
 impl SourceTable {

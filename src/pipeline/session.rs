@@ -8,7 +8,6 @@ use crate::{
     checkpoint,
     clickhouse::{
         client, ddl,
-        dead_letters::Policy,
         insert::{Inserter, QueryIds, kill_leftovers},
         job::{Failure, Shared},
         requests::Requests,
@@ -244,11 +243,10 @@ async fn stream(
         config: Arc::clone(config),
         range: ddl::datetime_range(&clickhouse).await?,
         requests: Requests::new(clickhouse.clone(), &source.slot),
-        layout: layout(config),
+        layout: layout(config, ddl::has_time64(&clickhouse).await?),
         client: clickhouse,
         state: Arc::clone(&state),
         inserter: Arc::new(inserter),
-        policy: Policy::new(config.batch.unrepresentable),
         source: Arc::new(Lookup::new(source.clone())),
         status: Arc::clone(status),
     });
@@ -337,10 +335,10 @@ async fn stream(
     Ok(())
 }
 
-/// Tables are laid out as they are configured.
-fn layout(config: &Arc<Config>) -> Box<Layout> {
+/// Tables are laid out as they are configured, with the types that the server has.
+fn layout(config: &Arc<Config>, time64: bool) -> Box<Layout> {
     let config = Arc::clone(config);
-    Box::new(move |table| TableSpec::new(table, &config.table_options(&table.schema, &table.name)))
+    Box::new(move |table| TableSpec::new(table, &config.table_options(&table.schema, &table.name), time64))
 }
 
 /// LZ4 costs more than it saves where no network is crossed.

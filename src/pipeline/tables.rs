@@ -203,7 +203,7 @@ impl Tables {
         if old.differs_by_configuration(&options).is_some() {
             return Ok(false);
         }
-        let change = Change { old: &old, heaps, relation: None, now, layout: &*self.shared.layout };
+        let change = Change { old: &old, heaps, relation: None, now };
         Ok(matches!(change.evolution(), Evolution::Anew(_) | Evolution::InPlace(..)))
     }
 

@@ -15,7 +15,7 @@ use tokio_postgres::Client;
 use super::{slot, sql::SqlError};
 use crate::{
     config::SourceConfig,
-    event::{Heap, KeyKind, Lsn, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
+    event::{ElementType, Heap, KeyKind, Lsn, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
     quote,
 };
 
@@ -147,24 +147,37 @@ fn identity(letter: &str) -> ReplicaIdentity {
 }
 
 async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, SqlError> {
-    // A domain over a domain has its modifier where the chain ends. A virtual generated column is in no
-    // row, and so in no publication.
+    // A domain over a domain has its modifier where the chain ends. An array's modifier is that of its
+    // elements, unless these are of a domain. `array_in` tells arrays from what is only like one. A
+    // virtual generated column is in no row, and so in no publication.
     let statement = "WITH RECURSIVE attribute AS ( \
                          SELECT attrelid, attnum, attname, atttypid AS declared, atttypmod AS declared_modifier, \
-                                atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, attstorage <> 'p' AS extended, \
+                                atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, \
+                                attstorage <> 'p' AS extended, attndims::int4 AS dimensions, \
                                 (attmissingval::text::text[])[1] AS missing, xmin AS stamp \
                          FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
                        UNION ALL \
                          SELECT attrelid, attnum, attname, declared, declared_modifier, t.typbasetype, t.typtypmod, \
-                                attnotnull, generated, extended, missing, stamp \
-                         FROM attribute JOIN pg_type t ON t.oid = attribute.type WHERE t.typtype = 'd') \
-                     SELECT attrelid, attnum, attname::text, type, modifier, t.typtype = 'e', attnotnull, generated, \
-                            extended AND t.typlen = -1, declared, declared_modifier, missing, stamp::text::bigint, \
-                            CASE WHEN t.typtype = 'e' OR t.typelem <> 0 THEN \
-                                (SELECT string_agg(left(md5(e.oid || ':' || e.enumlabel), 8), '' ORDER BY e.oid) FROM pg_enum e \
-                                 WHERE e.enumtypid IN (t.oid, t.typelem)) END \
-                     FROM attribute JOIN pg_type t ON t.oid = attribute.type \
-                     WHERE t.typtype <> 'd' ORDER BY attrelid, attnum";
+                                attnotnull, generated, extended, greatest(dimensions, t.typndims), missing, stamp \
+                         FROM attribute JOIN pg_type t ON t.oid = attribute.type WHERE t.typtype = 'd'), \
+                     element AS ( \
+                         SELECT attrelid, attnum, t.typelem AS type, modifier \
+                         FROM attribute JOIN pg_type t ON t.oid = attribute.type \
+                         WHERE t.typtype <> 'd' AND t.typinput = 'pg_catalog.array_in'::regproc \
+                       UNION ALL \
+                         SELECT attrelid, attnum, t.typbasetype, t.typtypmod \
+                         FROM element JOIN pg_type t ON t.oid = element.type WHERE t.typtype = 'd') \
+                     SELECT a.attrelid, a.attnum, attname::text, a.type, a.modifier, t.typtype = 'e', attnotnull, generated, \
+                            extended AND t.typlen = -1, declared, declared_modifier, \
+                            format_type(declared, declared_modifier), t.typname = 'vector' AND t.typtype = 'b', \
+                            dimensions, e.type, e.modifier, et.typtype = 'e', missing, stamp::text::bigint, \
+                            CASE WHEN 'e' IN (t.typtype, et.typtype) THEN \
+                                (SELECT string_agg(left(md5(l.oid || ':' || l.enumlabel), 8), '' ORDER BY l.oid) FROM pg_enum l \
+                                 WHERE l.enumtypid IN (t.oid, et.oid)) END \
+                     FROM attribute a JOIN pg_type t ON t.oid = a.type \
+                     LEFT JOIN (element e JOIN pg_type et ON et.oid = e.type AND et.typtype <> 'd' AND et.typdelim = ',') \
+                         ON e.attrelid = a.attrelid AND e.attnum = a.attnum \
+                     WHERE t.typtype <> 'd' ORDER BY a.attrelid, a.attnum";
     let mut columns: HashMap<u32, Vec<SourceColumn>> = HashMap::new();
     for row in client.query(statement, &[&oids]).await? {
         let column = SourceColumn {
@@ -172,20 +185,29 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Sourc
             name: row.try_get(2)?,
             type_oid: row.try_get(3)?,
             type_modifier: row.try_get(4)?,
+            type_name: row.try_get(11)?,
             is_enum: row.try_get(5)?,
+            is_vector: row.try_get(12)?,
+            element: element(&row)?,
+            dimensions: u16::try_from(row.try_get::<_, i32>(13)?).unwrap_or_default(),
             not_null: row.try_get(6)?,
             generated: row.try_get(7)?,
             key_position: None,
             storage_toastable: row.try_get(8)?,
             declared_oid: row.try_get(9)?,
             declared_modifier: row.try_get(10)?,
-            missing: row.try_get(11)?,
-            stamp: u32::try_from(row.try_get::<_, i64>(12)?).unwrap_or_default(),
-            labels: row.try_get::<_, Option<String>>(13)?.unwrap_or_default(),
+            missing: row.try_get(17)?,
+            stamp: u32::try_from(row.try_get::<_, i64>(18)?).unwrap_or_default(),
+            labels: row.try_get::<_, Option<String>>(19)?.unwrap_or_default(),
         };
         columns.entry(row.try_get(0)?).or_default().push(column);
     }
     Ok(columns)
+}
+
+fn element(row: &tokio_postgres::Row) -> Result<Option<ElementType>, SqlError> {
+    let Some(type_oid) = row.try_get(14)? else { return Ok(None) };
+    Ok(Some(ElementType { type_oid, type_modifier: row.try_get(15)?, is_enum: row.try_get(16)? }))
 }
 
 /// A partition below a listed root, on any level.

@@ -128,6 +128,7 @@ impl<C: Checkpoint> Verifier<'_, C> {
             differing_total: outcome.differing_total,
             still_changing: outcome.still_changing,
             unexamined: outcome.unexamined,
+            presence_only: table.presence_only(),
             rounds,
             seconds: started.elapsed().as_secs_f64(),
         })

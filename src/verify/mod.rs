@@ -11,6 +11,8 @@
 //!   they differ while nothing changes them.
 //! - **Bounded.** Sums are made in the servers, per bucket of keys. Hashes of rows are fetched for
 //!   buckets that differ alone, in the order of keys from both sides, and merged as they come.
+//! - **Whole, with one exception.** Of a column that is `JSON` in ClickHouse only NULLs are compared,
+//!   because that type does not give back the text; the report names such columns.
 //! - **Discreet.** Keys are named. No other value leaves the servers.
 //!
 //! Nothing is written, to the log neither: on an idle source it is the caller's [`Checkpoint`]
@@ -28,4 +30,4 @@ mod table;
 pub use engine::{Checkpoint, Options, Verifier};
 pub use error::{CheckpointError, Error};
 pub use report::{Difference, KeyDifference, TableReport, render};
-pub use table::{ColumnPair, Rendering, TablePair};
+pub use table::{ArrayPair, ColumnPair, Rendering, TablePair};

@@ -26,6 +26,9 @@ pub struct TableReport {
     pub still_changing: u64,
     /// Rows that differed at first sight, beyond the number that is followed.
     pub unexamined: u64,
+    /// Columns of which only NULLs were compared.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub presence_only: Vec<String>,
     /// Looks at the rows that differed; 1 when there were none.
     pub rounds: u32,
     /// How long it took.
@@ -51,11 +54,16 @@ impl TableReport {
                 _ => parts.push(format!("{count} {plural}")),
             }
         }
-        match (parts.is_empty(), self.checksum_equal) {
+        let mut outcome = match (parts.is_empty(), self.checksum_equal) {
             (true, true) => "equal".to_owned(),
             (true, false) => format!("equal, after {} looks at what was changing", self.rounds),
             (false, _) => parts.join(", "),
+        };
+        if !self.presence_only.is_empty() {
+            outcome +=
+                &format!("; not compared but for NULL, since JSON keeps no text: {}", self.presence_only.join(", "));
         }
+        outcome
     }
 }
 
@@ -163,6 +171,7 @@ mod tests {
             differing_total: 0,
             still_changing: 0,
             unexamined: 0,
+            presence_only: Vec::new(),
             rounds: 1,
             seconds: 0.25,
         }

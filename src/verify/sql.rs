@@ -8,7 +8,7 @@
 //! PostgreSQL's columns are rendered in a subquery that `OFFSET 0` keeps apart: it has no common
 //! subexpressions, and would fetch a large value from TOAST once for its length and once more.
 
-use super::table::{ColumnPair, Rendering, TablePair};
+use super::table::{ArrayPair, ColumnPair, Rendering, TablePair};
 use crate::quote;
 
 /// PostgreSQL functions take 100 arguments at most.
@@ -74,7 +74,7 @@ impl<'a> PostgresSql<'a> {
         let mut rendered = Vec::new();
         let (mut row, mut key) = (Vec::new(), Vec::new());
         for (i, column) in self.table.columns.iter().enumerate() {
-            rendered.push(format!("{} AS c{i}", postgres_text(column, self.table.is_key(column))));
+            rendered.push(format!("{} AS c{i}", self.text(column)));
             row.push(self.field(&format!("c{i}")));
         }
         for column in self.key {
@@ -97,6 +97,31 @@ impl<'a> PostgresSql<'a> {
             schema = quote::postgres(&self.table.schema),
             name = quote::postgres(&self.table.name),
             filter = if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) },
+        )
+    }
+
+    /// A column's value as text; NULL stays NULL.
+    fn text(&self, column: &ColumnPair) -> String {
+        let name = postgres_column(column);
+        let text = match &column.array {
+            Some(array) => self.array(&name, column.kind, array),
+            None => postgres_value(&name, column.kind, self.table.is_key(column)),
+        };
+        // IS NOT NULL would be false for a composite with a NULL inside.
+        format!("CASE WHEN {name} IS DISTINCT FROM NULL THEN {text} END")
+    }
+
+    /// An array's bounds, then each of its values like a column of a row. The elements are taken by
+    /// a function in the select list: in FROM it would take a composite apart.
+    fn array(&self, name: &str, kind: Rendering, array: &ArrayPair) -> String {
+        let array = if array.is_vector { format!("{name}::real[]") } else { name.to_owned() };
+        format!(
+            "concat(array_dims({array}), (SELECT string_agg({field}, '' ORDER BY place) FROM \
+             (SELECT place, CASE WHEN value IS DISTINCT FROM NULL THEN {value} END AS element FROM \
+             (SELECT unnest({array}) AS value, generate_series(1, cardinality({array})) AS place OFFSET 0) AS taken \
+             OFFSET 0) AS elements))",
+            field = self.field("element"),
+            value = postgres_value("value", kind, false),
         )
     }
 
@@ -199,23 +224,26 @@ fn postgres_column(column: &ColumnPair) -> String {
 
 /// `concat` takes every type's own output function. A cast to text would not: it strips the
 /// padding of char(n) and adds a mask to inet.
-fn postgres_text(column: &ColumnPair, key: bool) -> String {
-    let name = postgres_column(column);
-    let text = match column.kind {
-        Rendering::Text | Rendering::Integer | Rendering::Uuid | Rendering::Date | Rendering::Timestamp => {
-            format!("concat({name})")
-        }
+fn postgres_value(name: &str, kind: Rendering, key: bool) -> String {
+    match kind {
+        Rendering::Text
+        | Rendering::Integer
+        | Rendering::Uuid
+        | Rendering::Date
+        | Rendering::Time
+        | Rendering::Timestamp { .. } => format!("concat({name})"),
         Rendering::Bool => format!("CASE WHEN {name} THEN '1' ELSE '0' END"),
-        Rendering::Float4 => postgres_float(&name, "float4", key),
-        Rendering::Float8 => postgres_float(&name, "float8", key),
-        Rendering::Decimal { .. } => format!("concat(trim_scale({name}))"),
+        Rendering::Float4 => postgres_float(name, "float4", key),
+        Rendering::Float8 => postgres_float(name, "float8", key),
+        Rendering::Decimal => format!("concat(trim_scale({name}::numeric))"),
         Rendering::Bytes => {
             format!("CASE WHEN octet_length({name}) <= {BYTES_AS_HEX} THEN encode({name}, 'hex') ELSE md5({name}) END")
         }
-        Rendering::TimestampTz => format!("concat({name} AT TIME ZONE 'UTC')"),
-    };
-    // IS NOT NULL would be false for a composite with a NULL inside.
-    format!("CASE WHEN {name} IS DISTINCT FROM NULL THEN {text} END")
+        Rendering::TimestampTz { .. } => format!("concat({name} AT TIME ZONE 'UTC')"),
+        // After the family, the length of the network, whether it is one, and the length in bytes.
+        Rendering::Ipv4 | Rendering::Ipv6 => format!("encode(substring(inet_send({name}) FROM 5), 'hex')"),
+        Rendering::Presence => "'present'".to_owned(),
+    }
 }
 
 /// In a key, -0 is 0: both servers take them for one key, so which of them it is tells nothing.
@@ -230,7 +258,7 @@ fn postgres_shown(column: &ColumnPair) -> String {
     match column.kind {
         Rendering::Bytes => format!("'\\x' || encode({name}, 'hex')"),
         kind if kind.is_float() => format!("concat({name})"),
-        _ => postgres_text(column, true),
+        kind => postgres_value(&name, kind, true),
     }
 }
 
@@ -242,19 +270,46 @@ fn clickhouse_column(column: &ColumnPair) -> String {
 /// NULL stays NULL.
 fn clickhouse_text(column: &ColumnPair, key: bool) -> String {
     let name = clickhouse_column(column);
-    match column.kind {
-        Rendering::Text | Rendering::Integer | Rendering::Uuid | Rendering::Date | Rendering::Decimal { .. } => {
+    let Some(array) = &column.array else { return clickhouse_value(&name, column.kind, key) };
+    let text = clickhouse_array(&name, column.kind, array.rank);
+    match &array.null_mark {
+        Some(mark) => format!("if(walhouse_row.{}, NULL, {text})", quote::clickhouse(mark)),
+        None => text,
+    }
+}
+
+/// As PostgreSQL's statement has it: bounds where there is any element, then the elements.
+fn clickhouse_array(name: &str, kind: Rendering, rank: u8) -> String {
+    let level = |depth: u8| format!("{name}{}", "[1]".repeat(depth.into()));
+    let bounds: Vec<_> = (0..rank).map(|depth| format!("'[1:', toString(length({})), ']'", level(depth))).collect();
+    let elements = if rank > 1 { format!("arrayFlatten({name})") } else { name.to_owned() };
+    let field = clickhouse_field(&clickhouse_value("walhouse_element", kind, false));
+    format!(
+        "concat(if(empty({name}), '', concat({})), arrayStringConcat(arrayMap(walhouse_element -> {field}, {elements})))",
+        bounds.join(", ")
+    )
+}
+
+fn clickhouse_value(name: &str, kind: Rendering, key: bool) -> String {
+    let without_zeros = |text: String| format!("trim(TRAILING '.' FROM trim(TRAILING '0' FROM {text}))");
+    match kind {
+        Rendering::Text | Rendering::Integer | Rendering::Uuid | Rendering::Date | Rendering::Decimal => {
             format!("toString({name})")
         }
         Rendering::Bool => format!("toString(toUInt8({name}))"),
-        Rendering::Float4 => clickhouse_float(&name, 32, key),
-        Rendering::Float8 => clickhouse_float(&name, 64, key),
+        Rendering::Float4 => clickhouse_float(name, 32, key),
+        Rendering::Float8 => clickhouse_float(name, 64, key),
         Rendering::Bytes => {
             format!("lower(if(length({name}) <= {BYTES_AS_HEX}, hex({name}), hex(MD5({name}))))")
         }
-        Rendering::Timestamp | Rendering::TimestampTz => {
-            format!("trim(TRAILING '.' FROM trim(TRAILING '0' FROM toString({name})))")
+        // There is no point then, and the zeros count.
+        Rendering::Timestamp { digits: 0 } | Rendering::TimestampTz { digits: 0 } => format!("toString({name})"),
+        Rendering::Timestamp { .. } | Rendering::TimestampTz { .. } | Rendering::Time => {
+            without_zeros(format!("toString({name})"))
         }
+        Rendering::Ipv4 => format!("lower(leftPad(hex(toUInt32({name})), 8, '0'))"),
+        Rendering::Ipv6 => format!("lower(hex({name}))"),
+        Rendering::Presence => format!("if(isNull({name}), NULL, 'present')"),
     }
 }
 
@@ -303,7 +358,7 @@ mod tests {
     use super::*;
 
     fn table() -> TablePair {
-        let column = |name: &str, kind| ColumnPair { name: name.into(), kind, masked: None };
+        let column = |name: &str, kind| ColumnPair::new(name, kind);
         TablePair {
             schema: "my \"shop\"".into(),
             name: "order".into(),
@@ -421,8 +476,7 @@ mod tests {
 
     #[test]
     fn a_wide_row_stays_within_the_arguments_that_a_function_takes() {
-        let columns: Vec<_> =
-            (0..200).map(|i| ColumnPair { name: format!("n{i}"), kind: Rendering::Integer, masked: None }).collect();
+        let columns: Vec<_> = (0..200).map(|i| ColumnPair::new(format!("n{i}"), Rendering::Integer)).collect();
         let table = TablePair { key: vec!["n0".into()], columns, ..table() };
         let key = table.key_columns().unwrap();
         let sql = PostgresSql::new(&table, &key, UTF8).sums(16);

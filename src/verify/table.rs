@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::event::SourceColumn;
+
 /// A table of the source and the ClickHouse table that should equal it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TablePair {
@@ -31,6 +33,11 @@ impl TablePair {
         columns.filter(|columns| !columns.is_empty())
     }
 
+    pub(super) fn presence_only(&self) -> Vec<String> {
+        let columns = self.columns.iter().filter(|column| column.kind == Rendering::Presence);
+        columns.map(|column| column.name.clone()).collect()
+    }
+
     pub(super) fn is_key(&self, column: &ColumnPair) -> bool {
         self.key.contains(&column.name)
     }
@@ -41,11 +48,45 @@ impl TablePair {
 pub struct ColumnPair {
     /// The column's name.
     pub name: String,
-    /// How its values become comparable text.
+    /// How its values, or those in its arrays, become comparable text.
     pub kind: Rendering,
+    /// How values lie in arrays, if it holds any.
+    pub array: Option<ArrayPair>,
     /// What PostgreSQL computes in its place, where ClickHouse has something else on purpose: an
     /// expression over `walhouse_row`.
     pub masked: Option<String>,
+}
+
+/// A column of arrays on both sides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArrayPair {
+    /// How deep they are nested in ClickHouse. In PostgreSQL each value has its own rank.
+    pub rank: u8,
+    /// ClickHouse's column that says whether the array is NULL.
+    pub null_mark: Option<String>,
+    /// Whether PostgreSQL has a vector of pgvector.
+    pub is_vector: bool,
+}
+
+impl ColumnPair {
+    /// A column of single values.
+    pub fn new(name: impl Into<String>, kind: Rendering) -> Self {
+        Self { name: name.into(), kind, array: None, masked: None }
+    }
+
+    /// From a column of the source and the type of its column in ClickHouse, as that server prints it.
+    pub fn of(source: &SourceColumn, target: &str, null_mark: Option<String>) -> Self {
+        let (mut element, mut rank) = (target, 0);
+        while let Some(inner) = inside(element, "Array") {
+            (element, rank) = (inner, rank + 1);
+        }
+        let type_oid = match &source.element {
+            Some(inner) if rank > 0 => inner.type_oid,
+            _ => source.type_oid,
+        };
+        let array = (rank > 0).then_some(ArrayPair { rank, null_mark, is_vector: source.is_vector });
+        Self { name: source.name.clone(), kind: Rendering::of(type_oid, element), array, masked: None }
+    }
 }
 
 /// How the values of a column become text that is the same on both sides.
@@ -62,52 +103,59 @@ pub enum Rendering {
     /// The bits; every NaN is one.
     Float8,
     /// Digits without trailing zeros.
-    Decimal {
-        /// Digits after the point.
-        scale: u8,
-    },
+    Decimal,
     /// Hexadecimal digits, or a digest when they would be many.
     Bytes,
     /// Lower-case, with hyphens.
     Uuid,
     /// `2024-02-29`.
     Date,
-    /// To the microsecond, without trailing zeros; ClickHouse holds it as if it were UTC.
-    Timestamp,
-    /// To the microsecond, in UTC.
-    TimestampTz,
+    /// `24:00:00`, to the microsecond, without trailing zeros.
+    Time,
+    /// Without trailing zeros; ClickHouse holds it as if it were UTC.
+    Timestamp {
+        /// Digits of a second that ClickHouse has.
+        digits: u8,
+    },
+    /// In UTC, without trailing zeros.
+    TimestampTz {
+        /// Digits of a second that ClickHouse has.
+        digits: u8,
+    },
+    /// Hexadecimal digits of the address.
+    Ipv4,
+    /// Hexadecimal digits of the address.
+    Ipv6,
+    /// Only that there is a value: ClickHouse's `JSON` prints another text than it was given.
+    Presence,
 }
 
 impl Rendering {
-    /// From a column's base type (a domain's own is no base type), its modifier, and whether it is an enum.
-    pub fn of(type_oid: u32, type_modifier: i32, is_enum: bool) -> Self {
-        if is_enum {
-            return Self::Text;
-        }
-        match type_oid {
-            16 => Self::Bool,
-            // int2, int4, int8, oid, xid, xid8
-            21 | 23 | 20 | 26 | 28 | 5069 => Self::Integer,
-            700 => Self::Float4,
-            701 => Self::Float8,
-            1700 => Self::numeric(type_modifier),
-            17 => Self::Bytes,
-            2950 => Self::Uuid,
-            1082 => Self::Date,
-            1114 => Self::Timestamp,
-            1184 => Self::TimestampTz,
-            _ => Self::Text,
-        }
-    }
-
-    /// numeric(p, s) is a Decimal as far as ClickHouse has one.
-    fn numeric(type_modifier: i32) -> Self {
-        let Some(packed) = type_modifier.checked_sub(4).filter(|packed| *packed >= 0) else { return Self::Text };
-        let precision = packed >> 16 & 0xffff;
-        // Eleven bits, signed: PostgreSQL 15 and later take scales from -1000 to 1000.
-        let scale = ((packed & 0x7ff) ^ 1024) - 1024;
-        match u8::try_from(scale) {
-            Ok(scale) if (1..=76).contains(&precision) && i32::from(scale) <= precision => Self::Decimal { scale },
+    /// From a base type of PostgreSQL (a domain's own is no base type) and the type in ClickHouse,
+    /// as that server prints it.
+    pub fn of(type_oid: u32, target: &str) -> Self {
+        const BYTEA: u32 = 17;
+        const TIMESTAMPTZ: u32 = 1184;
+        let target = inside(target, "LowCardinality").unwrap_or(target);
+        let target = inside(target, "Nullable").unwrap_or(target);
+        let (name, arguments) = target.split_once('(').unwrap_or((target, ""));
+        match name {
+            "Bool" => Self::Bool,
+            "Int16" | "Int32" | "Int64" | "UInt32" | "UInt64" => Self::Integer,
+            "Float32" => Self::Float4,
+            "Float64" => Self::Float8,
+            "Decimal" => Self::Decimal,
+            "UUID" => Self::Uuid,
+            "Date32" => Self::Date,
+            "Time64" => Self::Time,
+            "DateTime64" => {
+                let digits = arguments.bytes().next().map_or(0, |digit| digit.wrapping_sub(b'0'));
+                if type_oid == TIMESTAMPTZ { Self::TimestampTz { digits } } else { Self::Timestamp { digits } }
+            }
+            "IPv4" => Self::Ipv4,
+            "IPv6" => Self::Ipv6,
+            "JSON" => Self::Presence,
+            _ if type_oid == BYTEA => Self::Bytes,
             _ => Self::Text,
         }
     }
@@ -117,38 +165,57 @@ impl Rendering {
     }
 }
 
+/// What is in the parentheses of such a type.
+fn inside<'a>(ty: &'a str, name: &str) -> Option<&'a str> {
+    ty.strip_prefix(name)?.strip_prefix('(')?.strip_suffix(')')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn modifier(precision: i32, scale: i32) -> i32 {
-        (precision << 16 | (scale & 0x7ff)) + 4
-    }
+    use crate::event::ElementType;
 
     #[test]
-    fn numeric_is_a_decimal_as_far_as_clickhouse_has_one() {
-        let numeric = |precision, scale| Rendering::of(1700, modifier(precision, scale), false);
-        assert_eq!(numeric(12, 2), Rendering::Decimal { scale: 2 });
-        assert_eq!(numeric(76, 76), Rendering::Decimal { scale: 76 });
-        assert_eq!(numeric(5, 0), Rendering::Decimal { scale: 0 });
-        assert_eq!(numeric(77, 2), Rendering::Text);
-        assert_eq!(numeric(5, 6), Rendering::Text);
-        assert_eq!(numeric(5, -2), Rendering::Text);
-        assert_eq!(Rendering::of(1700, -1, false), Rendering::Text);
-    }
-
-    #[test]
-    fn what_has_no_rendering_of_its_own_is_text() {
-        for oid in [25, 1043, 1042, 18, 114, 3802, 869, 1186, 999_999] {
-            assert_eq!(Rendering::of(oid, -1, false), Rendering::Text);
+    fn the_type_in_clickhouse_decides_and_that_of_the_source_where_it_must() {
+        for (oid, target, kind) in [
+            (16, "Nullable(Bool)", Rendering::Bool),
+            (16, "String", Rendering::Text),
+            (23, "Int64", Rendering::Integer),
+            (5069, "UInt64", Rendering::Integer),
+            (23, "Decimal(12, 2)", Rendering::Decimal),
+            (1700, "Nullable(Decimal(76, 76))", Rendering::Decimal),
+            (1700, "Nullable(String)", Rendering::Text),
+            (17, "Nullable(String)", Rendering::Bytes),
+            (25, "LowCardinality(Nullable(String))", Rendering::Text),
+            (1083, "Time64(6)", Rendering::Time),
+            (1083, "String", Rendering::Text),
+            (1114, "Nullable(DateTime64(6, 'UTC'))", Rendering::Timestamp { digits: 6 }),
+            (1184, "DateTime64(0, 'UTC')", Rendering::TimestampTz { digits: 0 }),
+            (869, "Nullable(IPv6)", Rendering::Ipv6),
+            (3802, "Nullable(JSON)", Rendering::Presence),
+            (3802, "String", Rendering::Text),
+            (999_999, "String", Rendering::Text),
+        ] {
+            assert_eq!(Rendering::of(oid, target), kind, "{oid} {target}");
         }
-        assert_eq!(Rendering::of(16, -1, true), Rendering::Text, "an enum is its label");
-        assert_eq!(Rendering::of(5069, -1, false), Rendering::Integer);
+    }
+
+    #[test]
+    fn an_array_is_rendered_by_its_elements() {
+        let element = ElementType { type_oid: 17, type_modifier: -1, is_enum: false };
+        let source =
+            SourceColumn { name: "a".into(), type_oid: 1001, element: Some(element), ..SourceColumn::default() };
+        let pair = ColumnPair::of(&source, "Array(Array(Nullable(String)))", Some("mark".into()));
+        let array = ArrayPair { rank: 2, null_mark: Some("mark".into()), is_vector: false };
+        assert_eq!((pair.kind, pair.array), (Rendering::Bytes, Some(array)));
+        // The text of an array of bytea is no bytea.
+        let pair = ColumnPair::of(&source, "Nullable(String)", None);
+        assert_eq!((pair.kind, pair.array), (Rendering::Text, None));
     }
 
     #[test]
     fn a_key_that_is_not_replicated_is_no_key() {
-        let id = ColumnPair { name: "id".into(), kind: Rendering::Integer, masked: None };
+        let id = ColumnPair::new("id", Rendering::Integer);
         let table = |key: &[&str]| TablePair {
             schema: "public".into(),
             name: "t".into(),

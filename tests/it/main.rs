@@ -18,6 +18,7 @@ mod options;
 mod outage;
 mod privileges;
 mod publications;
+mod roundtrip;
 mod rules;
 mod servers;
 mod shapes;

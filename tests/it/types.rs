@@ -1,5 +1,6 @@
 //! Values: every ordinary type through the copy and the stream, whatever defaults a role has, and what can not be held.
 
+mod asked;
 mod columns;
 
 use std::time::Duration;
@@ -39,20 +40,42 @@ async fn prepare(db: &TestDb) {
             "CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('sad', 'ok', 'so ''so'', \\ \"😀\"');
             CREATE DOMAIN short AS varchar(9); CREATE DOMAIN shorter AS short CHECK (length(VALUE) < 8);
             CREATE DOMAIN price AS numeric(9, 3); CREATE DOMAIN feeling AS mood;
-            CREATE TYPE pair AS (a int, b text)",
+            CREATE TYPE pair AS (a int, b text); CREATE DOMAIN numbers AS int2[]",
         )
         .await;
+    vector(db).await;
     let all: String = (0..rows()).map(|row| insert("copied", row)).collect();
     db.pg
         .execute(&format!("SET search_path = public; {} {} {all}", definition("copied"), definition("streamed")))
         .await;
 }
 
+/// pgvector's type where the extension is there, and else one with its name and its text.
+async fn vector(db: &TestDb) {
+    if db.pg.try_execute("CREATE EXTENSION vector").await.is_ok() {
+        return;
+    }
+    db.pg
+        .execute(
+            "CREATE TYPE vector;
+            CREATE FUNCTION vector_in(cstring) RETURNS vector LANGUAGE internal IMMUTABLE STRICT AS 'textin';
+            CREATE FUNCTION vector_out(vector) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
+            CREATE TYPE vector (INPUT = vector_in, OUTPUT = vector_out, LIKE = text);
+            CREATE FUNCTION vector_floats(vector) RETURNS real[] LANGUAGE sql IMMUTABLE STRICT
+                AS 'SELECT pg_catalog.string_to_array(trim(both ''[]'' from $1::pg_catalog.text), '','')::real[]';
+            CREATE CAST (vector AS real[]) WITH FUNCTION vector_floats(vector)",
+        )
+        .await;
+}
+
 /// Reads every value from ClickHouse; row `id` must have what the row `id + shift` began with.
 async fn assert_exact(db: &TestDb, table: &str, shift: usize) {
     for (at, column) in COLUMNS.iter().enumerate() {
-        let read =
-            if column.target == "bytes" { format!("lower(hex({}))", column.name) } else { column.name.to_owned() };
+        let read = match column.target {
+            "bytes" => format!("lower(hex({}))", column.name),
+            array if array.starts_with("Array(") => format!("if({0}__is_null, NULL, toString({0}))", column.name),
+            _ => column.name.to_owned(),
+        };
         let sql = format!("SELECT id, {read} FROM {table} FINAL WHERE _is_deleted = 0 ORDER BY id FORMAT TSVRaw");
         let found = db.ch.query(&sql).await;
         let expected: Vec<_> = (0..rows())
@@ -71,6 +94,7 @@ async fn assert_column_types(db: &TestDb) {
         let expected = match column.target {
             "bytes" => "Nullable(String)".to_owned(),
             "LowCardinality(String)" => "LowCardinality(Nullable(String))".to_owned(),
+            array if array.starts_with("Array(") => array.to_owned(),
             plain => format!("Nullable({plain})"),
         };
         assert_eq!(db.ch.query(&sql).await, expected.replace('\'', "\\'"), "{}", column.name);

@@ -1,5 +1,6 @@
 //! The comparison behind `walhouse verify`, against both servers. Each side is filled by SQL of its own.
 
+mod arrays;
 mod columns;
 
 use std::{
@@ -85,10 +86,7 @@ fn pair(name: &str, key: &[&str], columns: &[(&str, Rendering)]) -> TablePair {
         name: name.into(),
         target: name.into(),
         key: key.iter().map(|key| key.to_string()).collect(),
-        columns: columns
-            .iter()
-            .map(|(name, kind)| ColumnPair { name: name.to_string(), kind: *kind, masked: None })
-            .collect(),
+        columns: columns.iter().map(|(name, kind)| ColumnPair::new(*name, *kind)).collect(),
         filter: None,
     }
 }
@@ -181,6 +179,23 @@ async fn every_type_is_equal_and_a_change_of_any_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_json_only_null_is_compared_and_the_report_says_so() {
+    let mut sides = Sides::new("UTF8").await;
+    sides
+        .source("CREATE TABLE j (id int PRIMARY KEY, j jsonb); INSERT INTO j VALUES (1, '{\"a\":1}'), (2, NULL)")
+        .await;
+    sides.target(&format!("CREATE TABLE j (id Int32, j Nullable(JSON), {TAIL} id")).await;
+    sides.target("INSERT INTO j VALUES (1, '{\"b\":2}', 1, 0), (2, NULL, 1, 0)").await;
+    let table = pair("j", &["id"], &[("id", Rendering::Integer), ("j", Rendering::Presence)]);
+    let report = sides.verify(&table).await;
+    assert!(report.checksum_equal && report.presence_only == ["j"], "{report:?}");
+    assert!(walhouse::verify::render(&[report]).contains("since JSON keeps no text: j"));
+    sides.target("INSERT INTO j VALUES (1, NULL, 2, 0)").await;
+    assert_eq!(found(&sides.verify(&table).await), [("id=1".to_owned(), Difference::Different)]);
+    sides.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn missing_extra_and_deleted_rows_are_told_apart_and_a_few_are_named() {
     let mut sides = Sides::new("UTF8").await;
     sides.source("CREATE TABLE t (a int8, b text, v text, PRIMARY KEY (a, b))").await;
@@ -226,7 +241,9 @@ async fn keys_of_every_kind_find_their_rows_again() {
         ("k_int", "int4", "Int32", Integer, [("-5", "-5"), ("7", "7")], "-5"),
         ("k_f8", "float8", "Float64", Float8, [("'-0'", "0."), ("'NaN'", "nan")], "-0"),
         ("k_f4", "float4", "Float32", Float4, [("0.1", "0.1"), ("1e30", "1e30")], "0.1"),
-        ("k_dec", "numeric(9,3)", "Decimal(9, 3)", Decimal { scale: 3 }, [("1.50", "1.5"), ("-2", "-2")], "1.5"),
+        ("k_dec", "numeric(9,3)", "Decimal(9, 3)", Decimal, [("1.50", "1.5"), ("-2", "-2")], "1.5"),
+        ("k_time", "time", "Time64(6)", Time, [("'24:00:00'", "'24:00:00'"), ("'00:00:01'", "'00:00:01'")], "24:00:00"),
+        ("k_ip", "inet", "IPv4", Ipv4, [("'10.0.0.1'", "'10.0.0.1'"), ("'1.2.3.4'", "'1.2.3.4'")], "0a000001"),
         ("k_text", "text", "String", Text, [("E'a''\\\\'", "'a\\'\\\\'"), ("''", "''")], "a'\\"),
         ("k_char", "char(4)", "String", Text, [("'a'", "'a   '"), ("'b'", "'b   '")], "a   "),
         ("k_bytea", "bytea", "String", Bytes, [("'\\x00ff'", "unhex('00ff')"), ("'\\x'", "''")], "\\x00ff"),
@@ -253,7 +270,7 @@ async fn keys_of_every_kind_find_their_rows_again() {
             "k_ts",
             "timestamp",
             "DateTime64(6, 'UTC')",
-            Timestamp,
+            Timestamp { digits: 6 },
             [("'1950-01-02 03:04:05.06'", "'1950-01-02 03:04:05.06'"), ("'2024-01-01'", "'2024-01-01 00:00:00'")],
             "1950-01-02 03:04:05.06",
         ),
@@ -261,7 +278,7 @@ async fn keys_of_every_kind_find_their_rows_again() {
             "k_tz",
             "timestamptz",
             "DateTime64(6, 'UTC')",
-            TimestampTz,
+            TimestampTz { digits: 6 },
             [("'1950-01-02 03:04:05.06+01'", "'1950-01-02 02:04:05.06'"), ("'2024-01-01Z'", "'2024-01-01 00:00:00'")],
             "1950-01-02 02:04:05.06",
         ),
@@ -427,8 +444,8 @@ async fn sums_of_a_hundred_thousand_random_rows_are_equal() {
             ("id", Rendering::Integer),
             ("t", Rendering::Text),
             ("f", Rendering::Float8),
-            ("n", Rendering::Decimal { scale: 2 }),
-            ("at", Rendering::TimestampTz),
+            ("n", Rendering::Decimal),
+            ("at", Rendering::TimestampTz { digits: 6 }),
             ("u", Rendering::Uuid),
             ("b", Rendering::Bytes),
             ("o", Rendering::Bool),

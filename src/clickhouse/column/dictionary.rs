@@ -1,7 +1,8 @@
 //! LowCardinality in the Native format: the distinct values once, and an index for each row.
 //!
-//! Over HTTP each block brings its whole dictionary. What is written is: the version of the keys'
-//! serialization (1), a word of flags with the width of the indexes, the number of keys, the keys
+//! Over HTTP each block brings its whole dictionary. What is written is: as a prefix the version of
+//! the keys' serialization (1), which inside of an array comes before the array's offsets; and if
+//! there is any row, a word of flags with the width of the indexes, the number of keys, the keys
 //! as Strings, the number of rows, and the indexes. For a nullable column the keys are plain
 //! Strings as well, and the first of them stands for NULL.
 
@@ -13,7 +14,14 @@ const KEYS_VERSION: u64 = 1;
 const HAS_ADDITIONAL_KEYS: u64 = 1 << 9;
 const EMPTY_STRING: &[u8] = &[0];
 
+pub(super) fn write_prefix(out: &mut Vec<u8>) {
+    push(out, KEYS_VERSION);
+}
+
 pub(super) fn write(column: &Column, out: &mut Vec<u8>) {
+    if column.rows == 0 {
+        return;
+    }
     // Keys are taken from the column with their length before them, as they are written.
     let mut keys: Vec<&[u8]> = Vec::new();
     let mut known: HashMap<&[u8], u64> = HashMap::new();
@@ -39,7 +47,6 @@ pub(super) fn write(column: &Column, out: &mut Vec<u8>) {
         0x1_0001..=0x1_0000_0000 => 4,
         _ => 8,
     };
-    push(out, KEYS_VERSION);
     push(out, HAS_ADDITIONAL_KEYS | u64::from(width.trailing_zeros()));
     push(out, keys.len() as u64);
     keys.iter().for_each(|key| out.extend_from_slice(key));

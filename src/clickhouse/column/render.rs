@@ -2,12 +2,18 @@
 //! value. Only for a row that ClickHouse refused, whose own text is gone by then.
 
 use super::{Column, ColumnType, take_varint};
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 /// The text form of a row's value; `None` is NULL. Panics if there is no such row.
 pub(in crate::clickhouse) fn text(column: &Column, row: usize) -> Option<Vec<u8>> {
     if column.null(row) == 1 && column.nulls.is_some() {
         return None;
+    }
+    if let Some(elements) = &column.elements {
+        return Some(array(column, elements, row));
     }
     let mut value = &column.data[column.span(row)];
     if column.width.is_none() {
@@ -25,7 +31,7 @@ pub(in crate::clickhouse) fn text(column: &Column, row: usize) -> Option<Vec<u8>
             float(value, || value.to_string())
         }
         ColumnType::Decimal { scale, .. } => decimal(value, usize::from(scale)),
-        ColumnType::String | ColumnType::LowCardinality => return Some(value.to_vec()),
+        ColumnType::String | ColumnType::LowCardinality | ColumnType::Json => return Some(value.to_vec()),
         ColumnType::Bytes => value.iter().fold(r"\x".to_owned(), |mut text, byte| {
             // Writing to a String can not fail.
             let _ = write!(text, "{byte:02x}");
@@ -33,14 +39,56 @@ pub(in crate::clickhouse) fn text(column: &Column, row: usize) -> Option<Vec<u8>
         }),
         ColumnType::Uuid => uuid(value),
         ColumnType::Date32 => date(low(value) as i64),
-        ColumnType::DateTime64 => {
-            let micros = low(value) as i64;
-            let (days, rest) = (micros.div_euclid(86_400_000_000), micros.rem_euclid(86_400_000_000));
-            let (seconds, micros) = (rest / 1_000_000, rest % 1_000_000);
-            format!("{} {:02}:{:02}:{:02}.{micros:06}", date(days), seconds / 3600, seconds / 60 % 60, seconds % 60)
+        ColumnType::DateTime64 { precision } => {
+            let per_second = 10_i64.pow(u32::from(precision));
+            let units = low(value) as i64;
+            let (seconds, rest) = (units.div_euclid(per_second), units.rem_euclid(per_second));
+            let micros = rest * (1_000_000 / per_second);
+            let (days, seconds) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+            format!("{} {}", date(days), time(seconds, micros))
         }
+        ColumnType::Time64 => {
+            let micros = low(value) as i64;
+            time(micros / 1_000_000, micros % 1_000_000)
+        }
+        ColumnType::Ipv4 => Ipv4Addr::from(unsigned(value) as u32).to_string(),
+        ColumnType::Ipv6 => Ipv6Addr::from(<[u8; 16]>::try_from(value).unwrap_or_default()).to_string(),
+        // They have elements.
+        ColumnType::Array { .. } | ColumnType::Vector => String::new(),
     };
     Some(text.into_bytes())
+}
+
+/// The text form of an array, its elements quoted, or of a vector.
+fn array(column: &Column, elements: &Column, row: usize) -> Vec<u8> {
+    let (open, close) = if column.ty == ColumnType::Vector { (b'[', b']') } else { (b'{', b'}') };
+    let plain = column.ty == ColumnType::Vector || elements.elements.is_some();
+    let mut out = vec![open];
+    for (place, element) in column.span(row).enumerate() {
+        if place > 0 {
+            out.push(b',');
+        }
+        match text(elements, element) {
+            None => out.extend_from_slice(b"NULL"),
+            Some(text) if plain => out.extend_from_slice(&text),
+            Some(text) => {
+                out.push(b'"');
+                for byte in text {
+                    if matches!(byte, b'"' | b'\\') {
+                        out.push(b'\\');
+                    }
+                    out.push(byte);
+                }
+                out.push(b'"');
+            }
+        }
+    }
+    out.push(close);
+    out
+}
+
+fn time(seconds: i64, micros: i64) -> String {
+    format!("{:02}:{:02}:{:02}.{micros:06}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 /// The lowest 64 bits of a little-endian number, with its sign.
@@ -127,24 +175,29 @@ mod tests {
     use crate::clickhouse::text::DateTimeRange;
     use proptest::prelude::*;
 
+    const MOMENT: ColumnType = ColumnType::DateTime64 { precision: 6 };
+
     /// What is rendered is read back as the same value.
     fn comes_back(ty: ColumnType, input: &str) -> String {
-        let mut column = Column::new(ty, true).with_datetime_range(DateTimeRange::Wide);
+        let mut column = Column::new(ty.clone(), true).with_datetime_range(DateTimeRange::Wide);
         column.push_text(b"").ok();
         let row = column.len();
         column.push_text(input.as_bytes()).unwrap();
         let rendered = text(&column, row).unwrap();
-        let mut again = Column::new(ty, true).with_datetime_range(DateTimeRange::Wide);
+        let mut again = Column::new(ty.clone(), true).with_datetime_range(DateTimeRange::Wide);
         again.push_text(&rendered).unwrap();
         let mut first = Column::new(ty, true).with_datetime_range(DateTimeRange::Wide);
         first.push_text(input.as_bytes()).unwrap();
         assert_eq!(again.data, first.data, "{input:?}");
+        let data = |column: Column| column.elements.map(|elements| elements.data);
+        assert_eq!(data(again), data(first), "{input:?}");
         String::from_utf8(rendered).unwrap()
     }
 
     #[test]
     fn each_type_is_rendered_as_postgresql_would() {
         let decimal = |precision, scale| ColumnType::Decimal { precision, scale };
+        let array = |element| ColumnType::Array { element: Box::new(element), nullable: true };
         for (ty, input) in [
             (ColumnType::Bool, "t"),
             (ColumnType::Bool, "f"),
@@ -165,9 +218,17 @@ mod tests {
             (ColumnType::Date32, "1900-01-01"),
             (ColumnType::Date32, "2000-02-29"),
             (ColumnType::Date32, "2299-12-31"),
-            (ColumnType::DateTime64, "0001-01-01 00:00:00.000000"),
-            (ColumnType::DateTime64, "1969-12-31 23:59:59.999999"),
-            (ColumnType::DateTime64, "9999-12-31 23:59:59.999999"),
+            (MOMENT, "0001-01-01 00:00:00.000000"),
+            (MOMENT, "1969-12-31 23:59:59.999999"),
+            (MOMENT, "9999-12-31 23:59:59.999999"),
+            (ColumnType::DateTime64 { precision: 3 }, "1969-12-31 23:59:59.999000"),
+            (ColumnType::Time64, "24:00:00.000000"),
+            (ColumnType::Ipv4, "10.0.0.1"),
+            (ColumnType::Ipv6, "2001:db8::1"),
+            (ColumnType::Json, r#"{"a": 1}"#),
+            (ColumnType::Vector, "[1,-2.5]"),
+            (array(ColumnType::Int32), "{\"1\",NULL,\"-3\"}"),
+            (array(ColumnType::String), r#"{"a \"b\" \\","NULL",NULL,""}"#),
             (decimal(4, 2), "-0.01"),
             (decimal(4, 2), "12.34"),
             (decimal(9, 0), "0"),
@@ -196,7 +257,7 @@ mod tests {
             }
             comes_back(ColumnType::Date32, &date(days));
             let time = format!("{} {:02}:{:02}:{:02}", date(days), second / 3600, second / 60 % 60, second % 60);
-            comes_back(ColumnType::DateTime64, &time);
+            comes_back(MOMENT, &time);
         }
     }
 }

@@ -67,13 +67,7 @@ impl Sink {
         let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
         entry.looked_at = position;
         let relation = self.announced.get(&now.oid).filter(|_| announced).cloned();
-        let change = Change {
-            old: &entry.table.spec,
-            heaps: &entry.heaps,
-            relation: relation.as_deref(),
-            now,
-            layout: &*self.shared.layout,
-        };
+        let change = Change { old: &entry.table.spec, heaps: &entry.heaps, relation: relation.as_deref(), now };
         let heaps: BTreeMap<u32, u32> = now.heaps.iter().map(|heap| (heap.oid, heap.filenode)).collect();
         match change.evolution() {
             Evolution::Same(spec, stale) => {
@@ -96,7 +90,7 @@ impl Sink {
         let Some(entry) = self.entries[index].as_ref() else { return Ok(()) };
         let spec = &entry.table.spec;
         let Some(place) = spec.columns.iter().position(|other| other.name == column) else { return Ok(()) };
-        let step = Step::Loosen { name: column.to_owned(), ty: spec.columns[place].ty };
+        let step = Step::Loosen { name: column.to_owned(), ty: spec.columns[place].ty.clone() };
         let heaps = entry.heaps.clone();
         let mut sources = spec.sources.clone();
         sources[place].not_null = false;

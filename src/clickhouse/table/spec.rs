@@ -13,10 +13,9 @@ use crate::{
         mask::{Hash, Mask},
         types::ColumnType,
     },
-    config::{Masking, SettingValue, TableOptions},
+    config::{Masking, SettingValue, TableOptions, Unrepresentable},
     event::{SourceColumn, SourceTable},
 };
-use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -43,8 +42,10 @@ pub struct TableSpec {
     pub filter: Option<String>,
     /// What the configuration decided.
     pub choices: Choices,
-    /// What hashes are keyed with.
-    pub(crate) salt: Option<SecretString>,
+    /// As it is configured.
+    pub(crate) options: TableOptions,
+    pub(crate) time64: bool,
+    pub(crate) null_instead: Vec<String>,
 }
 
 /// What the configuration decides of a layout.
@@ -120,14 +121,21 @@ struct Shape {
     filter: Option<String>,
     #[serde(default)]
     choices: Choices,
+    /// Whether the server had the type Time64 when the target was created.
+    #[serde(default)]
+    time64: bool,
+    /// Columns that take NULL only as the replacement of what they can not hold.
+    #[serde(default)]
+    null_instead: Vec<String>,
 }
 
 impl TableSpec {
-    /// The layout for what is published of `table`, under `options`.
+    /// The layout for what is published of `table`, under `options`. `time64` says whether the server
+    /// has that type.
     ///
     /// # Errors
     /// Why it can not be replicated, and what to do about it.
-    pub fn new(table: &SourceTable, options: &TableOptions) -> Result<Self, String> {
+    pub fn new(table: &SourceTable, options: &TableOptions, time64: bool) -> Result<Self, String> {
         table.key.clone()?;
         let target = target_name(&table.schema, &table.name, options);
         if RESERVED.contains(&target.as_str()) {
@@ -138,7 +146,12 @@ impl TableSpec {
         }
         let choices = Choices::of(options);
         let section = section(&table.schema, &table.name);
-        if let Some((key, name)) = choices.unknown(&table.columns) {
+        let unknown = choices.unknown(&table.columns).or_else(|| {
+            let name =
+                options.table.columns.keys().find(|name| table.columns.iter().all(|column| column.name != **name));
+            name.map(|name| ("columns", name.as_str()))
+        });
+        if let Some((key, name)) = unknown {
             return Err(format!("{section} names in {key} a column {name}, which it does not have: correct the name"));
         }
         let (excluded, sources): (Vec<_>, Vec<_>) =
@@ -146,7 +159,13 @@ impl TableSpec {
         if let Some(column) = excluded.iter().find(|column| column.key_position.is_some()) {
             return Err(format!("{section} names in exclude_columns {}, which is a column of its key", column.name));
         }
-        let shape = Shape { sources, excluded, filter: table.filter.clone(), choices };
+        let replaces = |column: &&SourceColumn| {
+            column.not_null
+                && column.key_position.is_none()
+                && options.unrepresentable(&column.name) == Unrepresentable::Null
+        };
+        let null_instead = sources.iter().filter(replaces).map(|column| column.name.clone()).collect();
+        let shape = Shape { sources, excluded, filter: table.filter.clone(), choices, time64, null_instead };
         Self::of(table.oid, &table.schema, &table.name, target, shape, options)
     }
 
@@ -167,7 +186,14 @@ impl TableSpec {
         // A plain list of columns is what was stored before tables had options.
         let shape = if shape.starts_with('[') {
             let sources = serde_json::from_str(shape).map_err(unreadable)?;
-            Shape { sources, excluded: Vec::new(), filter: None, choices: Choices::default() }
+            Shape {
+                sources,
+                excluded: Vec::new(),
+                filter: None,
+                choices: Choices::default(),
+                time64: false,
+                null_instead: Vec::new(),
+            }
         } else {
             serde_json::from_str(shape).map_err(unreadable)?
         };
@@ -182,7 +208,7 @@ impl TableSpec {
         shape: Shape,
         options: &TableOptions,
     ) -> Result<Self, String> {
-        let Shape { sources, excluded, filter, choices } = shape;
+        let Shape { sources, excluded, filter, choices, time64, null_instead } = shape;
         if let Some(column) = sources.iter().find(|column| [VERSION, IS_DELETED].contains(&column.name.as_str())) {
             return Err(format!(
                 "its column {} has a name that every table in ClickHouse needs: rename it, or exclude it with \
@@ -191,8 +217,20 @@ impl TableSpec {
             ));
         }
         let configured = |reason| format!("{}: {reason}", section(schema, name));
-        let columns = sources.iter().map(|source| column(source, &choices, options));
-        let columns: Arc<[_]> = columns.collect::<Result<_, _>>().map_err(configured)?;
+        let columns = sources.iter().map(|source| {
+            let ty = column_type(source, &choices, time64)?;
+            // What never refuses a value needs no place for a replacement.
+            let replaced = null_instead.contains(&source.name) && !ty.unheld(source).is_empty();
+            column(source, ty, !source.not_null || replaced, &choices, options)
+        });
+        let columns: Arc<[ColumnSpec]> = columns.collect::<Result<_, _>>().map_err(configured)?;
+        let marks: Vec<String> = columns.iter().filter_map(ColumnSpec::null_mark).collect();
+        if let Some(name) = marks.iter().find(|mark| sources.iter().any(|column| column.name == **mark)) {
+            return Err(format!(
+                "its column {name} has the name of the column that tells in ClickHouse whether an array is NULL: rename \
+                 it, exclude it with exclude_columns, or make the array a String with column_types"
+            ));
+        }
         let key = key(&sources)?;
         let key = if choices.order_by.is_empty() {
             key
@@ -200,16 +238,34 @@ impl TableSpec {
             sorted(key, &sources, &choices.order_by).map_err(configured)?
         };
         let (schema, name) = (schema.to_owned(), name.to_owned());
-        let salt = options.salt.clone();
-        Ok(Self { oid, schema, name, target, sources, excluded, columns, key, filter, choices, salt })
+        let options = options.clone();
+        Ok(Self {
+            oid,
+            schema,
+            name,
+            target,
+            sources,
+            excluded,
+            columns,
+            key,
+            filter,
+            choices,
+            options,
+            time64,
+            null_instead,
+        })
+    }
+
+    /// The layout of `table` under the same options, for the same server.
+    pub fn laid_onto(&self, table: &SourceTable) -> Result<Self, String> {
+        Self::new(table, &self.options, self.time64)
     }
 
     /// The same layout for columns of which something else is known.
     pub fn with_sources(&self, sources: Vec<SourceColumn>) -> Result<Self, String> {
-        let Self { excluded, filter, choices, .. } = self.clone();
-        let options = TableOptions { salt: self.salt.clone(), ..TableOptions::default() };
-        let shape = Shape { sources, excluded, filter, choices };
-        Self::of(self.oid, &self.schema, &self.name, self.target.clone(), shape, &options)
+        let Self { excluded, filter, choices, time64, null_instead, .. } = self.clone();
+        let shape = Shape { sources, excluded, filter, choices, time64, null_instead };
+        Self::of(self.oid, &self.schema, &self.name, self.target.clone(), shape, &self.options)
     }
 
     /// The view of current rows beside the target.
@@ -229,6 +285,8 @@ impl TableSpec {
             excluded: self.excluded.clone(),
             filter: self.filter.clone(),
             choices: self.choices.clone(),
+            time64: self.time64,
+            null_instead: self.null_instead.clone(),
         };
         serde_json::to_string(&shape).unwrap_or_default()
     }
@@ -245,35 +303,75 @@ impl TableSpec {
         self.choices.settings != options.table.settings
     }
 
+    /// Columns whose policy is NULL for what they can not hold, and which were made without it.
+    pub fn without_place_for_null(&self) -> impl Iterator<Item = &str> {
+        let columns = self.sources.iter().zip(self.columns.iter());
+        let lacking = columns.filter(|(source, column)| {
+            column.policy == Unrepresentable::Null && !column.nullable && !column.ty.unheld(source).is_empty()
+        });
+        lacking.map(|(source, _)| source.name.as_str())
+    }
+
     /// `schema.name`, for people and as a metric's label.
     pub fn full_name(&self) -> String {
         format!("{}.{}", self.schema, self.name)
     }
 }
 
+/// The type of a column of the target.
+fn column_type(source: &SourceColumn, choices: &Choices, time64: bool) -> Result<ColumnType, String> {
+    let name = &source.name;
+    match (choices.mask.get(name), choices.column_types.get(name)) {
+        (Some(Masking::Hash), _) => Ok(ColumnType::String),
+        (_, Some(wanted)) => {
+            ColumnType::for_column(source, wanted).map_err(|reason| format!("column_types of {name}: {reason}"))
+        }
+        _ => Ok(ColumnType::of_column(source, time64)),
+    }
+}
+
 /// A column of the target.
-fn column(source: &SourceColumn, choices: &Choices, options: &TableOptions) -> Result<ColumnSpec, String> {
+fn column(
+    source: &SourceColumn,
+    ty: ColumnType,
+    takes_null: bool,
+    choices: &Choices,
+    options: &TableOptions,
+) -> Result<ColumnSpec, String> {
     let name = &source.name;
     let mask = choices.mask.get(name).map(|masking| Mask::new(masking, options.salt.as_ref()));
     let is_key = source.key_position.is_some();
-    let ty = match (&mask, choices.column_types.get(name)) {
-        (Some(Mask::Hash(_)), _) => ColumnType::String,
-        (_, Some(_)) => {
-            return Err(format!("column_types names a type for {name}, which this version can not choose"));
-        }
-        _ => ColumnType::of_postgres(source.type_oid, source.type_modifier, source.is_enum),
-    };
     if is_key && matches!(mask, Some(Mask::Null | Mask::Fixed(_))) {
         return Err(format!("the mask of {name} would make one row of all: a column of the key can only be hashed"));
     }
-    let nullable = !is_key && (!source.not_null || mask == Some(Mask::Null));
-    let spec = ColumnSpec { name: name.clone(), ty, nullable, mask };
+    let nullable = !is_key && (takes_null || mask == Some(Mask::Null));
+    let policy = policy(source, options)?;
+    let spec = ColumnSpec { name: name.clone(), ty, nullable, mask, policy };
     // A fixed text that is no value of the column would stop the table at its first row.
     if let Some(Mask::Fixed(fixed)) = &spec.mask {
         let refused = |error| format!("the mask of {name} is no value of that column: {error}");
-        Column::new(ty, nullable).push_text(fixed.as_bytes()).map_err(refused)?;
+        Column::new(spec.ty.clone(), nullable).push_text(fixed.as_bytes()).map_err(refused)?;
     }
     Ok(spec)
+}
+
+/// What becomes of a value that the column can not hold. Two rows would become one if the values of
+/// their keys were replaced, so a policy for many columns leaves those of the key alone.
+fn policy(source: &SourceColumn, options: &TableOptions) -> Result<Unrepresentable, String> {
+    let policy = options.unrepresentable(&source.name);
+    let replaces = matches!(policy, Unrepresentable::Null | Unrepresentable::Clamp);
+    if source.key_position.is_none() || !replaces {
+        return Ok(policy);
+    }
+    let own = options.table.columns.get(&source.name).and_then(|column| column.unrepresentable);
+    match own {
+        None => Ok(Unrepresentable::default()),
+        Some(_) => Err(format!(
+            "columns.{}.unrepresentable = \"{policy}\" would change a column of the key, and make one row of several; \
+             choose \"dead_letter\" or \"fail\"",
+            source.name
+        )),
+    }
 }
 
 /// Indexes of the key's columns, in the order of its index.

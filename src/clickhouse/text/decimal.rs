@@ -2,6 +2,23 @@ use super::ValueError;
 
 const MALFORMED: ValueError = ValueError::Malformed("a numeric is digits, perhaps with a minus sign and a point");
 
+const INFINITE: ValueError = ValueError::Unrepresentable("a Decimal has no infinity");
+const TOO_LARGE: ValueError =
+    ValueError::Unrepresentable("the number has more digits before its point than the Decimal");
+
+/// As [`decimal`], with the nearer end of the Decimal's range for a number outside of it. A number
+/// between two that it has is not outside, and a NaN has no nearer end.
+pub fn clamped_decimal(text: &[u8], precision: u8, scale: u8) -> Result<[u64; 4], ValueError> {
+    match decimal(text, precision, scale) {
+        Err(INFINITE | TOO_LARGE) => {
+            let mut number = Wide::default();
+            (0..precision).for_each(|_| number.push(9));
+            Ok(number.finish(text.first() == Some(&b'-')))
+        }
+        read => read,
+    }
+}
+
 /// Reads a numeric as ClickHouse's `Decimal(precision, scale)`: the number without its point, in
 /// two's complement, the lowest 64 bits first. All 256 bits are given; a Decimal of up to 9, 18
 /// or 38 digits is the first 32, 64 or 128 of them.
@@ -11,7 +28,7 @@ pub fn decimal(text: &[u8], precision: u8, scale: u8) -> Result<[u64; 4], ValueE
     debug_assert!(precision <= 76 && scale <= precision);
     let (negative, unsigned) = match text {
         b"NaN" => return Err(ValueError::Unrepresentable("a Decimal has no NaN")),
-        b"Infinity" | b"-Infinity" => return Err(ValueError::Unrepresentable("a Decimal has no infinity")),
+        b"Infinity" | b"-Infinity" => return Err(INFINITE),
         [b'-', unsigned @ ..] => (true, unsigned),
         unsigned => (false, unsigned),
     };
@@ -25,7 +42,7 @@ pub fn decimal(text: &[u8], precision: u8, scale: u8) -> Result<[u64; 4], ValueE
     let zeros = whole.iter().take_while(|&&digit| digit == b'0').count();
     let whole = &whole[zeros..];
     if whole.len() > usize::from(precision.saturating_sub(scale)) {
-        return Err(ValueError::Unrepresentable("the number has more digits before its point than the Decimal"));
+        return Err(TOO_LARGE);
     }
     let scale = usize::from(scale);
     let (kept, beyond) = fraction.split_at(fraction.len().min(scale));
@@ -176,6 +193,21 @@ mod tests {
             assert!(unrepresentable(text, 4, 2), "{text}");
         }
         assert!(unrepresentable("1", 2, 2));
+    }
+
+    #[test]
+    fn a_number_outside_of_the_range_is_clamped_to_its_end_and_no_other() {
+        let read = |text: &str| clamped_decimal(text.as_bytes(), 4, 2).map(digits);
+        for (text, expected) in
+            [("Infinity", "9999"), ("-Infinity", "-9999"), ("100", "9999"), ("-100.001", "-9999"), ("99.99", "9999")]
+        {
+            assert_eq!(read(text), Ok(expected.to_owned()), "{text}");
+        }
+        for text in ["NaN", "1.001", "0.001"] {
+            assert!(matches!(read(text), Err(ValueError::Unrepresentable(_))), "{text}");
+        }
+        assert_eq!(read("x"), Err(MALFORMED));
+        assert_eq!(clamped_decimal(b"Infinity", 76, 0).map(digits), Ok("9".repeat(76)));
     }
 
     #[test]

@@ -42,27 +42,95 @@ pub fn date(text: &[u8]) -> Result<i32, ValueError> {
     if is_infinite(text) {
         return Err(ValueError::Unrepresentable("a Date32 has no infinity"));
     }
-    let (mut input, bc) = without_era(text);
-    let days = days(&mut input, bc).filter(|_| input.is_empty()).ok_or(MALFORMED_DATE)?;
+    let days = whole_date(text)?;
     if !DATE32.contains(&days) {
         return Err(ValueError::Unrepresentable("the date is outside of Date32's range, 1900-01-01 to 2299-12-31"));
     }
     Ok(days as i32)
 }
 
-/// Reads a timestamp, with an offset or without one (which then is UTC), as microseconds since
-/// 1970-01-01 00:00:00 UTC, for a `DateTime64(6)`.
-pub fn timestamp(text: &[u8], range: DateTimeRange) -> Result<i64, ValueError> {
+/// As [`date`], with the nearer end of Date32's range for a date outside of it.
+pub fn clamped_date(text: &[u8]) -> Result<i32, ValueError> {
+    let days = match infinity(text) {
+        Some(end) => end,
+        None => whole_date(text)?,
+    };
+    Ok(days.clamp(DATE32.start, DATE32.end - 1) as i32)
+}
+
+/// Reads a timestamp, with an offset or without one (which then is UTC), in units of
+/// 10<sup>-precision</sup> seconds since 1970-01-01 00:00:00 UTC, for a `DateTime64(precision)` of up
+/// to 6 digits.
+pub fn timestamp(text: &[u8], range: DateTimeRange, precision: u8) -> Result<i64, ValueError> {
     if is_infinite(text) {
         return Err(ValueError::Unrepresentable("a DateTime64 has no infinity"));
     }
-    let (mut input, bc) = without_era(text);
-    let (seconds, micros) = moment(&mut input, bc).filter(|_| input.is_empty()).ok_or(MALFORMED)?;
+    let (seconds, micros) = whole_timestamp(text)?;
     // Checked in seconds: PostgreSQL's last year in microseconds is close to the end of 64 bits.
     if !range.seconds().contains(&seconds) {
         return Err(ValueError::Unrepresentable("the timestamp is outside of DateTime64's range"));
     }
-    Ok(seconds * 1_000_000 + micros)
+    units(seconds * MICROS + micros, precision)
+}
+
+/// As [`timestamp`], with the nearer end of DateTime64's range for a timestamp outside of it.
+pub fn clamped_timestamp(text: &[u8], range: DateTimeRange, precision: u8) -> Result<i64, ValueError> {
+    let (seconds, micros) = match infinity(text) {
+        Some(end) => (end, 0),
+        None => whole_timestamp(text)?,
+    };
+    let Range { start, end } = range.seconds();
+    let units_of = |seconds: i64| seconds * 10_i64.pow(precision.into());
+    if seconds < start {
+        Ok(units_of(start))
+    } else if seconds >= end {
+        Ok(units_of(end) - 1)
+    } else {
+        units(seconds * MICROS + micros, precision)
+    }
+}
+
+const MICROS: i64 = 1_000_000;
+
+/// Microseconds in the units of a DateTime64, if they are whole ones.
+#[inline]
+fn units(micros: i64, precision: u8) -> Result<i64, ValueError> {
+    if precision == 6 {
+        return Ok(micros);
+    }
+    let unit = 10_i64.pow(u32::from(6_u8.saturating_sub(precision)));
+    if micros % unit != 0 {
+        return Err(ValueError::Unrepresentable("the timestamp has more digits of a second than the DateTime64"));
+    }
+    Ok(micros / unit)
+}
+
+/// Reads a time without a zone as microseconds since midnight, for a `Time64(6)`. 24:00:00 is one.
+pub fn time_of_day(text: &[u8]) -> Result<i64, ValueError> {
+    const MALFORMED: ValueError = ValueError::Malformed("a time is HH:MM:SS, perhaps with a fraction");
+    const DAY: i64 = 86_400 * MICROS;
+    let mut input = text;
+    let (seconds, micros) = clock(&mut input, 24).filter(|_| input.is_empty()).ok_or(MALFORMED)?;
+    Some(seconds * MICROS + micros).filter(|&time| time <= DAY).ok_or(MALFORMED)
+}
+
+/// The end of all days on its side, for an infinity.
+fn infinity(text: &[u8]) -> Option<i64> {
+    match text {
+        b"infinity" => Some(i64::MAX),
+        b"-infinity" => Some(i64::MIN),
+        _ => None,
+    }
+}
+
+fn whole_date(text: &[u8]) -> Result<i64, ValueError> {
+    let (mut input, bc) = without_era(text);
+    days(&mut input, bc).filter(|_| input.is_empty()).ok_or(MALFORMED_DATE)
+}
+
+fn whole_timestamp(text: &[u8]) -> Result<(i64, i64), ValueError> {
+    let (mut input, bc) = without_era(text);
+    moment(&mut input, bc).filter(|_| input.is_empty()).ok_or(MALFORMED)
 }
 
 fn is_infinite(text: &[u8]) -> bool {
@@ -78,14 +146,19 @@ fn without_era(text: &[u8]) -> (&[u8], bool) {
 fn moment(input: &mut &[u8], bc: bool) -> Option<(i64, i64)> {
     let days = days(input, bc)?;
     skip(input, b' ')?;
-    let hour = two_digits(input).filter(|&hour| hour < 24)?;
+    let (seconds, micros) = clock(input, 23)?;
+    Some((days * 86_400 + seconds - offset(input)?, micros))
+}
+
+/// Seconds since midnight, and microseconds, of the time at the front of `input`.
+fn clock(input: &mut &[u8], last_hour: i64) -> Option<(i64, i64)> {
+    let hour = two_digits(input).filter(|&hour| hour <= last_hour)?;
     skip(input, b':')?;
     let minute = two_digits(input).filter(|&minute| minute < 60)?;
     skip(input, b':')?;
     let second = two_digits(input).filter(|&second| second < 60)?;
     let micros = if input.first() == Some(&b'.') { fraction(input)? } else { 0 };
-    let local = days * 86_400 + hour * 3_600 + minute * 60 + second;
-    Some((local - offset(input)?, micros))
+    Some((hour * 3_600 + minute * 60 + second, micros))
 }
 
 /// Days since 1970-01-01 of the date at the front of `input`.
@@ -182,11 +255,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn wide(text: &str) -> Result<i64, ValueError> {
-        timestamp(text.as_bytes(), DateTimeRange::Wide)
+        timestamp(text.as_bytes(), DateTimeRange::Wide, 6)
     }
 
     fn narrow(text: &str) -> Result<i64, ValueError> {
-        timestamp(text.as_bytes(), DateTimeRange::Narrow)
+        timestamp(text.as_bytes(), DateTimeRange::Narrow, 6)
     }
 
     #[test]
@@ -248,6 +321,59 @@ mod tests {
             "Infinity",
         ] {
             assert_eq!(date(text.as_bytes()), Err(MALFORMED_DATE), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_outside_of_the_range_is_clamped_to_its_nearer_end() {
+        let days = |text: &str| clamped_date(text.as_bytes());
+        for text in ["-infinity", "1899-12-31", "0044-03-15 BC"] {
+            assert_eq!(days(text), Ok(-25_567), "{text}");
+        }
+        for text in ["infinity", "2300-01-01", "5874897-12-31"] {
+            assert_eq!(days(text), Ok(120_529), "{text}");
+        }
+        assert_eq!(days("1970-01-02"), Ok(1));
+        assert_eq!(days("x"), Err(MALFORMED_DATE));
+
+        let clamped = |text: &str, precision| clamped_timestamp(text.as_bytes(), DateTimeRange::Narrow, precision);
+        for text in ["infinity", "2300-01-01 00:00:00", "294276-12-31 23:59:59.999999"] {
+            assert_eq!(clamped(text, 6), narrow("2299-12-31 23:59:59.999999"), "{text}");
+            assert_eq!(clamped(text, 0), Ok(10_413_791_999), "{text}");
+        }
+        for text in ["-infinity", "1899-12-31 23:59:59.999999", "4714-11-24 00:00:00 BC"] {
+            assert_eq!(clamped(text, 6), narrow("1900-01-01 00:00:00"), "{text}");
+        }
+        assert_eq!(clamped("1970-01-01 00:00:00.5", 3), Ok(500));
+        // It lies inside of the range, between two values.
+        assert!(matches!(clamped("1970-01-01 00:00:00.5", 0), Err(ValueError::Unrepresentable(_))));
+        assert_eq!(clamped("x", 6), Err(MALFORMED));
+    }
+
+    #[test]
+    fn a_coarser_datetime_takes_only_what_it_can_hold() {
+        let read = |text: &str, precision| timestamp(text.as_bytes(), DateTimeRange::Narrow, precision);
+        assert_eq!(read("1970-01-01 00:00:01.25", 3), Ok(1250));
+        assert_eq!(read("1969-12-31 23:59:59.5", 1), Ok(-5));
+        assert_eq!(read("1970-01-01 00:00:01", 0), Ok(1));
+        assert!(matches!(read("1970-01-01 00:00:01.25", 1), Err(ValueError::Unrepresentable(_))));
+        assert!(matches!(read("1969-12-31 23:59:59.999999", 5), Err(ValueError::Unrepresentable(_))));
+    }
+
+    #[test]
+    fn a_time_ends_at_midnight_of_the_next_day() {
+        for (text, micros) in [
+            ("00:00:00", 0),
+            ("01:02:03.000004", 3_723_000_004),
+            ("23:59:59.999999", 86_399_999_999),
+            ("24:00:00", 86_400_000_000),
+        ] {
+            assert_eq!(time_of_day(text.as_bytes()), Ok(micros), "{text}");
+        }
+        for text in
+            ["", "24:00:00.000001", "24:01:00", "25:00:00", "1:00:00", "00:60:00", "00:00:60", "00:00", "00:00:00+00"]
+        {
+            assert!(matches!(time_of_day(text.as_bytes()), Err(ValueError::Malformed(_))), "{text}");
         }
     }
 

@@ -6,7 +6,10 @@ use clickhouse::{Client, error::Error};
 
 use super::{Found, Report, failed, fine, warning};
 use crate::{
-    clickhouse::client::{client, code, describe},
+    clickhouse::{
+        client::{client, code, describe},
+        ddl::HAS_TIME64,
+    },
     config::ClickHouseConfig,
     quote,
 };
@@ -59,6 +62,11 @@ pub(super) async fn check(config: &ClickHouseConfig) -> Report {
     };
     report.push(AREA, "rights", rights(&client, &config.user, &database, exists).await);
     report
+}
+
+/// Whether the server has the type Time64; one that does not answer is taken for one that has not.
+pub(super) async fn has_time64(config: &ClickHouseConfig) -> bool {
+    bounded(client(config).query_raw(HAS_TIME64).fetch_one::<u8>()).await.is_ok_and(|has| has == 1)
 }
 
 /// The crate itself waits for ever.

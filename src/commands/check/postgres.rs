@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, Row};
 
-use super::{Found, Report, failed, failed_as_told, fine, plural, warning};
+use super::{Found, Report, columns::look_at_columns, failed, failed_as_told, fine, plural, warning};
 use crate::{
     clickhouse::table::TableSpec,
     config::{Config, SourceConfig},
@@ -18,7 +18,8 @@ const AREA: &str = "PostgreSQL";
 /// By major version.
 const SUPPORTED: std::ops::RangeInclusive<i32> = 14..=18;
 
-pub(super) async fn check(config: &Config) -> Report {
+/// `time64` says whether ClickHouse has that type.
+pub(super) async fn check(config: &Config, time64: bool) -> Report {
     let source = &config.source;
     let mut report = Report::default();
     let client = match connect(source, "walhouse check").await {
@@ -29,13 +30,13 @@ pub(super) async fn check(config: &Config) -> Report {
         }
     };
     report.push(AREA, "connection", fine(source.url.to_string()));
-    if let Err(error) = look(&client, config, &mut report).await {
+    if let Err(error) = look(&client, config, time64, &mut report).await {
         report.push(AREA, "catalog", failed(error.to_string(), "mend this, then check again"));
     }
     report
 }
 
-async fn look(client: &Client, config: &Config, report: &mut Report) -> Result<(), SqlError> {
+async fn look(client: &Client, config: &Config, time64: bool, report: &mut Report) -> Result<(), SqlError> {
     let source = &config.source;
     let server = Server::read(client).await?;
     report.push(AREA, "version", server.version());
@@ -51,7 +52,7 @@ async fn look(client: &Client, config: &Config, report: &mut Report) -> Result<(
     report.push(AREA, "slot", found);
     let (tables, _) = tables(client, source).await?;
     look_at_publication(client, source, &server, &tables, report).await?;
-    look_at_tables(client, config, &tables, report).await
+    look_at_tables(client, config, time64, &tables, report).await
 }
 
 /// What one query tells of the server and of the role.
@@ -324,6 +325,7 @@ async fn look_at_ownership(
 async fn look_at_tables(
     client: &Client,
     config: &Config,
+    time64: bool,
     tables: &[SourceTable],
     report: &mut Report,
 ) -> Result<(), SqlError> {
@@ -340,24 +342,25 @@ async fn look_at_tables(
         return Ok(());
     }
     let unreadable = unreadable(client, tables).await?;
-    let mut usable = 0;
+    let mut usable = Vec::new();
     for table in tables {
         let options = config.table_options(&table.schema, &table.name);
-        let found = match TableSpec::new(table, &options) {
+        let found = match TableSpec::new(table, &options, time64) {
             Err(reason) => failed_as_told(&reason),
-            Ok(_) => match unreadable.iter().find(|(oid, _)| *oid == table.oid) {
+            Ok(spec) => match unreadable.iter().find(|(oid, _)| *oid == table.oid) {
                 Some((_, reason)) => failed_as_told(reason),
                 None => {
-                    usable += 1;
+                    usable.push(spec);
                     continue;
                 }
             },
         };
         report.push("tables", format!("{}.{}", table.schema, table.name), found);
     }
-    if usable > 0 {
-        report.push("tables", "usable", fine(format!("{usable} of {}", plural(tables.len(), "table"))));
+    if !usable.is_empty() {
+        report.push("tables", "usable", fine(format!("{} of {}", usable.len(), plural(tables.len(), "table"))));
     }
+    usable.iter().for_each(|spec| look_at_columns(spec, report));
     Ok(())
 }
 

@@ -2,7 +2,9 @@
 //!
 //! Both sides render each value as text in one canonical way, in SQL, so nothing of walhouse is trusted: neither its
 //! parsers nor its versions beyond what `FINAL` makes of them. Floats are compared by their bits, bytes in hex, times in
-//! UTC with microseconds; a NULL is not an empty string. The writers must be quiet while it looks.
+//! UTC with microseconds; a NULL is not an empty string, and not an empty array. Arrays are taken apart by subscript on
+//! one side and as they lie on the other. What ClickHouse has as JSON is compared as a document without what that type
+//! leaves out: nulls and empty objects. The writers must be quiet while it looks.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -49,6 +51,10 @@ struct Source {
 struct Column {
     name: String,
     kind: Kind,
+    /// How deep its arrays are nested in ClickHouse; 0 for what is no array there.
+    rank: usize,
+    /// Whether ClickHouse has a column beside it that tells a NULL array.
+    null_mark: bool,
 }
 
 /// How a column's values become canonical text.
@@ -62,6 +68,16 @@ enum Kind {
     TimeWithZone,
     Float4,
     Float8,
+    /// ClickHouse's time has six digits of a second, and shows them.
+    Clock,
+    /// ClickHouse's JSON prints another text than it was given.
+    Json,
+    Vector,
+    /// A single address: the mask of one says nothing.
+    Address,
+    Bool,
+    /// As an element it has no zeros at its end.
+    Decimal,
 }
 
 impl Source {
@@ -69,29 +85,42 @@ impl Source {
         let (schema, name) = table.split_once('.').unwrap_or(("public", table));
         let relation = format!("{}.{}", quoted(schema, '"'), quoted(name, '"'));
         let literal = relation.replace('\'', "''");
+        let base = |of: &str| {
+            format!(
+                "(WITH RECURSIVE d AS (
+                     SELECT * FROM pg_type WHERE oid = {of}
+                     UNION ALL SELECT p.* FROM d JOIN pg_type p ON p.oid = d.typbasetype WHERE d.typtype = 'd')
+                 SELECT d.typname::text AS name, d.typelem AS element FROM d WHERE d.typtype <> 'd')"
+            )
+        };
         let sql = format!(
-            "SELECT a.attname, coalesce(b.typname, t.typname), coalesce(array_position(k.indkey::int2[], a.attnum), -1)
+            "SELECT a.attname, t.name, coalesce(e.name, ''), coalesce(array_position(k.indkey::int2[], a.attnum), -1)
              FROM pg_attribute a
-             JOIN pg_type t ON t.oid = a.atttypid
-             LEFT JOIN pg_type b ON b.oid = t.typbasetype
+             JOIN LATERAL {} t ON true LEFT JOIN LATERAL {} e ON true
              LEFT JOIN LATERAL (
                  SELECT indkey FROM pg_index WHERE indrelid = a.attrelid AND (indisreplident OR indisprimary)
                  ORDER BY indisreplident DESC LIMIT 1) k ON true
              WHERE a.attrelid = '{literal}'::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
-             ORDER BY array_position(k.indkey::int2[], a.attnum) NULLS LAST, a.attnum"
+             ORDER BY array_position(k.indkey::int2[], a.attnum) NULLS LAST, a.attnum",
+            base("a.atttypid"),
+            base("t.element"),
         );
         let rows: Vec<Vec<String>> =
             db.pg.query(&sql).await.into_iter().map(|row| row.into_iter().flatten().collect()).collect();
-        let mut source = Self {
-            table: relation,
-            target: if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") },
-            columns: Vec::new(),
-            key: 0,
-        };
+        let target = if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") };
+        let types = target_types(db, &target).await;
+        let mut source = Self { table: relation, target, columns: Vec::new(), key: 0 };
         for row in rows {
-            let [name, kind, position] = row.as_slice() else { panic!("three columns were selected") };
+            let [name, own, element, position] = row.as_slice() else { panic!("four columns were selected") };
             source.key += usize::from(position != "-1");
-            source.columns.push(Column { name: name.clone(), kind: Kind::of(kind) });
+            let target = types.get(name).map_or("", String::as_str);
+            let rank = target.matches("Array(").count();
+            source.columns.push(Column {
+                kind: Kind::of(if rank > 0 && own != "vector" { element } else { own }, target),
+                rank,
+                null_mark: types.contains_key(&format!("{name}__is_null")),
+                name: name.clone(),
+            });
         }
         assert!(!source.columns.is_empty(), "{table} has no columns");
         if source.key == 0 {
@@ -121,10 +150,14 @@ impl Source {
     /// Floats to their bits, which needs no trust in either side's way to print them.
     fn canonical(&self, mut rows: Vec<TextRow>) -> Vec<TextRow> {
         for (at, column) in self.columns.iter().enumerate() {
-            if !matches!(column.kind, Kind::Float4 | Kind::Float8) {
+            if !matches!(column.kind, Kind::Float4 | Kind::Float8 | Kind::Json) || column.rank > 0 {
                 continue;
             }
             for value in rows.iter_mut().filter_map(|row| row.get_mut(at)?.as_mut()) {
+                if column.kind == Kind::Json {
+                    *value = document(value);
+                    continue;
+                }
                 let bits = match column.kind {
                     Kind::Float4 => value.parse::<f32>().map(|float| format!("{:08x}", normal_nan32(float).to_bits())),
                     _ => value.parse::<f64>().map(|float| format!("{:016x}", normal_nan64(float).to_bits())),
@@ -170,15 +203,67 @@ impl Source {
 }
 
 impl Kind {
-    fn of(typname: &str) -> Self {
+    /// From the base type, or that of an array's elements, and the column's type in ClickHouse.
+    fn of(typname: &str, target: &str) -> Self {
+        let held = |name: &str| target.contains(name);
         match typname {
+            "vector" if held("Array(Float32)") => Self::Vector,
+            "json" | "jsonb" if held("JSON") => Self::Json,
+            "inet" if held("IPv") => Self::Address,
+            "time" if held("Time64") => Self::Clock,
+            "timestamp" if held("DateTime64") => Self::Time,
+            "timestamptz" if held("DateTime64") => Self::TimeWithZone,
             "bpchar" | "inet" => Self::Padded,
             "bytea" => Self::Bytes,
-            "timestamp" => Self::Time,
-            "timestamptz" => Self::TimeWithZone,
             "float4" => Self::Float4,
             "float8" => Self::Float8,
+            "bool" if held("Bool") => Self::Bool,
+            "numeric" if held("Decimal") => Self::Decimal,
             _ => Self::Text,
+        }
+    }
+
+    fn in_postgres(self, value: &str) -> String {
+        let time = |time: &str| {
+            let text = format!("to_char({time}, 'YYYY-MM-DD HH24:MI:SS.US')");
+            format!("CASE WHEN isfinite({value}) THEN {text} ELSE {value}::text END")
+        };
+        match self {
+            Self::Padded => format!("CASE WHEN {value} IS NOT NULL THEN format('%s', {value}) END"),
+            Self::Bytes => format!("encode({value}, 'hex')"),
+            Self::Time => time(value),
+            Self::TimeWithZone => time(&format!("{value} AT TIME ZONE 'UTC'")),
+            Self::Clock => format!("to_char({value}, 'HH24:MI:SS.US')"),
+            Self::Address => format!("host({value})"),
+            Self::Text | Self::Float4 | Self::Float8 | Self::Json | Self::Vector | Self::Bool | Self::Decimal => {
+                format!("{value}::text")
+            }
+        }
+    }
+
+    /// As an element, where neither TabSeparated nor this test's own code makes one text of both.
+    fn element_in_postgres(self, value: &str) -> String {
+        let bits =
+            |kind: &str| format!("CASE WHEN {value} = 'NaN' THEN 'NaN' ELSE encode({kind}send({value}), 'hex') END");
+        match self {
+            Self::Float4 | Self::Vector => bits("float4"),
+            Self::Float8 => bits("float8"),
+            Self::Decimal => format!("trim_scale({value})::text"),
+            kind => kind.in_postgres(value),
+        }
+    }
+
+    fn element_in_clickhouse(self, value: &str) -> String {
+        let bits = |size: u8| {
+            let hex =
+                format!("lower(leftPad(hex(reinterpretAsUInt{size}(assumeNotNull({value}))), {}, '0'))", size / 4);
+            format!("if(isNaN(assumeNotNull({value})), 'NaN', {hex})")
+        };
+        match self {
+            Self::Bytes => format!("lower(hex(assumeNotNull({value})))"),
+            Self::Float4 | Self::Vector => bits(32),
+            Self::Float8 => bits(64),
+            _ => format!("toString(assumeNotNull({value}))"),
         }
     }
 }
@@ -186,24 +271,80 @@ impl Kind {
 impl Column {
     fn in_postgres(&self) -> String {
         let name = quoted(&self.name, '"');
-        let time = |value: &str| {
-            let text = format!("to_char({value}, 'YYYY-MM-DD HH24:MI:SS.US')");
-            format!("CASE WHEN isfinite({name}) THEN {text} ELSE {name}::text END")
-        };
-        match self.kind {
-            Kind::Padded => format!("CASE WHEN {name} IS NOT NULL THEN format('%s', {name}) END"),
-            Kind::Bytes => format!("encode({name}, 'hex')"),
-            Kind::Time => time(&name),
-            Kind::TimeWithZone => time(&format!("{name} AT TIME ZONE 'UTC'")),
-            Kind::Text | Kind::Float4 | Kind::Float8 => format!("{name}::text"),
+        if self.rank == 0 {
+            return self.kind.in_postgres(&name);
         }
+        let array = match self.kind {
+            Kind::Vector => format!("string_to_array(trim(both '[]' from {name}::text), ',')::float4[]"),
+            _ => name.clone(),
+        };
+        let places: Vec<_> = (1..=self.rank).map(|level| format!("p{level}")).collect();
+        let subscripts = places.iter().map(|place| format!("[{place}]")).collect::<String>();
+        let from = (1..=self.rank).map(|level| format!("generate_subscripts({array}, {level}) p{level}"));
+        let value = format!("({array}){subscripts}");
+        format!(
+            "CASE WHEN {name} IS DISTINCT FROM NULL THEN concat(array_dims({array}), (SELECT string_agg(
+                 CASE WHEN {value} IS DISTINCT FROM NULL THEN 'V' || encode(convert_to({}, 'UTF8'), 'hex') ELSE 'N' END,
+                 ',' ORDER BY {}) FROM {})) END",
+            self.kind.element_in_postgres(&value),
+            places.join(", "),
+            from.collect::<Vec<_>>().join(", "),
+        )
     }
 
     /// As TabSeparated prints it; not `toString`, which leaves off a decimal's last zeros whatever the settings say.
     fn in_clickhouse(&self) -> String {
         let name = quoted(&self.name, '`');
-        if self.kind == Kind::Bytes { format!("lower(hex({name}))") } else { name }
+        if self.rank == 0 {
+            return if self.kind == Kind::Bytes { format!("lower(hex({name}))") } else { name };
+        }
+        let level = |depth: usize| format!("{name}{}", "[1]".repeat(depth));
+        let bounds: Vec<_> =
+            (0..self.rank).map(|depth| format!("'[1:', toString(length({})), ']'", level(depth))).collect();
+        let text = format!(
+            "concat(if(empty({name}), '', concat({})), arrayStringConcat(arrayMap(e -> if(isNull(e), 'N', concat('V', lower(hex({})))), {}), ','))",
+            bounds.join(", "),
+            self.kind.element_in_clickhouse("e"),
+            if self.rank > 1 { format!("arrayFlatten({name})") } else { name.clone() },
+        );
+        if !self.null_mark {
+            return text;
+        }
+        format!("if({}, NULL, {text})", quoted(&format!("{}__is_null", self.name), '`'))
     }
+}
+
+/// The columns of a target by name, as that server has them.
+async fn target_types(db: &TestDb, target: &str) -> BTreeMap<String, String> {
+    let literal = target.replace('\\', "\\\\").replace('\'', "\\'");
+    let sql =
+        format!("SELECT name, type FROM system.columns WHERE database = currentDatabase() AND table = '{literal}'");
+    let text = db.ch.try_query(&sql).await.unwrap_or_default();
+    let fields = text.lines().filter_map(|line| line.split_once('\t'));
+    fields.filter_map(|(name, ty)| Some((unescaped(name)?, unescaped(ty)?))).collect()
+}
+
+/// A JSON document in one form, without what ClickHouse leaves out.
+fn document(text: &str) -> String {
+    fn strip(value: serde_json::Value) -> Option<serde_json::Value> {
+        match value {
+            serde_json::Value::Null => None,
+            serde_json::Value::Object(map) => {
+                let map: serde_json::Map<_, _> =
+                    map.into_iter().filter_map(|(key, value)| Some((key, strip(value)?))).collect();
+                (!map.is_empty()).then_some(map.into())
+            }
+            serde_json::Value::Number(number) if number.is_f64() => {
+                let float = number.as_f64().unwrap_or_default();
+                // A whole number may lose its point.
+                let whole = float.fract() == 0.0 && float.abs() < 9e15;
+                Some(if whole { (float as i64).into() } else { number.into() })
+            }
+            other => Some(other),
+        }
+    }
+    let value = serde_json::from_str(text).unwrap_or_else(|error| panic!("a JSON document: {error}"));
+    strip(value).map_or_else(|| "{}".to_owned(), |value| value.to_string())
 }
 
 /// Every NaN is the same value to PostgreSQL.
