@@ -88,9 +88,11 @@ async fn statement(client: &Client, request: &RowRequest) -> Result<String, SqlE
     let row =
         row.ok_or_else(|| SqlError::definite("a table was dropped while one of its rows was looked up".to_owned()))?;
     let (schema, name, root): (&str, &str, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let condition = request.key.iter().map(|(column, value)| {
-        format!("{} = {}", quote::postgres(column), quote::postgres_string(&String::from_utf8_lossy(value)))
-    });
+    let mut condition = Vec::new();
+    for (column, value) in &request.key {
+        let text = std::str::from_utf8(value).map_err(|_| no_utf8())?;
+        condition.push(format!("{} = {}", quote::postgres(column), quote::postgres_string(text)));
+    }
     let columns: Vec<String> = request.columns.iter().map(|column| quote::postgres(column)).collect();
     Ok(format!(
         "SELECT {} FROM {}{}.{} WHERE {}",
@@ -98,7 +100,7 @@ async fn statement(client: &Client, request: &RowRequest) -> Result<String, SqlE
         if root { "" } else { "ONLY " },
         quote::postgres(schema),
         quote::postgres(name),
-        condition.collect::<Vec<_>>().join(" AND ")
+        condition.join(" AND ")
     ))
 }
 
@@ -122,10 +124,20 @@ async fn once(client: &Client, request: &RowRequest, select: &str) -> Result<Opt
     }
     let rows = client.simple_query(select).await?;
     client.batch_execute("COMMIT").await?;
-    let values = first(&rows).map(|row| {
-        (0..request.columns.len()).map(|index| row.get(index).map(|text| text.as_bytes().to_vec())).collect()
-    });
-    Ok(Some(RowAnswer { values, position }))
+    let value = |row: &SimpleQueryRow, index| match row.try_get(index) {
+        Ok(text) => Ok(text.map(|text| text.as_bytes().to_vec())),
+        Err(_) => Err(no_utf8()),
+    };
+    let values = |row| (0..request.columns.len()).map(|index| value(row, index)).collect::<Result<_, _>>();
+    Ok(Some(RowAnswer { values: first(&rows).map(values).transpose()?, position }))
+}
+
+/// A database without an encoding has bytes that neither a statement nor the simple protocol can carry.
+fn no_utf8() -> SqlError {
+    SqlError::definite(
+        "its database has no encoding, and the row has bytes that are no UTF-8; with REPLICA IDENTITY FULL no value has \
+         to be looked up",
+    )
 }
 
 fn first(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {

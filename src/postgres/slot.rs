@@ -137,7 +137,8 @@ impl Server {
         if slot.lost {
             return gap(
                 format!("the server has removed WAL that the slot {slot_name} needs"),
-                "Raise max_slot_wal_keep_size, or keep walhouse running.",
+                "Raise max_slot_wal_keep_size (and idle_replication_slot_timeout, where the server has it), or keep walhouse \
+                 running.",
             );
         }
         if let Some(confirmed) = slot.confirmed.filter(|confirmed| *confirmed > stored.lsn) {
