@@ -24,7 +24,6 @@ use crate::{
     retry::{Backoff, Kind},
     telemetry::names,
 };
-use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream};
 use std::{
     future::Future,
@@ -45,6 +44,8 @@ const TRANSACTION_PATIENCE: Duration = Duration::from_secs(20);
 /// The first and the longest bound of the wait before something is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A row of so many bytes is a large one.
+const LARGE_ROW: usize = 4 << 20;
 /// Sessions that are kept for the next chunk.
 const IDLE_SESSIONS: usize = 4;
 /// How often progress is logged.
@@ -103,6 +104,14 @@ struct Progress {
     rows: u64,
     begun: Instant,
     said: Instant,
+}
+
+/// What was read of a chunk.
+struct Read {
+    /// Rows that were sent already.
+    count: u64,
+    /// Bytes of the largest piece, which is one row or several small ones.
+    largest: usize,
 }
 
 /// What became of a chunk.
@@ -287,13 +296,18 @@ impl Copier {
 
         let mut copied = CopiedRows::new(table);
         let mut ahead = None;
-        let Some(mut count) = self.read(table, chunk.rows, &mut copied, &mut ahead).await? else {
+        let Some(Read { mut count, largest }) = self.read(table, chunk.rows, &mut copied, &mut ahead).await? else {
             drop(client);
             wait_for(&mut ahead).await?;
             return Ok(Copied::Again);
         };
         let same = snapshot::end(&client, leaf).await?;
-        self.give_back(client);
+        // A session keeps the memory of the largest row that it has read.
+        if largest < LARGE_ROW {
+            self.give_back(client);
+        } else {
+            drop(client);
+        }
         wait_for(&mut ahead).await?;
         count += copied.rows() as u64;
         if copied.rows() > 0 {
@@ -310,9 +324,9 @@ impl Copier {
         rows: CopyOutStream,
         copied: &mut CopiedRows,
         ahead: &mut Option<BoxFuture<'a, Result<(), InsertError>>>,
-    ) -> Result<Option<u64>, CopyError> {
+    ) -> Result<Option<Read>, CopyError> {
         let mut rows = pin!(rows);
-        let (mut count, mut unweighed) = (0, 0);
+        let (mut count, mut unweighed, mut largest) = (0, 0, 0);
         loop {
             let piece = tokio::select! {
                 inserted = wait_for(ahead), if ahead.is_some() => {
@@ -321,10 +335,13 @@ impl Copier {
                 }
                 piece = rows.next() => piece,
             };
-            let Some(piece) = piece else { return Ok(Some(count)) };
+            let Some(piece) = piece else { return Ok(Some(Read { count, largest })) };
             let piece = piece?;
             copied.push(&piece)?;
             unweighed += piece.len();
+            largest = largest.max(piece.len());
+            // A large row is in the block now: not twice in memory while that is sent.
+            drop(piece);
             // Weighed now and then: adding up the columns costs more than adding a row.
             if unweighed < WEIGH_AFTER {
                 continue;
@@ -349,7 +366,7 @@ impl Copier {
         copied: &mut CopiedRows,
     ) -> impl Future<Output = Result<(), InsertError>> + Send + use<'a> {
         let rows = copied.rows();
-        let data = Bytes::from(copied.take().into_native());
+        let data = copied.take().into_native();
         async move {
             // Version 0 is below any ceiling.
             self.shared.inserter.insert(&table.spec.target, rows, data, Lsn::ZERO).await?;

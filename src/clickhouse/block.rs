@@ -10,6 +10,7 @@ use super::{
     text::DateTimeRange,
     types::ColumnType,
 };
+use bytes::Bytes;
 use std::sync::Arc;
 
 /// The column with the rows' versions.
@@ -27,6 +28,9 @@ pub struct ColumnSpec {
     /// Whether it takes NULL.
     pub nullable: bool,
 }
+
+/// A column that takes so many bytes is sent from where it is.
+const OWN_PIECE: usize = 256 * 1024;
 
 /// Rows of one table, column by column.
 #[derive(Clone, Debug)]
@@ -113,7 +117,7 @@ impl Block {
 
     /// The block in the Native format. A row that is not committed must have been rolled back.
     pub fn write_native(&self) -> Vec<u8> {
-        let mut out = self.start();
+        let mut out = self.start(|_| true);
         for (spec, column) in self.specs.iter().zip(&self.columns) {
             write_header(&mut out, &spec.name, &spec.ty.name(spec.nullable));
             column.write_native(&mut out);
@@ -122,21 +126,31 @@ impl Block {
         out
     }
 
-    /// As [`write_native`](Self::write_native), giving up each column's memory once it is written.
-    pub fn into_native(self) -> Vec<u8> {
-        let mut out = self.start();
+    /// As [`write_native`](Self::write_native), in pieces: a large column is one of them as it is, so a value that is
+    /// most of the block is not held twice.
+    pub fn into_native(self) -> Vec<Bytes> {
+        let mut out = self.start(|column| column.native_len() < OWN_PIECE);
+        let mut pieces = Vec::new();
         for (spec, column) in self.specs.iter().zip(self.columns) {
             write_header(&mut out, &spec.name, &spec.ty.name(spec.nullable));
-            column.write_native(&mut out);
+            if column.native_len() < OWN_PIECE {
+                column.write_native(&mut out);
+                continue;
+            }
+            if let Some(data) = column.into_native(&mut out) {
+                pieces.extend([Bytes::from(std::mem::take(&mut out)), Bytes::from(data)]);
+            }
         }
         write_versions(&mut out, &self.versions, &self.deleted);
-        out
+        pieces.push(Bytes::from(out));
+        pieces
     }
 
-    fn start(&self) -> Vec<u8> {
+    /// The block's beginning, with room for the rest of what goes into the same buffer.
+    fn start(&self, in_it: impl Fn(&Column) -> bool) -> Vec<u8> {
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows()), "a row is not committed");
         let headers: usize = self.specs.iter().map(|spec| spec.name.len() + 64).sum();
-        let data: usize = self.columns.iter().map(Column::native_len).sum();
+        let data: usize = self.columns.iter().filter(|column| in_it(column)).map(Column::native_len).sum();
         let mut out = Vec::with_capacity(headers + data + self.rows() * (size_of::<u128>() + 1) + 64);
         push_varint(&mut out, self.columns.len() + 2);
         push_varint(&mut out, self.rows());
@@ -195,7 +209,20 @@ mod tests {
         assert_eq!(block.write_native(), expected);
         assert_eq!(block.version(1), (1 << 64, true));
         assert!(block.bytes() >= expected.len() - 64);
-        assert_eq!(block.into_native(), expected);
+        assert_eq!(block.into_native().concat(), expected);
+    }
+
+    #[test]
+    fn a_large_column_is_sent_from_where_it_is() {
+        let mut block = block();
+        add(&mut block, "1", Some(&"x".repeat(OWN_PIECE)));
+        block.commit_row(7, false);
+        add(&mut block, "2", None);
+        block.commit_row(8, false);
+        let (expected, place) = (block.write_native(), block.column(1).data_ptr());
+        let pieces = block.into_native();
+        assert_eq!(pieces.concat(), expected);
+        assert_eq!((pieces.len(), pieces[1].as_ptr()), (3, place));
     }
 
     #[test]

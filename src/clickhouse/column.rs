@@ -212,6 +212,23 @@ impl Column {
         out.extend_from_slice(&self.data);
     }
 
+    /// As [`write_native`](Self::write_native), but for the column's last and largest part, which is returned as it is;
+    /// `None` if everything was appended.
+    pub(super) fn into_native(self, out: &mut Vec<u8>) -> Option<Vec<u8>> {
+        if self.rows == 0 || self.ty == ColumnType::LowCardinality {
+            self.write_native(out);
+            return None;
+        }
+        out.extend_from_slice(self.nulls.as_deref().unwrap_or_default());
+        Some(self.data)
+    }
+
+    /// Where its values are.
+    #[cfg(test)]
+    pub(super) fn data_ptr(&self) -> *const u8 {
+        self.data.as_ptr()
+    }
+
     /// About how many bytes [`write_native`](Self::write_native) appends.
     pub(super) fn native_len(&self) -> usize {
         self.data.len() + self.nulls.as_ref().map_or(0, Vec::len)

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::quote;
 use clickhouse::{Client, error::Error};
+use std::collections::HashMap;
 
 /// walhouse's own tables; each may be run any number of times.
 const MIGRATIONS: &[&str] = &[
@@ -91,6 +92,13 @@ pub async fn taken(client: &Client, slot: &str, spec: &TableSpec) -> Result<Opti
 pub async fn uuid(client: &Client, target: &str) -> Result<Option<String>, Error> {
     let sql = "SELECT toString(uuid) FROM system.tables WHERE database = currentDatabase() AND name = {name: String}";
     retrying("look for a target", || client.query_raw(sql).param("name", target).fetch_optional::<String>()).await
+}
+
+/// The UUIDs of all tables, by name.
+pub async fn uuids(client: &Client) -> Result<HashMap<String, String>, Error> {
+    let sql = "SELECT name, toString(uuid) FROM system.tables WHERE database = currentDatabase()";
+    let all = || client.query_raw(sql).fetch_all::<(String, String)>();
+    Ok(retrying("look for the targets", all).await?.into_iter().collect())
 }
 
 fn create_table(spec: &TableSpec) -> String {

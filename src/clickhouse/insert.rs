@@ -111,12 +111,12 @@ impl Inserter {
         Self { client, state, ids, allowed, running: Mutex::default(), unanswered: AtomicBool::new(false) }
     }
 
-    /// Inserts a block of `rows` in the Native format into `target`, and returns once ClickHouse has
+    /// Inserts a block of `rows` in the Native format, in pieces, into `target`, and returns once ClickHouse has
     /// confirmed it. `commit` is the highest commit among its rows.
     ///
     /// # Errors
     /// Transient trouble is waited out; what comes back is definite.
-    pub async fn insert(&self, target: &str, rows: usize, data: Bytes, commit: Lsn) -> Result<(), InsertError> {
+    pub async fn insert(&self, target: &str, rows: usize, data: Vec<Bytes>, commit: Lsn) -> Result<(), InsertError> {
         self.state.reserve(commit).await?;
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
@@ -126,7 +126,7 @@ impl Inserter {
             let id = self.ids.next();
             let begun = Instant::now();
             let mut attempt = Attempt::new(self, id);
-            let result = self.send(target, &attempt.id, data.clone()).await;
+            let result = self.send(target, &attempt.id, &data).await;
             metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
             let Err(error) = result else {
                 attempt.answered = true;
@@ -152,7 +152,7 @@ impl Inserter {
         }
     }
 
-    async fn send(&self, target: &str, id: &str, data: Bytes) -> Result<(), Error> {
+    async fn send(&self, target: &str, id: &str, data: &[Bytes]) -> Result<(), Error> {
         let sql = format!("INSERT INTO {} FORMAT Native", quote::clickhouse(target));
         let mut insert = self.client.insert_formatted_with(sql).with_setting("query_id", id);
         for (name, value) in SETTINGS {
@@ -161,9 +161,10 @@ impl Inserter {
         let mut insert = insert
             .with_setting("max_execution_time", SERVER_TIMEOUT.as_secs().to_string())
             .with_timeouts(Some(CLIENT_TIMEOUT), Some(CLIENT_TIMEOUT));
-        let mut rest = data;
-        while !rest.is_empty() {
-            insert.send(rest.split_to(rest.len().min(PIECE))).await?;
+        for mut rest in data.iter().cloned() {
+            while !rest.is_empty() {
+                insert.send(rest.split_to(rest.len().min(PIECE))).await?;
+            }
         }
         insert.end().await
     }

@@ -10,7 +10,6 @@ use super::{
     toast::{Resolver, ToastError},
 };
 use crate::{event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
-use bytes::Bytes;
 use clickhouse::Client;
 use std::{sync::Arc, time::Duration};
 
@@ -148,7 +147,7 @@ async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<(), 
         return Ok(());
     }
     let commit = batch.commit;
-    let data = Bytes::from(batch.block.into_native());
+    let data = batch.block.into_native();
     shared.inserter.insert(&table.spec.target, rows, data, commit).await?;
     metrics::counter!(names::ROWS_WRITTEN, "table" => table.spec.full_name()).increment(rows as u64);
     Ok(())

@@ -8,12 +8,18 @@
 //! Rows are never updated; each write has a higher revision. Only the process that holds the
 //! slot's lock writes, so a revision is one more than the last. Writes wait out whatever is
 //! transient: nothing may overtake them.
+//!
+//! With thousands of tables many change at once, and each insert is synced to disk. So one insert
+//! carries every change of a table that was made while the one before it was on its way.
 
 use super::{insert::QueryIds, retrying};
 use crate::event::{Epoch, Lsn, Version};
 use clickhouse::{Client, Row};
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::PoisonError,
+};
 use tokio::sync::Mutex;
 
 /// Inserts run ahead of the checkpoint by at most this much WAL before a new ceiling is stored.
@@ -96,6 +102,7 @@ pub struct State {
     /// Of this process's writes, so that a later process can end those without an answer.
     ids: QueryIds,
     inner: Mutex<Inner>,
+    staged: std::sync::Mutex<Staged>,
 }
 
 #[derive(Default)]
@@ -104,7 +111,28 @@ struct Inner {
     checkpoint_revision: u64,
     /// The highest commit of which a row may have been sent.
     sent: Lsn,
-    tables: HashMap<u32, (TableRecord, u64)>,
+    /// The tables as they are stored.
+    tables: HashMap<u32, TableRecord>,
+    /// Every change of a table up to this one is stored.
+    written: u64,
+}
+
+/// The tables with the changes that are on their way to being stored.
+#[derive(Default)]
+struct Staged {
+    tables: HashMap<u32, StagedTable>,
+    /// Tables with changes that are not stored.
+    dirty: BTreeSet<u32>,
+    /// The number of the last change.
+    changes: u64,
+}
+
+struct StagedTable {
+    record: TableRecord,
+    /// Of the last attempt to store it: none is used twice, whatever became of that attempt.
+    revision: u64,
+    /// The number of its last change.
+    change: u64,
 }
 
 #[derive(Row, Deserialize)]
@@ -170,14 +198,15 @@ impl State {
             .bind(slot)
             .fetch_all::<TableRow>()
             .await?;
-        inner.tables = rows
-            .into_iter()
-            .map(|row| {
-                let revision = row.revision;
-                (row.oid, (TableRecord::from(row), revision))
-            })
-            .collect();
-        Ok(Self { client, slot: slot.to_owned(), ids: QueryIds::new(slot, "state"), inner: Mutex::new(inner) })
+        let mut staged = Staged::default();
+        for row in rows {
+            let revision = row.revision;
+            let record = TableRecord::from(row);
+            staged.tables.insert(record.oid, StagedTable { record: record.clone(), revision, change: 0 });
+            inner.tables.insert(record.oid, record);
+        }
+        let (ids, staged) = (QueryIds::new(slot, "state"), std::sync::Mutex::new(staged));
+        Ok(Self { client, slot: slot.to_owned(), ids, inner: Mutex::new(inner), staged })
     }
 
     /// The stored checkpoint, if there is one.
@@ -259,18 +288,36 @@ impl State {
 
     /// Every table that is known.
     pub async fn tables(&self) -> Vec<TableRecord> {
-        self.inner.lock().await.tables.values().map(|(record, _)| record.clone()).collect()
+        self.inner.lock().await.tables.values().cloned().collect()
     }
 
     /// One table, if it is known.
     pub async fn table(&self, oid: u32) -> Option<TableRecord> {
-        self.inner.lock().await.tables.get(&oid).map(|(record, _)| record.clone())
+        self.inner.lock().await.tables.get(&oid).cloned()
+    }
+
+    /// How many tables are such.
+    pub async fn count(&self, which: impl Fn(&TableRecord) -> bool) -> usize {
+        self.inner.lock().await.tables.values().filter(|record| which(record)).count()
+    }
+
+    /// A table that is such, if there is one.
+    pub async fn find(&self, which: impl Fn(&TableRecord) -> bool) -> Option<TableRecord> {
+        self.inner.lock().await.tables.values().find(|record| which(record)).cloned()
     }
 
     /// Stores a table that was not known, or is made anew.
     pub async fn put_table(&self, record: TableRecord) -> Result<(), clickhouse::error::Error> {
-        let mut inner = self.inner.lock().await;
-        self.write_table(&mut inner, record).await
+        let change = {
+            let mut staged = self.staged();
+            staged.changes += 1;
+            let change = staged.changes;
+            staged.dirty.insert(record.oid);
+            let revision = staged.tables.get(&record.oid).map_or(0, |before| before.revision);
+            staged.tables.insert(record.oid, StagedTable { record, revision, change });
+            change
+        };
+        self.write_up_to(change).await
     }
 
     /// Changes what is stored of a table; nothing is written if nothing changed.
@@ -279,55 +326,74 @@ impl State {
         oid: u32,
         change: impl FnOnce(&mut TableRecord) + Send,
     ) -> Result<(), clickhouse::error::Error> {
-        let mut inner = self.inner.lock().await;
-        let Some((before, _)) = inner.tables.get(&oid) else {
-            // Whatever is done to a table was preceded by storing it.
-            return Err(clickhouse::error::Error::Custom(format!("the table with oid {oid} is not stored")));
-        };
-        let mut record = before.clone();
-        change(&mut record);
-        if record == *before {
-            return Ok(());
-        }
-        self.write_table(&mut inner, record).await
+        let number = self.staged().change(oid, change);
+        // Whatever is done to a table was preceded by storing it.
+        let number = number
+            .ok_or_else(|| clickhouse::error::Error::Custom(format!("the table with oid {oid} is not stored")))?;
+        // Also if nothing changed: what it was changed to before may not be stored yet.
+        self.write_up_to(number).await
     }
 
-    async fn write_table(&self, inner: &mut Inner, row: TableRecord) -> Result<(), clickhouse::error::Error> {
-        let revision = inner.tables.get(&row.oid).map_or(0, |(_, revision)| *revision) + 1;
-        let (status, reason) = match &row.status {
-            TableStatus::Copying => ("copying", ""),
-            TableStatus::Streaming => ("streaming", ""),
-            TableStatus::Stopped(reason) => ("stopped", reason.as_str()),
-        };
+    /// Returns once this change, and with it every one before it, is stored.
+    async fn write_up_to(&self, change: u64) -> Result<(), clickhouse::error::Error> {
+        let mut inner = self.inner.lock().await;
+        // Whoever held the lock before may have taken it along.
+        if inner.written >= change {
+            return Ok(());
+        }
+        let (rows, last) = self.staged().take();
+        self.write_tables(&rows).await?;
+        {
+            let mut staged = self.staged();
+            let Staged { dirty, tables, .. } = &mut *staged;
+            dirty.retain(|oid| tables.get(oid).is_some_and(|table| table.change > last));
+        }
+        inner.tables.extend(rows.into_iter().map(|(record, _)| (record.oid, record)));
+        inner.written = last;
+        Ok(())
+    }
+
+    fn staged(&self) -> std::sync::MutexGuard<'_, Staged> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn write_tables(&self, rows: &[(TableRecord, u64)]) -> Result<(), clickhouse::error::Error> {
         // The floor is a number of 128 bits, which a parameter can not be.
+        let values: Vec<_> = rows
+            .iter()
+            .map(|(record, _)| format!("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {}, ?, ?, ?)", record.floor.0))
+            .collect();
         let insert = format!(
             "INSERT INTO _tables (slot, oid, schema_name, table_name, target, uuid, status, reason, fed_from, \
-                     read_until, floor, membership, shape, revision) SETTINGS async_insert = 0 \
-                     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {}, ?, ?, ?)",
-            row.floor.0
+                     read_until, floor, membership, shape, revision) SETTINGS async_insert = 0 VALUES {}",
+            values.join(", ")
         );
-        retrying("store a table's state", || {
-            self.client
-                .query(&insert)
-                .bind(&self.slot)
-                .bind(row.oid)
-                .bind(&row.schema)
-                .bind(&row.name)
-                .bind(&row.target)
-                .bind(&row.uuid)
-                .bind(status)
-                .bind(reason)
-                .bind(row.fed_from.0)
-                .bind(row.read_until.0)
-                .bind(&row.membership)
-                .bind(&row.shape)
-                .bind(revision)
-                .with_setting("query_id", self.ids.next())
-                .execute()
+        retrying("store the tables' state", || {
+            let mut query = self.client.query(&insert);
+            for (record, revision) in rows {
+                let (status, reason) = match &record.status {
+                    TableStatus::Copying => ("copying", ""),
+                    TableStatus::Streaming => ("streaming", ""),
+                    TableStatus::Stopped(reason) => ("stopped", reason.as_str()),
+                };
+                query = query
+                    .bind(&self.slot)
+                    .bind(record.oid)
+                    .bind(&record.schema)
+                    .bind(&record.name)
+                    .bind(&record.target)
+                    .bind(&record.uuid)
+                    .bind(status)
+                    .bind(reason)
+                    .bind(record.fed_from.0)
+                    .bind(record.read_until.0)
+                    .bind(&record.membership)
+                    .bind(&record.shape)
+                    .bind(*revision);
+            }
+            query.with_setting("query_id", self.ids.next()).execute()
         })
-        .await?;
-        inner.tables.insert(row.oid, (row, revision));
-        Ok(())
+        .await
     }
 
     /// The chunks of `uuid`'s copy that are done.
@@ -359,6 +425,33 @@ impl State {
                 .execute()
         })
         .await
+    }
+}
+
+impl Staged {
+    /// Applies a change, and returns the number of the table's last one; `None` if there is no such table.
+    fn change(&mut self, oid: u32, change: impl FnOnce(&mut TableRecord)) -> Option<u64> {
+        let table = self.tables.get_mut(&oid)?;
+        let before = table.record.clone();
+        change(&mut table.record);
+        if table.record != before {
+            self.changes += 1;
+            table.change = self.changes;
+            self.dirty.insert(oid);
+        }
+        Some(table.change)
+    }
+
+    /// What is to be written, with revisions, and the number of the last change in it.
+    fn take(&mut self) -> (Vec<(TableRecord, u64)>, u64) {
+        let mut rows = Vec::new();
+        for oid in &self.dirty {
+            if let Some(table) = self.tables.get_mut(oid) {
+                table.revision += 1;
+                rows.push((table.record.clone(), table.revision));
+            }
+        }
+        (rows, self.changes)
     }
 }
 

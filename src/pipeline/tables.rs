@@ -13,7 +13,7 @@ use crate::{
         job::{Failure, Shared},
         sink::Command,
         state::{TableRecord, TableStatus},
-        table::{ANEW, Feed, Table, TableSpec, shape_changed},
+        table::{ANEW, Feed, Table, TableSpec, VIEW_SUFFIX, shape_changed},
     },
     config::SourceConfig,
     copy::{Copier, CopyError},
@@ -27,9 +27,10 @@ use crate::{
     status::Status,
     telemetry::names,
 };
+use futures_util::future::join_all;
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -40,6 +41,8 @@ use tokio_postgres::{Client, error::SqlState};
 
 /// How often the catalog is looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
+/// Tables that are adopted at once.
+const ADOPTIONS: usize = 16;
 
 /// Tables that are stored and can be fed from the stream's beginning, with their feeds and whether
 /// they are stopped. One that has missed something is stopped here, before anything is streamed.
@@ -51,7 +54,8 @@ pub(super) async fn known(
 ) -> Result<Vec<(Arc<Table>, Feed, bool)>, SessionError> {
     let present: HashMap<u32, SourceTable> =
         catalog::tables(control, &source.table_filter()).await?.into_iter().map(|table| (table.oid, table)).collect();
-    let memberships = slot::memberships(control, publication).await?;
+    let memberships = slot::memberships(control, publication, None).await?;
+    let uuids = ddl::uuids(&shared.client).await?;
     let mut known = Vec::new();
     for record in shared.state.tables().await.into_iter().filter(is_adopted) {
         let TableRecord { oid, schema, name, target, shape, .. } = &record;
@@ -61,7 +65,7 @@ pub(super) async fn known(
             None => Some("it is gone, or does not match source.tables any more".to_owned()),
             Some(now) => missed(&record, memberships.get(oid)).or_else(|| spec.differs(now)),
         };
-        let replaced = ddl::uuid(&shared.client, target).await?.as_deref() != Some(record.uuid.as_str());
+        let replaced = uuids.get(target) != Some(&record.uuid);
         let reason =
             reason.or_else(|| replaced.then(|| format!("the table {target} in ClickHouse was dropped or replaced")));
         if let Some(reason) = reason.filter(|_| !stopped) {
@@ -106,7 +110,11 @@ pub(super) struct Tables {
     /// Those whose copy runs, or needs not be taken up again.
     copying: HashSet<u32>,
     /// Tables whose adoption could not be completed yet.
-    pending: HashSet<u32>,
+    pending: Mutex<HashSet<u32>>,
+    /// Names in ClickHouse of the tables that are being adopted now.
+    claimed: Mutex<HashMap<String, u32>>,
+    /// Held by whoever adds a table to the publication.
+    publishing: tokio::sync::Mutex<()>,
     /// What was said of tables that are left out.
     said: HashSet<(u32, String)>,
 }
@@ -131,7 +139,9 @@ impl Tables {
             copies: JoinSet::new(),
             tables: known.iter().map(|(table, ..)| (table.spec.oid, Arc::clone(table))).collect(),
             copying: HashSet::new(),
-            pending: HashSet::new(),
+            pending: Mutex::default(),
+            claimed: Mutex::default(),
+            publishing: tokio::sync::Mutex::default(),
             said: HashSet::new(),
         }
     }
@@ -159,8 +169,9 @@ impl Tables {
             return Err(gap.into());
         }
         let tables = catalog::tables(control, &self.source.table_filter()).await?;
-        let memberships = slot::memberships(control, &self.publication).await?;
-        for table in largest_first(control, tables).await? {
+        let memberships = slot::memberships(control, &self.publication, None).await?;
+        let mut fresh = Vec::new();
+        for table in tables {
             let record = self.shared.state.table(table.oid).await.filter(is_adopted);
             match record {
                 Some(record) if matches!(record.status, TableStatus::Stopped(_)) => {}
@@ -174,10 +185,31 @@ impl Tables {
                         self.resume(&table);
                     }
                 }
-                None => {
-                    if let Err(reason) = self.adopt(control, &table, memberships.get(&table.oid)).await? {
-                        self.leave_out(&table, reason);
+                None => fresh.push(table),
+            }
+        }
+        self.adopt_all(control, largest_first(control, fresh).await?, &memberships).await
+    }
+
+    /// Adopts tables, several at a time: what takes long is what ClickHouse does for each.
+    async fn adopt_all(
+        &mut self,
+        control: &Client,
+        mut fresh: Vec<SourceTable>,
+        memberships: &HashMap<u32, Membership>,
+    ) -> Result<(), SessionError> {
+        while !fresh.is_empty() {
+            let batch: Vec<_> = fresh.drain(..fresh.len().min(ADOPTIONS)).collect();
+            lock(&self.claimed).clear();
+            let adoptions = batch.iter().map(|table| self.adopt(control, table, memberships.get(&table.oid)));
+            let adopted = join_all(adoptions).await;
+            for (source, adopted) in batch.into_iter().zip(adopted) {
+                match adopted? {
+                    Ok(table) => {
+                        self.tables.insert(source.oid, Arc::clone(&table));
+                        self.spawn_copy(source, table);
                     }
+                    Err(reason) => self.leave_out(&source, reason),
                 }
             }
         }
@@ -186,11 +218,11 @@ impl Tables {
 
     /// Adopts a table; the inner error says why it is left out.
     async fn adopt(
-        &mut self,
+        &self,
         control: &Client,
         source: &SourceTable,
         membership: Option<&Membership>,
-    ) -> Result<Result<(), String>, SessionError> {
+    ) -> Result<Result<Arc<Table>, String>, SessionError> {
         let spec = match TableSpec::new(source) {
             Ok(spec) => spec,
             Err(reason) => return Ok(Err(reason)),
@@ -238,46 +270,51 @@ impl Tables {
         };
         self.shared.state.update_table(source.oid, adopted).await?;
         tracing::info!(table = source.full_name(), target_table = table.spec.target, "table adopted");
-        self.tables.insert(source.oid, Arc::clone(&table));
-        self.spawn_copy(source.clone(), table);
-        Ok(Ok(()))
+        Ok(Ok(table))
     }
 
     /// Adds a table to the publication; the inner error says why it is left out. What commits between
     /// this and the beginning of its feed is not fed, and is visible to the copy.
     async fn publish(
-        &mut self,
+        &self,
         control: &Client,
         source: &SourceTable,
     ) -> Result<Result<Membership, String>, SessionError> {
         let table = quote::postgres_table(&source.schema, &source.name);
+        // One transaction at a time: they share the session.
+        let _alone = self.publishing.lock().await;
         match slot::add_to_publication(control, &self.source.publication, &table).await {
             Ok(true) => {}
             Ok(false) => {
-                self.pending.insert(source.oid);
+                lock(&self.pending).insert(source.oid);
                 let why = "a transaction that writes it keeps it from being added to the publication; trying again";
                 return Ok(Err(why.to_owned()));
             }
             Err(error) if error.kind() == Kind::Transient => return Err(error.into()),
             Err(error) => return Ok(Err(error.to_string())),
         }
-        self.pending.remove(&source.oid);
-        let membership = slot::memberships(control, &self.publication).await?.remove(&source.oid);
+        lock(&self.pending).remove(&source.oid);
+        let membership = slot::memberships(control, &self.publication, Some(source.oid)).await?.remove(&source.oid);
         Ok(membership.ok_or_else(|| "it left the publication as soon as it was added".to_owned()))
     }
 
     /// Why the target's name can not be used.
     async fn clash(&self, spec: &TableSpec) -> Result<Option<String>, SessionError> {
         let names = [spec.target.clone(), spec.view()];
-        for other in self.shared.state.tables().await {
-            let taken = [other.target.clone(), format!("{}{}", other.target, crate::clickhouse::table::VIEW_SUFFIX)];
-            if other.oid != spec.oid && names.iter().any(|name| taken.contains(name)) {
-                return Ok(Some(format!(
-                    "its name in ClickHouse, {}, is in use for {}",
-                    spec.target,
-                    other.full_name()
-                )));
-            }
+        let clashes = |other: &TableRecord| {
+            let view = other.target.len() + VIEW_SUFFIX.len();
+            let is_view =
+                |name: &String| name.len() == view && name.starts_with(&other.target) && name.ends_with(VIEW_SUFFIX);
+            other.oid != spec.oid && names.iter().any(|name| *name == other.target || is_view(name))
+        };
+        if let Some(other) = self.shared.state.find(clashes).await {
+            let other = other.full_name();
+            return Ok(Some(format!("its name in ClickHouse, {}, is in use for {other}", spec.target)));
+        }
+        // Those that are adopted at this very moment are not stored yet: the first one has the name.
+        let mine = |claimed: &mut HashMap<String, u32>, name| *claimed.entry(name).or_insert(spec.oid) == spec.oid;
+        if !names.into_iter().all(|name| mine(&mut lock(&self.claimed), name)) {
+            return Ok(Some(format!("its name in ClickHouse, {}, is in use for another table", spec.target)));
         }
         Ok(ddl::taken(&self.shared.client, &self.source.slot, spec).await?)
     }
@@ -327,10 +364,10 @@ impl Tables {
     }
 
     async fn account(&self) {
-        let records = self.shared.state.tables().await;
-        let copying = |record: &&TableRecord| is_adopted(record) && record.status == TableStatus::Copying;
-        let copying = records.iter().filter(copying).count() + self.pending.len();
-        let stopped = records.iter().filter(|record| matches!(record.status, TableStatus::Stopped(_))).count();
+        let state = &self.shared.state;
+        let copying = state.count(|record| is_adopted(record) && record.status == TableStatus::Copying).await;
+        let copying = copying + lock(&self.pending).len();
+        let stopped = state.count(|record| matches!(record.status, TableStatus::Stopped(_))).await;
         metrics::gauge!(names::COPY_PENDING).set(copying as f64);
         metrics::gauge!(names::TABLES_STOPPED).set(stopped as f64);
         // Only with the numbers: whoever asks in between would be told that no copy is left.
@@ -339,6 +376,10 @@ impl Tables {
             account.reconciled = true;
         });
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Large tables take longest, so they begin first.

@@ -21,6 +21,9 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 /// How long to wait before a new snapshot is taken.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// An answer of so many bytes is a large one.
+const LARGE_ROW: usize = 4 << 20;
+
 /// A reader with one session, opened when it is first needed.
 pub struct Lookup {
     config: SourceConfig,
@@ -54,8 +57,10 @@ impl Lookup {
             None => self.open().await.map_err(failed(false))?,
         };
         let answer = answer(&client, request).await.map_err(failed(true))?;
-        // Only a session without an open transaction is kept.
-        *session = Some(client);
+        // Only a session without an open transaction is kept, and none that keeps the memory of a large row.
+        if answer.bytes() < LARGE_ROW {
+            *session = Some(client);
+        }
         Ok(answer)
     }
 }

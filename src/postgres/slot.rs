@@ -344,16 +344,20 @@ pub struct Membership {
     pub partial: bool,
 }
 
-/// The publication's tables, by oid.
-pub async fn memberships(client: &Client, publication: &Publication) -> Result<HashMap<u32, Membership>, SqlError> {
+/// The publication's tables, by oid; `only` one of them, if it is one.
+pub async fn memberships(
+    client: &Client,
+    publication: &Publication,
+    only: Option<u32>,
+) -> Result<HashMap<u32, Membership>, SqlError> {
     let rows = client
         .query(
             "SELECT prrelid, 'table ' || oid || ':' || xmin || ':' || md5(to_jsonb(r)::text), \
                     coalesce(to_jsonb(r) ->> 'prqual', to_jsonb(r) ->> 'prattrs') IS NOT NULL \
-             FROM pg_publication_rel r WHERE prpubid = $1 \
+             FROM pg_publication_rel r WHERE prpubid = $1 AND prrelid = coalesce($2, prrelid) \
              UNION ALL SELECT c.oid, 'all', false FROM pg_class c, pg_publication p \
-             WHERE p.oid = $1 AND p.puballtables AND c.relkind IN ('r', 'p')",
-            &[&publication.oid],
+             WHERE p.oid = $1 AND p.puballtables AND c.relkind IN ('r', 'p') AND c.oid = coalesce($2, c.oid)",
+            &[&publication.oid, &only],
         )
         .await?;
     let mut found = HashMap::new();
@@ -366,8 +370,9 @@ pub async fn memberships(client: &Client, publication: &Publication) -> Result<H
         let rows = client
             .query(
                 "SELECT c.oid, 'schema ' || n.oid || ':' || n.xmin FROM pg_publication_namespace n \
-                 JOIN pg_class c ON c.relnamespace = n.pnnspid AND c.relkind IN ('r', 'p') WHERE n.pnpubid = $1",
-                &[&publication.oid],
+                 JOIN pg_class c ON c.relnamespace = n.pnnspid AND c.relkind IN ('r', 'p') \
+                 WHERE n.pnpubid = $1 AND c.oid = coalesce($2, c.oid)",
+                &[&publication.oid, &only],
             )
             .await?;
         for row in rows {

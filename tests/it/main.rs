@@ -17,6 +17,7 @@ mod outage;
 mod privileges;
 mod releases;
 mod rules;
+mod scale;
 mod servers;
 mod startup;
 mod stream;
