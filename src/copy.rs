@@ -44,6 +44,8 @@ const TRANSACTION_PATIENCE: Duration = Duration::from_secs(20);
 /// The first and the longest bound of the wait before something is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A row of so many bytes is a large one.
+const LARGE_ROW: usize = 4 << 20;
 /// Sessions that are kept for the next chunk.
 const IDLE_SESSIONS: usize = 4;
 /// How often progress is logged.
@@ -96,6 +98,14 @@ struct Progress {
     rows: u64,
     begun: Instant,
     said: Instant,
+}
+
+/// What was read of a chunk.
+struct Read {
+    /// Rows that were sent already.
+    count: u64,
+    /// Bytes of the largest piece, which is one row or several small ones.
+    largest: usize,
 }
 
 /// What became of a chunk.
@@ -291,13 +301,19 @@ impl Copier {
 
         let mut copied = CopiedRows::new(table);
         let mut ahead = None;
-        let Some(mut count) = self.read(table, chunk.rows, &mut copied, &mut ahead, patience).await? else {
+        let read = self.read(table, chunk.rows, &mut copied, &mut ahead, patience).await?;
+        let Some(Read { mut count, largest }) = read else {
             drop(client);
             wait_for(&mut ahead).await?;
             return Ok(Copied::Again);
         };
         let same = snapshot::end(&client, leaf).await?;
-        self.give_back(client);
+        // A session keeps the memory of the largest row that it has read.
+        if largest < LARGE_ROW {
+            self.give_back(client);
+        } else {
+            drop(client);
+        }
         wait_for(&mut ahead).await?;
         count += copied.rows() as u64;
         if copied.rows() > 0 {
@@ -315,9 +331,9 @@ impl Copier {
         copied: &mut CopiedRows<'_>,
         ahead: &mut Option<BoxFuture<'a, Result<(), Failure>>>,
         patience: Duration,
-    ) -> Result<Option<u64>, CopyError> {
+    ) -> Result<Option<Read>, CopyError> {
         let mut rows = pin!(rows);
-        let (mut count, mut unweighed) = (0, 0);
+        let (mut count, mut unweighed, mut largest) = (0, 0, 0);
         loop {
             let piece = tokio::select! {
                 inserted = wait_for(ahead), if ahead.is_some() => {
@@ -326,10 +342,13 @@ impl Copier {
                 }
                 piece = rows.next() => piece,
             };
-            let Some(piece) = piece else { return Ok(Some(count)) };
+            let Some(piece) = piece else { return Ok(Some(Read { count, largest })) };
             let piece = piece?;
             copied.push(&piece)?;
             unweighed += piece.len();
+            largest = largest.max(piece.len());
+            // A large row is in the block now: not twice in memory while that is sent.
+            drop(piece);
             // Weighed now and then: adding up the columns costs more than adding a row.
             if unweighed < WEIGH_AFTER {
                 continue;

@@ -135,6 +135,13 @@ pub struct RowAnswer {
     pub position: Lsn,
 }
 
+impl RowAnswer {
+    /// How large the values are.
+    pub fn bytes(&self) -> usize {
+        self.values.iter().flatten().flatten().map(Vec::len).sum()
+    }
+}
+
 /// The source could not be asked.
 #[derive(Debug, thiserror::Error)]
 #[error("the source could not be asked for a row: {message}")]

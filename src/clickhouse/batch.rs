@@ -212,7 +212,7 @@ impl Batch {
 
     /// Bytes of memory that it takes while it is sent: a part at a time is written beside it.
     pub fn bytes_when_sent(&self) -> usize {
-        self.bytes() + self.block.largest_native_part()
+        self.bytes() + self.block.native_buffer()
     }
 
     /// Adds what becomes of a row.

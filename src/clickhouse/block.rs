@@ -68,6 +68,9 @@ impl ColumnSpec {
     }
 }
 
+/// A column of so many bytes is large.
+const LARGE_COLUMN: usize = 256 * 1024;
+
 /// Rows of one table, column by column.
 #[derive(Clone, Debug)]
 pub struct Block {
@@ -176,7 +179,11 @@ impl Block {
     /// The block in the Native format. A row that is not committed must have been rolled back.
     pub fn write_native(&self) -> Vec<u8> {
         let mut out = Vec::new();
-        (0..self.native_parts()).for_each(|part| self.write_native_part(part, &mut out));
+        for part in 0..self.native_parts() {
+            if let Some(data) = self.write_native_part(part, &mut out) {
+                out.extend_from_slice(data);
+            }
+        }
         out
     }
 
@@ -185,36 +192,39 @@ impl Block {
         self.columns.len() + 2
     }
 
-    /// Appends one part of the Native format; they belong together in their order.
-    pub fn write_native_part(&self, part: usize, out: &mut Vec<u8>) {
+    /// Appends one part of the Native format; they belong together in their order. What is large comes
+    /// back as it is, to be sent after what was appended: so it is not in memory twice.
+    pub fn write_native_part(&self, part: usize, out: &mut Vec<u8>) -> Option<&[u8]> {
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows()), "a row is not committed");
         let Some(index) = part.checked_sub(1) else {
             let marks = self.specs.iter().filter(|spec| spec.null_mark().is_some()).count();
             push_varint(out, self.columns.len() + marks + 2);
-            return push_varint(out, self.rows());
+            push_varint(out, self.rows());
+            return None;
         };
-        match self.specs.get(index).zip(self.columns.get(index)) {
-            Some((spec, column)) => {
-                out.reserve(column.native_len() + 2 * (spec.name.len() + 64));
-                write_column(out, spec, column);
-            }
-            None => write_versions(out, &self.versions, &self.deleted),
+        let Some((spec, column)) = self.specs.get(index).zip(self.columns.get(index)) else {
+            write_versions(out, &self.versions, &self.deleted);
+            return None;
+        };
+        write_header(out, &spec.name, &spec.ty.name(spec.nullable));
+        if column.native_len() >= LARGE_COLUMN
+            && let Some(data) = column.write_native_before_data(out)
+        {
+            return Some(data);
         }
+        out.reserve(column.native_len() + spec.name.len() + 64);
+        column.write_native(out);
+        if let Some(mark) = spec.null_mark() {
+            write_header(out, &mark, &ColumnType::Bool.to_string());
+            column.write_null_marks(out);
+        }
+        None
     }
 
-    /// About how many bytes the largest part of the Native format has.
-    pub fn largest_native_part(&self) -> usize {
-        let columns = self.columns.iter().map(Column::native_len);
-        columns.max().unwrap_or(0).max(self.rows() * (size_of::<u128>() + 1))
-    }
-}
-
-fn write_column(out: &mut Vec<u8>, spec: &ColumnSpec, column: &Column) {
-    write_header(out, &spec.name, &spec.ty.name(spec.nullable));
-    column.write_native(out);
-    if let Some(mark) = spec.null_mark() {
-        write_header(out, &mark, &ColumnType::Bool.to_string());
-        column.write_null_marks(out);
+    /// About how many bytes are in memory beside the block while it is sent.
+    pub fn native_buffer(&self) -> usize {
+        let columns = self.columns.iter().filter(|column| !column.is_sent_in_place()).map(Column::native_len);
+        columns.max().unwrap_or(0).max(self.rows() * (size_of::<u128>() + 1)).max(LARGE_COLUMN)
     }
 }
 
@@ -273,6 +283,19 @@ mod tests {
         add(&mut second, "2", None);
         second.commit_row(1 << 64, true);
         assert_eq!(block.slice(1..2).write_native(), second.write_native());
+    }
+
+    #[test]
+    fn a_large_column_is_sent_from_where_it_is() {
+        let mut block = block();
+        add(&mut block, "1", Some(&"x".repeat(LARGE_COLUMN)));
+        block.commit_row(7, false);
+        let mut out = Vec::new();
+        let large: Vec<bool> =
+            (0..block.native_parts()).map(|part| block.write_native_part(part, &mut out).is_some()).collect();
+        assert_eq!(large, [false, false, true, false]);
+        assert!(out.len() < 200 && block.native_buffer() == LARGE_COLUMN);
+        assert_eq!(block.write_native().len(), out.len() + LARGE_COLUMN + 3);
     }
 
     #[test]

@@ -341,6 +341,22 @@ impl Column {
         out.extend_from_slice(&self.data);
     }
 
+    /// Whether its data can be sent from where it is.
+    pub(super) fn is_sent_in_place(&self) -> bool {
+        self.rows > 0 && self.elements.is_none() && self.ty != ColumnType::LowCardinality
+    }
+
+    /// As [`write_native`](Self::write_native), but for the column's last and largest part, which is
+    /// returned as it is; `None`, and nothing appended, for a column of which that can not be said.
+    pub(super) fn write_native_before_data(&self, out: &mut Vec<u8>) -> Option<&[u8]> {
+        if !self.is_sent_in_place() {
+            return None;
+        }
+        self.write_prefix(out);
+        out.extend_from_slice(self.nulls.as_deref().unwrap_or_default());
+        Some(&self.data)
+    }
+
     /// About how many bytes [`write_native`](Self::write_native) appends.
     pub(super) fn native_len(&self) -> usize {
         let elements =

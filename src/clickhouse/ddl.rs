@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{config::SettingValue, quote};
 use clickhouse::{Client, error::Error};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// walhouse's own tables; each may be run any number of times.
 const MIGRATIONS: &[&str] = &[
@@ -170,6 +170,13 @@ pub async fn refused(client: &Client, spec: &TableSpec) -> Result<Option<String>
          which are never merged",
         foreign.join(", ")
     )))
+}
+
+/// The UUIDs of all tables, by name.
+pub async fn uuids(client: &Client) -> Result<HashMap<String, String>, Error> {
+    let sql = "SELECT name, toString(uuid) FROM system.tables WHERE database = currentDatabase()";
+    let all = || client.query_raw(sql).fetch_all::<(String, String)>();
+    Ok(retrying("look for the targets", all).await?.into_iter().collect())
 }
 
 fn create_table(spec: &TableSpec) -> String {

@@ -187,9 +187,12 @@ impl Inserter {
                 // Column by column, so that what is on its way is not in memory twice.
                 let mut buffer = Vec::new();
                 for part in 0..block.native_parts() {
-                    block.write_native_part(part, &mut buffer);
-                    if buffer.len() >= PIECE {
+                    let large = block.write_native_part(part, &mut buffer);
+                    if buffer.len() >= PIECE || large.is_some() {
                         send_pieces(&mut insert, std::mem::take(&mut buffer).into()).await?;
+                    }
+                    for piece in large.unwrap_or_default().chunks(PIECE) {
+                        insert.send(Bytes::copy_from_slice(piece)).await?;
                     }
                 }
                 send_pieces(&mut insert, buffer.into()).await?;

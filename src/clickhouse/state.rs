@@ -8,8 +8,12 @@
 //! Rows are never updated; each write has a higher revision. Only the process that holds the
 //! slot's lock writes, so a revision is one more than the last. Writes wait out whatever is
 //! transient: nothing may overtake them.
+//!
+//! With thousands of tables many change at once, and each insert is synced to disk. So one insert
+//! carries every change of a table that was made while the one before it was on its way.
 
 mod record;
+mod staged;
 
 pub use record::{Altering, TableRecord, TableStatus};
 
@@ -17,7 +21,8 @@ use super::{insert::QueryIds, retrying};
 use crate::event::{Epoch, Lsn, Version};
 use clickhouse::{Client, Row};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::collections::HashMap;
+use staged::Staged;
+use std::{collections::HashMap, sync::PoisonError};
 use tokio::sync::Mutex;
 
 /// Inserts run ahead of the checkpoint by at most this much WAL before a new ceiling is stored.
@@ -62,6 +67,7 @@ pub struct State {
     /// Of this process's writes, so that a later process can end those without an answer.
     ids: QueryIds,
     inner: Mutex<Inner>,
+    staged: std::sync::Mutex<Staged>,
 }
 
 #[derive(Default)]
@@ -70,7 +76,10 @@ struct Inner {
     checkpoint_revision: u64,
     /// The highest commit of which a row may have been sent.
     sent: Lsn,
-    tables: HashMap<u32, (TableRecord, u64)>,
+    /// The tables as they are stored.
+    tables: HashMap<u32, TableRecord>,
+    /// Every change of a table up to this one is stored.
+    written: u64,
 }
 
 #[derive(Row, Deserialize)]
@@ -140,11 +149,15 @@ impl State {
             .bind(slot)
             .fetch_all::<TableRow>()
             .await?;
+        let mut staged = Staged::default();
         for row in rows {
-            let (oid, revision) = (row.oid, row.revision);
-            inner.tables.insert(oid, (TableRecord::try_from(row)?, revision));
+            let revision = row.revision;
+            let record = TableRecord::try_from(row)?;
+            staged.load(record.clone(), revision);
+            inner.tables.insert(record.oid, record);
         }
-        Ok(Self { client, slot: slot.to_owned(), ids: QueryIds::new(slot, "state"), inner: Mutex::new(inner) })
+        let (ids, staged) = (QueryIds::new(slot, "state"), std::sync::Mutex::new(staged));
+        Ok(Self { client, slot: slot.to_owned(), ids, inner: Mutex::new(inner), staged })
     }
 
     /// The slot whose state it is.
@@ -231,26 +244,34 @@ impl State {
 
     /// Every table that is known.
     pub async fn tables(&self) -> Vec<TableRecord> {
-        let inner = self.inner.lock().await;
-        let records = inner.tables.values().map(|(record, _)| record);
-        records.filter(|record| record.status != TableStatus::Gone).cloned().collect()
+        self.inner.lock().await.known().cloned().collect()
     }
 
     /// One table, if it is known.
     pub async fn table(&self, oid: u32) -> Option<TableRecord> {
         let inner = self.inner.lock().await;
-        inner.tables.get(&oid).map(|(record, _)| record).filter(|record| record.status != TableStatus::Gone).cloned()
+        inner.tables.get(&oid).filter(|record| record.status != TableStatus::Gone).cloned()
+    }
+
+    /// How many tables are such.
+    pub async fn count(&self, which: impl Fn(&TableRecord) -> bool) -> usize {
+        self.inner.lock().await.known().filter(|record| which(record)).count()
+    }
+
+    /// A table that is such, if there is one.
+    pub async fn find(&self, which: impl Fn(&TableRecord) -> bool) -> Option<TableRecord> {
+        self.inner.lock().await.known().find(|record| which(record)).cloned()
     }
 
     /// One target, if it is known: the live one of a table, or the fresh one beside it.
     pub async fn target(&self, oid: u32, uuid: &str) -> Option<TableRecord> {
-        self.inner.lock().await.tables.get(&oid).and_then(|(record, _)| record.clone().of_target(uuid).cloned())
+        self.table(oid).await.and_then(|mut record| record.of_target(uuid).cloned())
     }
 
     /// Stores a table that was not known, or is made anew.
     pub async fn put_table(&self, record: TableRecord) -> Result<(), clickhouse::error::Error> {
-        let mut inner = self.inner.lock().await;
-        self.write_table(&mut inner, record).await
+        let change = self.staged().put(record);
+        self.write_up_to(change).await
     }
 
     /// Changes what is stored of a table; nothing is written if nothing changed.
@@ -259,17 +280,12 @@ impl State {
         oid: u32,
         change: impl FnOnce(&mut TableRecord) + Send,
     ) -> Result<(), clickhouse::error::Error> {
-        let mut inner = self.inner.lock().await;
-        let Some((before, _)) = inner.tables.get(&oid) else {
-            // Whatever is done to a table was preceded by storing it.
-            return Err(clickhouse::error::Error::Custom(format!("the table with oid {oid} is not stored")));
-        };
-        let mut record = before.clone();
-        change(&mut record);
-        if record == *before {
-            return Ok(());
-        }
-        self.write_table(&mut inner, record).await
+        let number = self.staged().change(oid, change);
+        // Whatever is done to a table was preceded by storing it.
+        let number = number
+            .ok_or_else(|| clickhouse::error::Error::Custom(format!("the table with oid {oid} is not stored")))?;
+        // Also if nothing changed: what it was changed to before may not be stored yet.
+        self.write_up_to(number).await
     }
 
     /// Changes what is stored of a target, which may be the fresh one beside the live one; nothing
@@ -284,42 +300,62 @@ impl State {
         self.update_table(oid, of_target).await
     }
 
-    async fn write_table(&self, inner: &mut Inner, row: TableRecord) -> Result<(), clickhouse::error::Error> {
-        let revision = inner.tables.get(&row.oid).map_or(0, |(_, revision)| *revision) + 1;
-        let (status, reason) = row.status.parts();
-        let (heaps, altering, fresh) = (json(&row.heaps), json(&row.altering), json(&row.fresh));
+    /// Returns once this change, and with it every one before it, is stored.
+    async fn write_up_to(&self, change: u64) -> Result<(), clickhouse::error::Error> {
+        let mut inner = self.inner.lock().await;
+        // Whoever held the lock before may have taken it along.
+        if inner.written >= change {
+            return Ok(());
+        }
+        let (rows, last) = self.staged().take();
+        self.write_tables(&rows).await?;
+        self.staged().stored(last);
+        inner.tables.extend(rows.into_iter().map(|(record, _)| (record.oid, record)));
+        inner.written = last;
+        Ok(())
+    }
+
+    fn staged(&self) -> std::sync::MutexGuard<'_, Staged> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn write_tables(&self, rows: &[(TableRecord, u64)]) -> Result<(), clickhouse::error::Error> {
         // Versions are numbers of 128 bits, which a parameter can not be.
+        let values = rows.iter().map(|(record, _)| {
+            let (floor, shaped_from) = (record.floor.0, record.shaped_from.0);
+            format!("(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {floor}, {shaped_from}, ?, ?, ?, ?, ?, ?)")
+        });
         let insert = format!(
             "INSERT INTO _tables (slot, oid, schema_name, table_name, target, uuid, status, reason, fed_from, \
                      read_until, floor, shaped_from, membership, shape, heaps, altering, fresh, revision) \
-                     SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, {}, {}, ?, ?, ?, ?, ?, ?)",
-            row.floor.0, row.shaped_from.0
+                     SETTINGS async_insert = 0 VALUES {}",
+            values.collect::<Vec<_>>().join(", ")
         );
-        retrying("store a table's state", || {
-            self.client
-                .query(&insert)
-                .bind(&self.slot)
-                .bind(row.oid)
-                .bind(&row.schema)
-                .bind(&row.name)
-                .bind(&row.target)
-                .bind(&row.uuid)
-                .bind(status)
-                .bind(reason)
-                .bind(row.fed_from.0)
-                .bind(row.read_until.0)
-                .bind(&row.membership)
-                .bind(&row.shape)
-                .bind(&heaps)
-                .bind(&altering)
-                .bind(&fresh)
-                .bind(revision)
-                .with_setting("query_id", self.ids.next())
-                .execute()
+        retrying("store the tables' state", || {
+            let mut query = self.client.query(&insert);
+            for (record, revision) in rows {
+                let (status, reason) = record.status.parts();
+                query = query
+                    .bind(&self.slot)
+                    .bind(record.oid)
+                    .bind(&record.schema)
+                    .bind(&record.name)
+                    .bind(&record.target)
+                    .bind(&record.uuid)
+                    .bind(status)
+                    .bind(reason)
+                    .bind(record.fed_from.0)
+                    .bind(record.read_until.0)
+                    .bind(&record.membership)
+                    .bind(&record.shape)
+                    .bind(json(&record.heaps))
+                    .bind(json(&record.altering))
+                    .bind(json(&record.fresh))
+                    .bind(*revision);
+            }
+            query.with_setting("query_id", self.ids.next()).execute()
         })
-        .await?;
-        inner.tables.insert(row.oid, (row, revision));
-        Ok(())
+        .await
     }
 
     /// The chunks of `uuid`'s copy that are done.
@@ -351,6 +387,12 @@ impl State {
                 .execute()
         })
         .await
+    }
+}
+
+impl Inner {
+    fn known(&self) -> impl Iterator<Item = &TableRecord> {
+        self.tables.values().filter(|record| record.status != TableStatus::Gone)
     }
 }
 

@@ -34,7 +34,7 @@ use known::{gone, missed};
 use std::{
     collections::{HashMap, HashSet},
     hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{sync::mpsc, task::JoinSet};
@@ -59,7 +59,11 @@ pub(super) struct Tables {
     /// The UUIDs of fresh targets that were sent to take the place of the live one.
     swapping: HashSet<String>,
     /// Tables whose adoption could not be completed yet.
-    pending: HashSet<u32>,
+    pending: Mutex<HashSet<u32>>,
+    /// Names in ClickHouse of the tables that are being adopted now.
+    claimed: Mutex<HashMap<String, u32>>,
+    /// Held by whoever has a transaction open in the shared session.
+    transacting: tokio::sync::Mutex<()>,
     /// What the catalog showed of a table when that was last sent to the lane.
     looked: HashMap<u32, u64>,
     /// What the catalog showed of a stopped table that was copied anew for it.
@@ -90,7 +94,9 @@ impl Tables {
             targets: targets.collect(),
             copying: HashSet::new(),
             swapping: HashSet::new(),
-            pending: HashSet::new(),
+            pending: Mutex::default(),
+            claimed: Mutex::default(),
+            transacting: tokio::sync::Mutex::default(),
             looked: HashMap::new(),
             tried: HashMap::new(),
             said: HashSet::new(),
@@ -120,24 +126,23 @@ impl Tables {
             return Err(gap.into());
         }
         let (tables, position) = catalog::tables(control, &self.source).await?;
-        let memberships = slot::memberships(control, &self.publication).await?;
+        let memberships = slot::memberships(control, &self.publication, None).await?;
         let present: HashSet<u32> = tables.iter().map(|table| table.oid).collect();
         for record in self.shared.state.tables().await {
             if record.is_adopted() && !record.status.is_frozen() && !present.contains(&record.oid) {
                 self.freeze(record.oid, gone()).await;
             }
         }
-        for table in largest_first(control, tables).await? {
+        let mut unknown = Vec::new();
+        for table in tables {
             let membership = memberships.get(&table.oid);
             match self.shared.state.table(table.oid).await.filter(TableRecord::is_adopted) {
                 Some(record) => self.follow(control, record, &table, membership, position).await?,
-                None => {
-                    if let Err(reason) = self.adopt(control, &table, membership, &present).await? {
-                        self.leave_out(&table, reason);
-                    }
-                }
+                None => unknown.push(table),
             }
         }
+        let unknown = largest_first(control, unknown).await?;
+        self.adopt_all(control, unknown, &memberships, &present).await?;
         self.answer_requests(control).await
     }
 
@@ -263,12 +268,12 @@ impl Tables {
     }
 
     async fn account(&self) {
-        let records = self.shared.state.tables().await;
-        let copying = |record: &&TableRecord| {
+        let copying = |record: &TableRecord| {
             record.is_adopted() && matches!(record.status, TableStatus::Copying | TableStatus::Resync(_))
         };
-        let copying = records.iter().filter(copying).count() + self.pending.len();
-        let stopped = records.iter().filter(|record| matches!(record.status, TableStatus::Stopped(_))).count();
+        let copying = self.shared.state.count(copying).await + lock(&self.pending).len();
+        let stopped = |record: &TableRecord| matches!(record.status, TableStatus::Stopped(_));
+        let stopped = self.shared.state.count(stopped).await;
         metrics::gauge!(names::COPY_PENDING).set(copying as f64);
         metrics::gauge!(names::TABLES_STOPPED).set(stopped as f64);
         // Only with the numbers: whoever asks in between would be told that no copy is left.
@@ -277,6 +282,10 @@ impl Tables {
             account.reconciled = true;
         });
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the catalog shows of a table, as a number that another show differs in.

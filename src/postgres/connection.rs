@@ -134,6 +134,7 @@ impl ReplicationConnection {
         let mut connection = Self { stream, endpoint, buffer: BytesMut::with_capacity(8 * 1024) };
         let endpoint = connection.endpoint.clone();
         within("authenticating", &endpoint, CONNECT_TIMEOUT, connection.start(config, application)).await?;
+        connection.command("to set up the session", super::sql::ADAPT).await?;
         Ok(connection)
     }
 
@@ -250,17 +251,18 @@ impl ReplicationConnection {
             frontend::query(command, &mut out).map_err(|source| self.io(source))?;
             self.write(&mut out).await?;
             loop {
-                let both = wire::next_frame(&self.buffer)?.filter(|frame| frame.tag == b'W').map(|frame| frame.len);
-                if let Some(length) = both {
-                    self.buffer.advance(length);
-                    return Ok(());
-                }
-                if wire::next_frame(&self.buffer)?.is_none() {
+                // Frame by frame: the client library has no word for the copy in both directions, and must not see it.
+                let Some((tag, length)) = wire::next_frame(&self.buffer)?.map(|frame| (frame.tag, frame.len)) else {
                     self.read().await?;
                     continue;
-                }
-                match self.message(DOING).await? {
-                    Message::ParameterStatus(_) | Message::NoticeResponse(_) => {}
+                };
+                match tag {
+                    b'W' => {
+                        self.buffer.advance(length);
+                        return Ok(());
+                    }
+                    b'S' | b'N' => self.buffer.advance(length),
+                    b'E' => self.message(DOING).await.map(|_| ())?,
                     _ => return Err(ConnectionError::Protocol("no copy mode after START_REPLICATION")),
                 }
             }
@@ -399,7 +401,11 @@ fn server_error(doing: &'static str, mut fields: ErrorFields<'_>) -> ConnectionE
         }
     }
     // What is wrong with a value may quote it.
-    let message = if code.starts_with("22") { "an error in a value".to_owned() } else { message };
+    let message = match code.as_str() {
+        code if super::sql::NO_UTF8.contains(&code) => super::sql::NO_UTF8_SAID.to_owned(),
+        code if code.starts_with("22") => "an error in a value".to_owned(),
+        _ => message,
+    };
     ConnectionError::Server { doing, code, message }
 }
 

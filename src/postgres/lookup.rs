@@ -24,6 +24,9 @@ use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 /// How long to wait before a new snapshot is taken.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// An answer of so many bytes is a large one.
+const LARGE_ROW: usize = 4 << 20;
+
 /// A reader with one session, opened when it is first needed.
 pub struct Lookup {
     config: SourceConfig,
@@ -57,8 +60,10 @@ impl Lookup {
             None => self.open().await.map_err(failed(false))?,
         };
         let answer = answer(&client, request).await.map_err(failed(true))?;
-        // Only a session without an open transaction is kept.
-        *session = Some(client);
+        // Only a session without an open transaction is kept, and none that keeps the memory of a large row.
+        if answer.bytes() < LARGE_ROW {
+            *session = Some(client);
+        }
         Ok(answer)
     }
 
@@ -117,11 +122,13 @@ async fn statement(client: &Client, request: &RowRequest) -> Result<String, SqlE
         row.ok_or_else(|| SqlError::definite("a table was dropped while one of its rows was looked up".to_owned()))?;
     let (schema, name, root): (&str, &str, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let casts: Vec<Option<&str>> = row.try_get(3)?;
-    let condition = request.key.iter().zip(casts).map(|((column, value), cast)| {
-        let value = quote::postgres_string(&String::from_utf8_lossy(value));
-        format!("{} = {value}{}", quote::postgres(column), cast.unwrap_or_default())
-    });
-    let condition = condition.chain(request.filter.iter().map(|filter| format!("({filter})")));
+    let mut condition = Vec::new();
+    for ((column, value), cast) in request.key.iter().zip(casts) {
+        let text = std::str::from_utf8(value).map_err(|_| no_utf8())?;
+        let (column, value) = (quote::postgres(column), quote::postgres_string(text));
+        condition.push(format!("{column} = {value}{}", cast.unwrap_or_default()));
+    }
+    condition.extend(request.filter.iter().map(|filter| format!("({filter})")));
     let columns: Vec<String> = request.columns.iter().map(|column| quote::postgres(column)).collect();
     Ok(format!(
         "SELECT {} FROM {}{}.{} WHERE {}",
@@ -129,7 +136,7 @@ async fn statement(client: &Client, request: &RowRequest) -> Result<String, SqlE
         if root { "" } else { "ONLY " },
         quote::postgres(schema),
         quote::postgres(name),
-        condition.collect::<Vec<_>>().join(" AND ")
+        condition.join(" AND ")
     ))
 }
 
@@ -153,10 +160,20 @@ async fn once(client: &Client, request: &RowRequest, select: &str) -> Result<Opt
     }
     let rows = client.simple_query(select).await?;
     client.batch_execute("COMMIT").await?;
-    let values = first(&rows).map(|row| {
-        (0..request.columns.len()).map(|index| row.get(index).map(|text| text.as_bytes().to_vec())).collect()
-    });
-    Ok(Some(RowAnswer { values, position }))
+    let value = |row: &SimpleQueryRow, index| match row.try_get(index) {
+        Ok(text) => Ok(text.map(|text| text.as_bytes().to_vec())),
+        Err(_) => Err(no_utf8()),
+    };
+    let values = |row| (0..request.columns.len()).map(|index| value(row, index)).collect::<Result<_, _>>();
+    Ok(Some(RowAnswer { values: first(&rows).map(values).transpose()?, position }))
+}
+
+/// A database without an encoding has bytes that neither a statement nor the simple protocol can carry.
+fn no_utf8() -> SqlError {
+    SqlError::definite(
+        "its database has no encoding, and the row has bytes that are no UTF-8; with REPLICA IDENTITY FULL no value has \
+         to be looked up",
+    )
 }
 
 fn first(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {

@@ -141,7 +141,8 @@ impl Server {
         if slot.lost {
             return gap(
                 format!("the server has removed WAL that the slot {slot_name} needs"),
-                "Raise max_slot_wal_keep_size, or keep walhouse running.",
+                "Raise max_slot_wal_keep_size (and idle_replication_slot_timeout, where the server has it), or keep walhouse \
+                 running.",
             );
         }
         if let Some(confirmed) = slot.confirmed.filter(|confirmed| *confirmed > stored.lsn) {
@@ -386,8 +387,12 @@ impl Membership {
     }
 }
 
-/// The publication's tables, by oid.
-pub async fn memberships(client: &Client, publication: &Publication) -> Result<HashMap<u32, Membership>, SqlError> {
+/// The publication's tables, by oid; `only` one of them, if it is one.
+pub async fn memberships(
+    client: &Client,
+    publication: &Publication,
+    only: Option<u32>,
+) -> Result<HashMap<u32, Membership>, SqlError> {
     let row = client.query_one("SELECT to_regclass('pg_catalog.pg_publication_namespace') IS NOT NULL", &[]).await?;
     // Lists of columns, filters and schemas came with PostgreSQL 15.
     let fifteen: bool = row.try_get(0)?;
@@ -397,11 +402,11 @@ pub async fn memberships(client: &Client, publication: &Publication) -> Result<H
             &format!(
                 "SELECT prrelid, 'table ' || oid || ':' || xmin || ':' || md5(to_jsonb(r)::text), \
                         string_to_array(translate(to_jsonb(r) ->> 'prattrs', '[,]', ''), ' ')::int2[], {filter} \
-                 FROM pg_publication_rel r WHERE prpubid = $1 \
+                 FROM pg_publication_rel r WHERE prpubid = $1 AND prrelid = coalesce($2, prrelid) \
                  UNION ALL SELECT c.oid, 'all', NULL, NULL FROM pg_class c, pg_publication p \
-                 WHERE p.oid = $1 AND p.puballtables AND c.relkind IN ('r', 'p')"
+                 WHERE p.oid = $1 AND p.puballtables AND c.relkind IN ('r', 'p') AND c.oid = coalesce($2, c.oid)"
             ),
-            &[&publication.oid],
+            &[&publication.oid, &only],
         )
         .await?;
     let mut found = HashMap::new();
@@ -413,8 +418,9 @@ pub async fn memberships(client: &Client, publication: &Publication) -> Result<H
         return Ok(found);
     }
     let schemas = "SELECT c.oid, 'schema ' || n.oid || ':' || n.xmin FROM pg_publication_namespace n \
-                   JOIN pg_class c ON c.relnamespace = n.pnnspid AND c.relkind IN ('r', 'p') WHERE n.pnpubid = $1";
-    for row in client.query(schemas, &[&publication.oid]).await? {
+                   JOIN pg_class c ON c.relnamespace = n.pnnspid AND c.relkind IN ('r', 'p') \
+                   WHERE n.pnpubid = $1 AND c.oid = coalesce($2, c.oid)";
+    for row in client.query(schemas, &[&publication.oid, &only]).await? {
         let identity: String = row.try_get(1)?;
         let entry = found.entry(row.try_get(0)?);
         let of_both = |membership: &mut Membership| {
@@ -443,7 +449,7 @@ pub(super) async fn published(
         Err(error) => return Err(error),
     };
     let memberships = match &publication {
-        Some(publication) => memberships(client, publication).await?,
+        Some(publication) => memberships(client, publication, None).await?,
         None => HashMap::new(),
     };
     let whole = Membership::whole(publication.is_some_and(|publication| publication.generated));

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What every session sets, wherever it comes from: also the replication connection.
-pub const PINNED: [(&str, &str); 12] = [
+pub const PINNED: [(&str, &str); 17] = [
     ("search_path", "pg_catalog"),
     ("DateStyle", "ISO,MDY"),
     ("IntervalStyle", "postgres"),
@@ -25,12 +25,26 @@ pub const PINNED: [(&str, &str); 12] = [
     ("extra_float_digits", "3"),
     ("lc_monetary", "C"),
     ("client_encoding", "UTF8"),
-    // How our own literals are read.
+    // A regclass prints a name.
+    ("quote_all_identifiers", "off"),
+    // How our own statements are read.
     ("standard_conforming_strings", "on"),
+    ("transform_null_equals", "off"),
+    // The publication and the slot are made outside of a transaction of ours, and a deferrable one may wait for long.
+    ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
+    ("default_transaction_deferrable", "off"),
     ("statement_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("lock_timeout", "0"),
 ];
+
+/// What can not be in the startup packet. Timeouts that not every supported server has: an unknown setting is fatal
+/// there. And a database without an encoding takes whatever bytes it is given, which are no UTF-8 at times: asked for
+/// UTF-8, it refuses to print them, and so to stream anything after them. Without a conversion they come as they are.
+pub(super) const ADAPT: &str = "SELECT set_config(name, CASE name WHEN 'client_encoding' THEN 'SQL_ASCII' ELSE '0' END, false) \
+    FROM pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout') \
+    OR name = 'client_encoding' AND current_setting('server_encoding') = 'SQL_ASCII'";
 
 /// A server that has neither answered nor refused by then is taken to be absent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -113,7 +127,7 @@ async fn open(source: &SourceConfig, place: &Place, application_name: &str) -> R
                         tracing::debug!(error = %SqlError::from(error), "a session ended");
                     }
                 });
-                unbind_later_timeouts(&client).await?;
+                client.batch_execute(ADAPT).await?;
                 return Ok(client);
             }
             Err(error) => outcome = Err(place.refused(&error)),
@@ -128,15 +142,9 @@ async fn open(source: &SourceConfig, place: &Place, application_name: &str) -> R
 
 /// The URL's own options come first, so that ours win.
 fn startup_options(given: Option<&str>) -> String {
-    let pinned = PINNED.iter().map(|(name, value)| format!("-c {name}={value}"));
+    // A space ends an option, unless a backslash is before it.
+    let pinned = PINNED.iter().map(|(name, value)| format!("-c {name}={}", value.replace(' ', "\\ ")));
     given.map(str::to_owned).into_iter().chain(pinned).collect::<Vec<_>>().join(" ")
-}
-
-/// Timeouts that not every supported server has: in the startup packet, an unknown one is fatal.
-async fn unbind_later_timeouts(client: &Client) -> Result<(), SqlError> {
-    let statement = "SELECT set_config(name, '0', false) FROM pg_settings \
-                     WHERE name IN ('idle_session_timeout', 'transaction_timeout')";
-    Ok(client.batch_execute(statement).await?)
 }
 
 /// One configuration for each address, each checked to be on this machine.
@@ -285,9 +293,18 @@ pub fn kind_of(code: &SqlState) -> Kind {
     }
 }
 
+/// SQLSTATEs of bytes that are no text in the database's encoding, or none in UTF-8.
+pub(super) const NO_UTF8: [&str; 2] = ["22021", "22P05"];
+/// What is said of them, since PostgreSQL quotes the bytes.
+pub(super) const NO_UTF8_SAID: &str =
+    "a value has bytes that can not be converted from the database's encoding to UTF-8; correct it at the source";
+
 /// PostgreSQL's own words, unless they may quote a row.
 fn speakable(error: &tokio_postgres::error::DbError) -> &str {
     let classes = ["08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57", "58"];
+    if NO_UTF8.contains(&error.code().code()) {
+        return NO_UTF8_SAID;
+    }
     // A syntax error in a value has a class of its own (22); in a statement, the statement is ours.
     if classes.iter().any(|class| error.code().code().starts_with(class)) { error.message() } else { "an error" }
 }
@@ -301,6 +318,7 @@ mod tests {
         let options = startup_options(Some("-c DateStyle=German"));
         assert!(options.starts_with("-c DateStyle=German -c search_path=pg_catalog "), "{options}");
         assert!(options.contains("-c DateStyle=ISO,MDY "), "{options}");
+        assert!(options.contains(r"-c default_transaction_isolation=read\ committed "), "{options}");
     }
 
     #[test]

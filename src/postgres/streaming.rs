@@ -120,6 +120,10 @@ impl Streaming {
         }
         let buffer = self.connection.buffer();
         let whole = wire::frame_len(buffer).map_err(ConnectionError::from)?.unwrap_or(0);
+        // What was handed over lives as long as its group. This end would keep a large row's memory beyond that.
+        if buffer.is_empty() && taken.group.as_ref().is_some_and(|group| group.data.len() > 2 * GULP) {
+            *buffer = BytesMut::new();
+        }
         let missing = whole.saturating_sub(buffer.len()).max(GULP / 4);
         if buffer.capacity() - buffer.len() < missing {
             buffer.reserve(missing.max(GULP));

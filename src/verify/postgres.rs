@@ -24,7 +24,7 @@ const PIN: &str = "SELECT count(pg_catalog.set_config(present.name, wanted.value
     ('transaction_timeout', '0')) AS wanted(name, value) \
     JOIN pg_catalog.pg_settings AS present ON pg_catalog.lower(present.name) = wanted.name";
 
-const TRAITS: &str = "SELECT class.relkind = 'p', pg_encoding_to_char(base.encoding) = 'UTF8' \
+const TRAITS: &str = "SELECT class.relkind = 'p', pg_encoding_to_char(base.encoding) IN ('UTF8', 'SQL_ASCII') \
     FROM pg_class AS class JOIN pg_namespace AS space ON space.oid = class.relnamespace, pg_database AS base \
     WHERE space.nspname = $1::text AND class.relname = $2::text AND base.datname = current_database()";
 

@@ -29,7 +29,7 @@ pub(super) enum Rows<'a> {
 /// What is to be known of the source before its statements can be written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SourceTraits {
-    /// Whether a text's length in bytes is its length in UTF-8.
+    /// Whether a text's bytes are those that walhouse is given: UTF-8, or no encoding at all.
     pub(super) utf8: bool,
     /// Whether it has partitions, which hold its rows. The children of a table that is only
     /// inherited from are tables of their own.

@@ -2,7 +2,7 @@
 """Runs one real server, ClickHouse or PostgreSQL, for exactly as long as standard input stays open.
 
     server.py clickhouse --dir DIR --http-port N [--tcp-port N] [--config-file F] [--memory BYTES]
-    server.py postgres --version 15|18 --dir DIR --port N [--setting k=v]... [--hba LINE]...
+    server.py postgres --version 14|15|16|17|18 --dir DIR --port N [--setting k=v]... [--hba LINE]...
 
 Prints `ready` on standard output when the server answers. Whoever holds the other end of the pipe owns the server: when
 that process ends, however it ends, so does the server, and with --remove its directory too. An existing DIR is started

@@ -110,6 +110,13 @@ impl TableRecord {
         !self.membership.is_empty()
     }
 
+    /// Whether something was begun with its target, or the fresh one, that may not be complete.
+    pub fn is_undergoing(&self) -> bool {
+        let fresh = self.fresh.as_deref();
+        self.altering.is_some()
+            || fresh.is_some_and(|fresh| fresh.altering.is_some() || fresh.status == TableStatus::Swapping)
+    }
+
     /// What is known of the target with this UUID: this one, or the fresh one beside it.
     pub(super) fn of_target(&mut self, uuid: &str) -> Option<&mut TableRecord> {
         if self.uuid == uuid {

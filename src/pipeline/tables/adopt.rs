@@ -8,7 +8,7 @@
 //! position. What committed before that position is for the copy, whatever shape it had; what
 //! commits after it has this shape, or the stream says otherwise.
 
-use super::{SessionError, Tables};
+use super::{SessionError, Tables, lock};
 use crate::{
     clickhouse::{
         ddl,
@@ -25,20 +25,56 @@ use crate::{
     quote,
     retry::Kind,
 };
-use std::{collections::HashSet, sync::Arc};
+use futures_util::future::join_all;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 use tokio::sync::oneshot;
 use tokio_postgres::{Client, error::SqlState};
 
+/// How many tables are adopted at once: what takes long is what ClickHouse does for each.
+const ADOPTIONS: usize = 16;
+
+/// A table that is fed now, and to be copied.
+type Adopted = (SourceTable, Arc<Table>);
+
 impl Tables {
-    /// Adopts a table; the inner error says why it is left out. `present` are the tables that the
-    /// catalog has.
-    pub(super) async fn adopt(
+    /// Adopts tables, several at a time. `present` are the tables that the catalog has.
+    pub(super) async fn adopt_all(
         &mut self,
+        control: &Client,
+        mut unknown: Vec<SourceTable>,
+        memberships: &HashMap<u32, Membership>,
+        present: &HashSet<u32>,
+    ) -> Result<(), SessionError> {
+        while !unknown.is_empty() {
+            let batch: Vec<_> = unknown.drain(..unknown.len().min(ADOPTIONS)).collect();
+            lock(&self.claimed).clear();
+            let adoptions = batch.iter().map(|table| self.adopt(control, table, memberships.get(&table.oid), present));
+            let adopted = join_all(adoptions).await;
+            for (source, adopted) in batch.into_iter().zip(adopted) {
+                match adopted? {
+                    Ok(Some((now, table))) => {
+                        self.targets.insert(table.uuid.clone(), Arc::clone(&table));
+                        self.spawn_copy(now, table);
+                    }
+                    Ok(None) => {}
+                    Err(reason) => self.leave_out(&source, reason),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adopts a table; the inner error says why it is left out.
+    async fn adopt(
+        &self,
         control: &Client,
         source: &SourceTable,
         membership: Option<&Membership>,
         present: &HashSet<u32>,
-    ) -> Result<Result<(), String>, SessionError> {
+    ) -> Result<Result<Option<Adopted>, String>, SessionError> {
         let spec = match (self.shared.layout)(source) {
             Ok(spec) => spec,
             Err(reason) => return Ok(Err(reason)),
@@ -56,7 +92,7 @@ impl Tables {
         };
         if let Some(gone) = gone {
             self.succeed(gone, &spec).await?;
-            return Ok(Ok(()));
+            return Ok(Ok(None));
         }
         let (now, from) = match self.shape_of(control, source).await? {
             Ok(found) => found,
@@ -74,13 +110,12 @@ impl Tables {
         let table = Table::new(spec, uuid, self.shared.range, Lsn::ZERO);
         self.feed(&table, &now, from, membership.identity, false).await?;
         tracing::info!(table = source.full_name(), target_table = table.spec.target, "table adopted");
-        self.spawn_copy(now, table);
-        Ok(Ok(()))
+        Ok(Ok(Some((now, table))))
     }
 
     /// Has the lane feed a target that is stored, and stores from where on.
     pub(super) async fn feed(
-        &mut self,
+        &self,
         table: &Arc<Table>,
         now: &SourceTable,
         from: Lsn,
@@ -94,18 +129,18 @@ impl Tables {
         self.commands.send(adopt).await.map_err(|_| lane_gone())?;
         let fed_from = fed_from.await.map_err(|_| lane_gone())?;
         let adopted = |record: &mut TableRecord| (record.fed_from, record.membership) = (fed_from, membership);
-        self.shared.state.update_target(now.oid, &table.uuid, adopted).await?;
-        self.targets.insert(table.uuid.clone(), Arc::clone(table));
-        Ok(())
+        Ok(self.shared.state.update_target(now.oid, &table.uuid, adopted).await?)
     }
 
     /// The table as the catalog has it, and the position from which on it is written in this shape;
     /// the inner error says why that can not be told now.
     pub(super) async fn shape_of(
-        &mut self,
+        &self,
         control: &Client,
         source: &SourceTable,
     ) -> Result<Result<(SourceTable, Lsn), String>, SessionError> {
+        // One transaction at a time: they share the session.
+        let _alone = self.transacting.lock().await;
         let found = match catalog::table_at(control, &self.source, source).await {
             Ok(Some(found)) => Ok(found),
             Ok(None) => Err("it has another name by now; looking again".to_owned()),
@@ -116,8 +151,8 @@ impl Tables {
             Err(error) => return Err(error.into()),
         };
         match &found {
-            Ok(_) => self.pending.remove(&source.oid),
-            Err(_) => self.pending.insert(source.oid),
+            Ok(_) => lock(&self.pending).remove(&source.oid),
+            Err(_) => lock(&self.pending).insert(source.oid),
         };
         Ok(found)
     }
@@ -125,44 +160,45 @@ impl Tables {
     /// Adds a table to the publication; the inner error says why it is left out. What commits between
     /// this and the beginning of its feed is not fed, and is visible to the copy.
     async fn publish(
-        &mut self,
+        &self,
         control: &Client,
         source: &SourceTable,
     ) -> Result<Result<Membership, String>, SessionError> {
         let table = quote::postgres_table(&source.schema, &source.name);
+        let _alone = self.transacting.lock().await;
         match slot::add_to_publication(control, &self.source.publication, &table).await {
             Ok(true) => {}
             Ok(false) => {
-                self.pending.insert(source.oid);
+                lock(&self.pending).insert(source.oid);
                 let why = "a transaction that writes it keeps it from being added to the publication; trying again";
                 return Ok(Err(why.to_owned()));
             }
             Err(error) if error.kind() == Kind::Transient => return Err(error.into()),
             Err(error) => return Ok(Err(error.to_string())),
         }
-        self.pending.remove(&source.oid);
-        let membership = slot::memberships(control, &self.publication).await?.remove(&source.oid);
+        lock(&self.pending).remove(&source.oid);
+        let membership = slot::memberships(control, &self.publication, Some(source.oid)).await?.remove(&source.oid);
         Ok(membership.ok_or_else(|| "it left the publication as soon as it was added".to_owned()))
     }
 
     /// Why the target's name can not be used, as the inner error. The target of a table that is not
     /// there any more goes to its successor, which is copied anew beside it: then that table.
     async fn clash(
-        &mut self,
+        &self,
         spec: &TableSpec,
         present: &HashSet<u32>,
     ) -> Result<Result<Option<TableRecord>, String>, SessionError> {
-        let names = [spec.target.clone(), spec.view()];
-        for other in self.shared.state.tables().await {
-            let taken = [other.target.clone(), format!("{}{VIEW_SUFFIX}", other.target)];
-            if other.oid == spec.oid || !names.iter().any(|name| taken.contains(name)) {
-                continue;
-            }
+        let in_use = |other: String| format!("its name in ClickHouse, {}, is in use for {other}", spec.target);
+        if let Some(other) = self.shared.state.find(|other| clashes(other, spec)).await {
             if other.target == spec.target && other.is_adopted() && !present.contains(&other.oid) {
                 return Ok(Ok(Some(other)));
             }
-            let (target, other) = (&spec.target, other.full_name());
-            return Ok(Err(format!("its name in ClickHouse, {target}, is in use for {other}")));
+            return Ok(Err(in_use(other.full_name())));
+        }
+        // Those that are adopted at this very moment are not stored yet: the first one has the name.
+        let mine = |claimed: &mut HashMap<String, u32>, name| *claimed.entry(name).or_insert(spec.oid) == spec.oid;
+        if ![spec.target.clone(), spec.view()].into_iter().all(|name| mine(&mut lock(&self.claimed), name)) {
+            return Ok(Err(in_use("another table".to_owned())));
         }
         let reason = match ddl::taken(&self.shared.client, &self.source.slot, spec).await? {
             None => ddl::refused(&self.shared.client, spec).await?,
@@ -172,7 +208,7 @@ impl Tables {
     }
 
     /// A table has the name of one that is gone: it takes over its target.
-    async fn succeed(&mut self, gone: TableRecord, spec: &TableSpec) -> Result<(), SessionError> {
+    async fn succeed(&self, gone: TableRecord, spec: &TableSpec) -> Result<(), SessionError> {
         let why = "the table of this name is another one now".to_owned();
         let successor = TableRecord {
             oid: spec.oid,
@@ -198,11 +234,7 @@ impl Tables {
                 return Ok(());
             }
         };
-        let in_use = self.shared.state.tables().await.into_iter().find(|other| {
-            let taken = [other.target.clone(), format!("{}{VIEW_SUFFIX}", other.target)];
-            other.oid != source.oid && (taken.contains(&named.target) || taken.contains(&named.view()))
-        });
-        if let Some(other) = in_use {
+        if let Some(other) = self.shared.state.find(|other| clashes(other, &named)).await {
             let why = format!("its new name in ClickHouse, {}, is in use for {}", named.target, other.full_name());
             if self.said.insert((source.oid, why.clone())) {
                 tracing::warn!(table = source.full_name(), why, "a target keeps its name for now");
@@ -215,6 +247,14 @@ impl Tables {
         }
         Ok(())
     }
+}
+
+/// Whether the target or the view of a table that is known has a name that another one would get.
+fn clashes(other: &TableRecord, spec: &TableSpec) -> bool {
+    let view = other.target.len() + VIEW_SUFFIX.len();
+    let is_view = |name: &str| name.len() == view && name.starts_with(&other.target) && name.ends_with(VIEW_SUFFIX);
+    let taken = |name: &str| name == other.target || is_view(name);
+    other.oid != spec.oid && (taken(&spec.target) || taken(&spec.view()))
 }
 
 /// What is stored of a table that is not fed yet.

@@ -34,11 +34,19 @@ pub(in crate::pipeline) async fn known(
     for absent in shared.config.without_table(present.values().map(SourceTable::full_name)) {
         tracing::warn!(table = absent, "options are given for a table that is not there; is its name misspelt?");
     }
-    let memberships = slot::memberships(control, publication).await?;
+    let memberships = slot::memberships(control, publication, None).await?;
+    let mut uuids = ddl::uuids(&shared.client).await?;
     let mut known = Vec::new();
     for record in shared.state.tables().await.into_iter().filter(TableRecord::is_adopted) {
-        let record = reshape::complete(&shared.client, &shared.state, record).await?;
-        let replaced = ddl::uuid(&shared.client, &record.target).await?.as_deref() != Some(record.uuid.as_str());
+        let is_there = |record: &TableRecord| uuids.get(&record.target) == Some(&record.uuid);
+        let record = if is_there(&record) && !record.is_undergoing() {
+            record
+        } else {
+            let record = reshape::complete(&shared.client, &shared.state, record).await?;
+            uuids = ddl::uuids(&shared.client).await?;
+            record
+        };
+        let replaced = uuids.get(&record.target) != Some(&record.uuid);
         let freeze = if !present.contains_key(&record.oid) {
             Some(gone())
         } else if replaced {

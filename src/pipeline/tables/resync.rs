@@ -20,6 +20,7 @@ use crate::{
         slot::{self, Membership},
     },
 };
+use std::sync::Arc;
 use tokio_postgres::Client;
 
 impl Tables {
@@ -62,6 +63,7 @@ impl Tables {
         self.shared.state.update_table(source.oid, |record| record.fresh = Some(Box::new(fresh))).await?;
         let table = Table::new(spec, uuid, self.shared.range, Lsn::ZERO);
         self.feed(&table, &now, from, membership.identity.clone(), true).await?;
+        self.targets.insert(table.uuid.clone(), Arc::clone(&table));
         tracing::info!(table = source.full_name(), "copying a table anew, beside the one that is there");
         self.spawn_copy(now, table);
         Ok(())
@@ -123,7 +125,7 @@ impl Tables {
             let Some((source, _)) = catalog::table(control, &self.source, record.oid).await? else {
                 return Ok(Some(Answer::Refused("the table was dropped in PostgreSQL".to_owned())));
             };
-            let membership = slot::memberships(control, &self.publication).await?.remove(&record.oid);
+            let membership = slot::memberships(control, &self.publication, Some(record.oid)).await?.remove(&record.oid);
             if membership.is_none() {
                 return Ok(Some(Answer::Refused("the table is not in the publication".to_owned())));
             }

@@ -11,7 +11,7 @@ use super::process::{Server, family, free_port, signal};
 
 /// What a private PostgreSQL differs in.
 pub(crate) struct PostgresOptions {
-    /// `"15"` or `"18"`.
+    /// `"14"` to `"18"`.
     pub(crate) version: &'static str,
     /// `("wal_level", "replica")` and the like.
     pub(crate) settings: Vec<(&'static str, String)>,
