@@ -238,8 +238,7 @@ impl From<InsertError> for Failure {
     fn from(error: InsertError) -> Self {
         match error {
             InsertError::Refused { source, .. } => Self::Table(format!(
-                "ClickHouse refuses its rows: {}. Was its table altered or dropped there? Restore it, or \
-                 replicate the table from the beginning",
+                "ClickHouse refuses its rows: {}. Was its table altered or dropped there? Restore it",
                 super::client::describe(&source)
             )),
             InsertError::Halt(error) => Self::ClickHouse(error),

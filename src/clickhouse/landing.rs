@@ -20,7 +20,7 @@ use super::{
     dead_letters::{self, Envelope, Letter, Letters, Operation, Reason, too_many},
     insert::InsertError,
     job::{Failure, Shared},
-    table::{ANEW, Table, TableSpec},
+    table::{Table, TableSpec},
 };
 use crate::{
     config::Unrepresentable,
@@ -76,7 +76,7 @@ fn bound(table: &Table, received: usize, letters: &Letters, lost: usize) -> Resu
         Failure::Table(format!(
             "{lost} of the {all} rows that came since the session began can not be held in ClickHouse, the last one because \
              of {}. Correct the values at the source, choose another unrepresentable, or exclude the table; {} has the first \
-             rows. {ANEW}",
+             rows",
             letters.last_reason(),
             dead_letters::TABLE,
         ))
@@ -102,7 +102,7 @@ async fn bisect(
             if too_many(lost, block.rows() as u64) {
                 return Err(Failure::Table(format!(
                     "ClickHouse refuses too many of its rows, {lost} of {} so far: {why}. Was its table altered there? \
-                     Restore it, or replicate the table from the beginning. {ANEW}",
+                     Restore it",
                     block.rows()
                 )));
             }
@@ -181,7 +181,7 @@ async fn store(shared: &Shared, table: &Table, letters: Letters, commit: Lsn) ->
     stored.map_err(|error| match error {
         InsertError::Refused { source, .. } if client::code(&source) == Some(TOO_LARGE) => {
             let why = client::describe(&source);
-            Failure::Table(format!("a row that can not be held is too large for a dead letter: {why}. {ANEW}"))
+            Failure::Table(format!("a row that can not be held is too large for a dead letter: {why}"))
         }
         // Letters have nowhere to go, of whatever table they are.
         InsertError::Refused { source, .. } => Failure::ClickHouse(source),

@@ -42,6 +42,8 @@ use tokio_postgres::{Client, error::SqlState};
 
 /// How often the catalog is looked at.
 const POLL_INTERVAL: Duration = Duration::from_secs(3);
+/// And when there is something to do at once.
+const SOON: Duration = Duration::from_millis(100);
 
 /// Looks after the tables while a session streams.
 pub(super) struct Tables {
@@ -68,6 +70,8 @@ pub(super) struct Tables {
     looked: HashMap<u32, u64>,
     /// What the catalog showed of a stopped table that was copied anew for it.
     tried: HashMap<u32, u64>,
+    /// Whether there is something to do that need not wait for the next look.
+    soon: bool,
     /// What was said of tables that are left out.
     said: HashSet<(u32, String)>,
 }
@@ -99,6 +103,7 @@ impl Tables {
             transacting: tokio::sync::Mutex::default(),
             looked: HashMap::new(),
             tried: HashMap::new(),
+            soon: false,
             said: HashSet::new(),
         }
     }
@@ -115,6 +120,9 @@ impl Tables {
                 }
             }
             self.account().await;
+            if std::mem::take(&mut self.soon) {
+                poll.reset_after(SOON);
+            }
         }
     }
 
@@ -231,8 +239,11 @@ impl Tables {
     async fn copy_ended(&mut self, table: &Arc<Table>, outcome: Result<(), CopyError>) -> Result<(), SessionError> {
         let oid = table.spec.oid;
         let reason = match outcome {
-            // A fresh target takes its place at the next look.
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                // A fresh target takes its place at the next look.
+                self.soon = true;
+                return Ok(());
+            }
             Err(CopyError::Sql(error)) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
                 // The table, or only a partition of it: the next look at the catalog tells, and goes on.
                 tracing::warn!(oid, "a table, or a partition of it, was dropped while it was copied");
@@ -252,7 +263,8 @@ impl Tables {
         Ok(())
     }
 
-    async fn freeze(&self, oid: u32, status: TableStatus) {
+    async fn freeze(&mut self, oid: u32, status: TableStatus) {
+        self.soon |= matches!(status, TableStatus::Resync(_));
         self.command(Command::Freeze(oid, status)).await;
     }
 

@@ -207,6 +207,7 @@ async fn what_is_published_of_a_table_is_altered_and_the_table_is_copied_anew() 
     shown(&db, "SELECT groupArray(id) FROM (SELECT id FROM t_current ORDER BY id)", "[1,2,6]").await;
     shown(&db, "SELECT groupArray(id) FROM s_both_current", "[2]").await;
     settled(&db).await;
+    daemon.wait_ready().await;
     verified(daemon).await;
     db.cleanup().await;
 }

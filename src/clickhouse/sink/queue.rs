@@ -9,6 +9,7 @@ use crate::{
         batch::Batch,
         job::{Done, Failure, Job},
         state::TableStatus,
+        table::ANEW,
     },
     telemetry::names,
 };
@@ -112,7 +113,7 @@ impl Sink {
                         rows.extend(job.rows());
                     }
                 }
-                self.freeze(index, TableStatus::Stopped(reason), rows);
+                self.freeze(index, TableStatus::Stopped(format!("{reason}. {ANEW}")), rows);
             }
             Err(failure) => return Err(failure),
         }

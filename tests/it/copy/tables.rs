@@ -193,7 +193,7 @@ async fn a_table_that_can_not_be_replicated_is_named_and_stops_nothing() {
     let log = daemon.log();
     for (table, why) in [
         ("keyless", "it has no primary key; ALTER TABLE"),
-        ("_checkpoint", "which is walhouse's own: exclude it in source.exclude"),
+        ("_checkpoint", "which is walhouse's own: give it another with target, or exclude it in source.exclude"),
         ("swap", "its primary key is deferrable"),
         ("silent", "its replica identity is NOTHING; ALTER TABLE"),
         ("versioned", "its column _version has a name that every table in ClickHouse needs"),
