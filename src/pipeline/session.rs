@@ -23,7 +23,8 @@ use crate::{
         connection::ReplicationConnection,
         lock::SlotLock,
         lookup::Lookup,
-        slot::{self, Publication, Remembered, Server},
+        publication::{self, Publication},
+        slot::{self, Remembered, Server},
         sql,
         streaming::Streaming,
     },
@@ -89,7 +90,7 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
     kill_leftovers(&clickhouse, &source.slot).await?;
     let state = Arc::new(State::load(clickhouse.clone(), &source.slot).await?);
     phase("checking the slot");
-    let found = slot::publication(&control, &source.publication).await?;
+    let found = publication::publication(&control, &source.publication).await?;
     let mut replication = ReplicationConnection::connect(source.url.connection(), "walhouse").await?;
     let server = Server::ask(&control, &mut replication, &source.slot, found.as_ref()).await?;
     let (checkpoint, publication) = match state.checkpoint().await {
@@ -192,7 +193,7 @@ async fn begin(
     }
     let publication = match publication {
         Some(publication) => publication,
-        None => slot::create_publication(control, &config.source.publication).await?,
+        None => publication::create_publication(control, &config.source.publication).await?,
     };
     let lsn = match &server.slot {
         Some(slot) => match slot.confirmed.filter(|_| !slot.lost) {

@@ -23,7 +23,8 @@ use crate::{
     event::{Lsn, SourceTable},
     postgres::{
         catalog,
-        slot::{self, Membership, Publication},
+        publication::{self, Membership, Publication},
+        slot,
     },
     retry::Kind,
     status::Status,
@@ -128,13 +129,13 @@ impl Tables {
 
     async fn look(&mut self, control: &Client) -> Result<(), SessionError> {
         // What it left out for a moment is missing for good, and nothing in the stream tells of it.
-        let publication = slot::publication(control, &self.source.publication).await?;
+        let publication = publication::publication(control, &self.source.publication).await?;
         let present = publication.as_ref().map(|publication| publication.identity.as_str());
         if let Some(gap) = slot::publication_gap(&self.publication.identity, present, &self.source.slot) {
             return Err(gap.into());
         }
         let (tables, position) = catalog::tables(control, &self.source).await?;
-        let memberships = slot::memberships(control, &self.publication, None).await?;
+        let memberships = publication::memberships(control, &self.publication, None).await?;
         let present: HashSet<u32> = tables.iter().map(|table| table.oid).collect();
         for record in self.shared.state.tables().await {
             if record.is_adopted() && !record.status.is_frozen() && !present.contains(&record.oid) {

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-use super::{slot, sql::SqlError};
+use super::{publication, sql::SqlError};
 use crate::{
     config::SourceConfig,
     event::{ElementType, Heap, KeyKind, Lsn, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
@@ -106,7 +106,7 @@ async fn described(
         let heaps = below.chain([relation.oid]).filter_map(|oid| heaps.remove(&oid)).collect();
         SourceTable { heaps, ..relation.into_table(columns, &keys, own) }
     });
-    slot::published(client, &source.publication, tables.collect()).await
+    publication::published(client, &source.publication, tables.collect()).await
 }
 
 /// A row of `pg_class`.

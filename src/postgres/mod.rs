@@ -7,6 +7,7 @@ pub mod connection;
 pub mod lock;
 pub mod lookup;
 pub mod pgoutput;
+pub mod publication;
 pub mod slot;
 pub mod snapshot;
 pub mod sql;

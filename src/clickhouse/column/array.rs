@@ -6,6 +6,7 @@ use crate::clickhouse::{
     types::ColumnType,
 };
 
+const NO_NULL: ValueError = ValueError::Unrepresentable("a NULL element, and the column's elements take none");
 const OTHER_RANK: ValueError = ValueError::Unrepresentable("an array of another rank than the column's");
 
 /// The column for the elements of such a type.
@@ -27,7 +28,7 @@ impl Column {
         let pushed = match self.ty {
             ColumnType::Vector => text::vector(text, |number| elements.push_text(number)),
             _ => text::array(text, |element| match element {
-                Element::Null => elements.push_null(),
+                Element::Null => elements.push_null().map_err(|_| NO_NULL),
                 Element::Text(text) if !nested => elements.push_text(text),
                 Element::Array(text) if nested => elements.push_text(text),
                 Element::Text(_) | Element::Array(_) => Err(OTHER_RANK),

@@ -20,7 +20,7 @@ use crate::{
     event::{Lsn, SourceTable, Version},
     postgres::{
         catalog,
-        slot::{self, Membership},
+        publication::{self, Membership},
     },
     quote,
     retry::Kind,
@@ -166,7 +166,7 @@ impl Tables {
     ) -> Result<Result<Membership, String>, SessionError> {
         let table = quote::postgres_table(&source.schema, &source.name);
         let _alone = self.transacting.lock().await;
-        match slot::add_to_publication(control, &self.source.publication, &table).await {
+        match publication::add_to_publication(control, &self.source.publication, &table).await {
             Ok(true) => {}
             Ok(false) => {
                 lock(&self.pending).insert(source.oid);
@@ -177,7 +177,8 @@ impl Tables {
             Err(error) => return Ok(Err(error.to_string())),
         }
         lock(&self.pending).remove(&source.oid);
-        let membership = slot::memberships(control, &self.publication, Some(source.oid)).await?.remove(&source.oid);
+        let membership =
+            publication::memberships(control, &self.publication, Some(source.oid)).await?.remove(&source.oid);
         Ok(membership.ok_or_else(|| "it left the publication as soon as it was added".to_owned()))
     }
 

@@ -14,7 +14,7 @@ use crate::{
     event::SourceTable,
     postgres::{
         catalog,
-        slot::{self, Membership, Publication},
+        publication::{self, Membership, Publication},
     },
 };
 use std::{collections::HashMap, sync::Arc};
@@ -34,7 +34,7 @@ pub(in crate::pipeline) async fn known(
     for absent in shared.config.without_table(present.values().map(SourceTable::full_name)) {
         tracing::warn!(table = absent, "options are given for a table that is not there; is its name misspelt?");
     }
-    let memberships = slot::memberships(control, publication, None).await?;
+    let memberships = publication::memberships(control, publication, None).await?;
     let mut uuids = ddl::uuids(&shared.client).await?;
     let mut known = Vec::new();
     for record in shared.state.tables().await.into_iter().filter(TableRecord::is_adopted) {

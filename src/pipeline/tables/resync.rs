@@ -17,7 +17,7 @@ use crate::{
     event::{Lsn, SourceTable},
     postgres::{
         catalog,
-        slot::{self, Membership},
+        publication::{self, Membership},
     },
 };
 use std::sync::Arc;
@@ -125,7 +125,8 @@ impl Tables {
             let Some((source, _)) = catalog::table(control, &self.source, record.oid).await? else {
                 return Ok(Some(Answer::Refused("the table was dropped in PostgreSQL".to_owned())));
             };
-            let membership = slot::memberships(control, &self.publication, Some(record.oid)).await?.remove(&record.oid);
+            let membership =
+                publication::memberships(control, &self.publication, Some(record.oid)).await?.remove(&record.oid);
             if membership.is_none() {
                 return Ok(Some(Answer::Refused("the table is not in the publication".to_owned())));
             }
