@@ -8,7 +8,8 @@
 //! is for an operator to decide.
 //!
 //! In place are: a column that was added and whose value in older rows the catalog knows, one that
-//! was renamed, one that was dropped, and one that takes NULL now.
+//! was renamed, one that was dropped (it stays, with what it had, unless the configuration says
+//! otherwise), and one that takes NULL now.
 
 use super::{
     block::NULL_MARK_SUFFIX,
@@ -18,6 +19,7 @@ use super::{
     types::ColumnType,
 };
 use crate::{
+    config::OnDropColumn,
     event::{Relation, SourceColumn, SourceTable, TableKind},
     quote,
 };
@@ -60,6 +62,11 @@ pub enum Step {
         name: String,
         /// Its type, which is in the old layout.
         ty: ColumnType,
+    },
+    /// A column is dropped, and what it had with it.
+    Drop {
+        /// The columns that hold it in ClickHouse.
+        names: Vec<String>,
     },
 }
 
@@ -164,7 +171,9 @@ impl Change<'_> {
                 if new.sources.iter().any(|other| other.name == source.name) {
                     return Err(format!("column {name} was dropped and added again"));
                 }
-                if !nullable && ty.takes_nullable() {
+                if self.old.options.table.on_drop_column == OnDropColumn::Drop {
+                    steps.push(Step::Drop { names: self.old.columns[index].native().map(|(name, _)| name).collect() });
+                } else if !nullable && ty.takes_nullable() {
                     steps.push(Step::Loosen { name: name.clone(), ty: ty.clone() });
                 }
                 continue;
@@ -294,6 +303,10 @@ impl Step {
             Self::Loosen { name, ty } => {
                 format!("{alter} MODIFY COLUMN IF EXISTS {} {}", quote::clickhouse(name), ty.name(true))
             }
+            Self::Drop { names } => {
+                let drop = |name: &String| format!("DROP COLUMN IF EXISTS {}", quote::clickhouse(name));
+                format!("{alter} {}", names.iter().map(drop).collect::<Vec<_>>().join(", "))
+            }
         };
         format!("{statement} SETTINGS alter_sync = 2, mutations_sync = 2")
     }
@@ -303,7 +316,7 @@ impl Step {
         match self {
             Self::Add { column, .. } => Some(&new.columns[*column].name),
             Self::Rename { to, .. } => Some(to),
-            Self::Loosen { .. } => None,
+            Self::Loosen { .. } | Self::Drop { .. } => None,
         }
     }
 }

@@ -63,8 +63,8 @@ pub(super) struct Tables {
     swapping: HashSet<String>,
     /// Tables whose adoption could not be completed yet.
     pending: Mutex<HashSet<u32>>,
-    /// Names in ClickHouse of the tables that are being adopted now.
-    claimed: Mutex<HashMap<String, u32>>,
+    /// Names in ClickHouse of the tables that are being adopted now, and theirs.
+    claimed: Mutex<HashMap<String, String>>,
     /// Held by whoever has a transaction open in the shared session.
     transacting: tokio::sync::Mutex<()>,
     /// What the catalog showed of a table when that was last sent to the lane.

@@ -1,6 +1,7 @@
 //! Rows that ClickHouse can not hold: they become dead letters, the rows around them go in, and nothing old comes back
 //! to life.
 
+mod masked;
 mod refused;
 mod toast;
 

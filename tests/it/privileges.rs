@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Postgres, TestDb, eventually, user, walhouse};
+use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Postgres, TestDb, eventually, settled, user, walhouse};
 
 const CLICKHOUSE_GRANTS: [&str; 3] = [
     "GRANT CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP TABLE, DROP VIEW, ALTER TABLE, SELECT, INSERT, OPTIMIZE, TRUNCATE ON analytics.*",
@@ -51,6 +51,17 @@ async fn replicates(db: TestDb, owner: &str, role: &str) {
     db.pg
         .execute("TRUNCATE gone; UPDATE item SET name = 'x' WHERE id < 50; UPDATE item SET id = -id WHERE id > 90")
         .await;
+    // Changes of shape, in place and by a copy, and a dead letter.
+    db.pg
+        .execute(
+            "ALTER TABLE item ADD COLUMN price int DEFAULT 1, ADD COLUMN sold date; ALTER TABLE item RENAME body TO text;
+            UPDATE item SET price = 2 WHERE id < 5; INSERT INTO item (id, sold) VALUES (1000, 'infinity')",
+        )
+        .await;
+    settled(&db).await;
+    db.pg.execute("ALTER TABLE item DROP COLUMN price; DELETE FROM item WHERE id = 1000").await;
+    let exit = walhouse(daemon.config(), &["resync", "public.gone"]).await;
+    assert_eq!(exit.code, Some(0), "{exit:?}");
     let exit = eventually(Duration::from_secs(30), async || {
         let exit = walhouse(daemon.config(), &["verify", "--timeout", "10s"]).await;
         if exit.code == Some(0) { Ok(exit) } else { Err(format!("{exit:?}")) }

@@ -104,6 +104,22 @@ async fn a_column_that_is_dropped_keeps_what_it_had() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_dropped_goes_where_that_is_wished() {
+    let db = TestDb::new("shape_gone").await;
+    db.pg.execute("CREATE TABLE t (id int PRIMARY KEY, v text, a int[]); INSERT INTO t VALUES (1, 'a', '{1}')").await;
+    let mut daemon = Daemon::spawn(&db, "[tables.\"public.t\"]\non_drop_column = \"drop\"");
+    daemon.wait_ready().await;
+    db.pg.execute("ALTER TABLE t DROP COLUMN a, DROP COLUMN v").await;
+    wait_for_columns(&db, "t", "id Int32").await;
+    db.pg.execute("ALTER TABLE t ADD COLUMN v text DEFAULT 'again', ADD COLUMN a int[]; INSERT INTO t VALUES (2, 'b', '{2}')").await;
+    assert_settled_equal(&db, &["t"]).await;
+    wait_for_columns(&db, "t", "id Int32, v Nullable(String), a Array(Nullable(Int32)), a__is_null Bool").await;
+    assert_eq!(copies(&daemon).await, 0.0);
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_column_takes_null_as_soon_as_the_source_does() {
     let (db, daemon) = replicated("shape_null").await;
     db.pg

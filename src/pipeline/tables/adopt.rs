@@ -197,9 +197,11 @@ impl Tables {
             return Ok(Err(in_use(other.full_name())));
         }
         // Those that are adopted at this very moment are not stored yet: the first one has the name.
-        let mine = |claimed: &mut HashMap<String, u32>, name| *claimed.entry(name).or_insert(spec.oid) == spec.oid;
-        if ![spec.target.clone(), spec.view()].into_iter().all(|name| mine(&mut lock(&self.claimed), name)) {
-            return Ok(Err(in_use("another table".to_owned())));
+        for name in [spec.target.clone(), spec.view()] {
+            let first = lock(&self.claimed).entry(name).or_insert_with(|| spec.full_name()).clone();
+            if first != spec.full_name() {
+                return Ok(Err(in_use(first)));
+            }
         }
         let reason = match ddl::taken(&self.shared.client, &self.source.slot, spec).await? {
             None => ddl::refused(&self.shared.client, spec).await?,
