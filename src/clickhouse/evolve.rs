@@ -75,9 +75,11 @@ pub struct Change<'a> {
     /// The target's layout.
     pub old: &'a TableSpec,
     /// The heaps of the source when they were last looked at, with their filenodes.
-    pub heaps: &'a BTreeMap<u32, u32>,
+    pub heaps: &'a BTreeMap<u32, u64>,
     /// What the stream says; `None` if it has passed the point at which the catalog was read.
     pub relation: Option<&'a Relation>,
+    /// The transaction whose change is the first in that shape.
+    pub xid: Option<u32>,
     /// What the catalog says.
     pub now: &'a SourceTable,
 }
@@ -120,7 +122,8 @@ impl Change<'_> {
         if self.heaps.is_empty() {
             return None;
         }
-        let rewritten = |heap: &crate::event::Heap| self.heaps.get(&heap.oid).is_some_and(|&was| was != heap.filenode);
+        let rewritten =
+            |heap: &crate::event::Heap| self.heaps.get(&heap.oid).is_some_and(|&was| was as u32 != heap.filenode);
         if self.now.kind == TableKind::Table {
             let written = |source: &SourceColumn| {
                 let now = sources.iter().find(|now| now.attnum == source.attnum);
@@ -132,7 +135,10 @@ impl Change<'_> {
             return (columns && rewritten).then(|| "its rows were rewritten by a change of its columns".to_owned());
         }
         let gone = self.heaps.keys().any(|oid| !self.now.heaps.iter().any(|heap| heap.oid == *oid));
-        let attached = self.now.heaps.iter().any(|heap| !self.heaps.contains_key(&heap.oid) && !heap.born_partition);
+        let attached = self.now.heaps.iter().any(|heap| match self.heaps.get(&heap.oid) {
+            Some(&was) => was >> 32 != u64::from(heap.attachment),
+            None => !heap.born_partition,
+        });
         let reason = if gone {
             "one of its partitions was detached or dropped"
         } else if attached {
@@ -201,10 +207,20 @@ impl Change<'_> {
         }
         for (column, source) in new.sources.iter().enumerate() {
             if !self.old.sources.iter().any(|old| old.attnum == source.attnum) {
+                if self.is_later(source.stamp) {
+                    return Err(format!("column {} was altered after this change", source.name));
+                }
                 steps.push(Step::Add { column, default: self.default(new, column)? });
             }
         }
         Ok(steps)
+    }
+
+    /// Whether this row of the catalog is from after the change at which the stream is: then it may be
+    /// another column, or have another default, than the one that the stream means.
+    fn is_later(&self, stamp: u32) -> bool {
+        // Transaction ids wrap around.
+        self.relation.is_some() && self.xid.is_some_and(|xid| (stamp.wrapping_sub(xid) as i32) > 0)
     }
 
     /// What older rows have in a column that was added.

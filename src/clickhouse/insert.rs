@@ -209,12 +209,13 @@ impl Inserter {
         if !self.unanswered.load(Ordering::SeqCst) {
             return Ok(());
         }
-        // An empty list is no SQL; an empty id is nobody's.
-        let mut running = vec!["''".to_owned()];
-        running.extend(lock(&self.running).iter().map(|id| format!("'{id}'")));
-        let others =
-            format!("startsWith(query_id, '{}') AND query_id NOT IN ({})", self.ids.prefix, running.join(", "));
-        kill(&self.client, &others).await
+        let others = || {
+            // An empty list is no SQL; an empty id is nobody's.
+            let mut running = vec!["''".to_owned()];
+            running.extend(lock(&self.running).iter().map(|id| format!("'{id}'")));
+            format!("startsWith(query_id, '{}') AND query_id NOT IN ({})", self.ids.prefix, running.join(", "))
+        };
+        kill(&self.client, others).await
     }
 }
 
@@ -261,13 +262,15 @@ fn lock(set: &Mutex<HashSet<String>>) -> MutexGuard<'_, HashSet<String>> {
 /// Kills the inserts that an earlier process left running on `slot`, and waits until they are
 /// gone: they could land after something that must come later.
 pub async fn kill_leftovers(client: &Client, slot: &str) -> Result<(), Error> {
-    kill(client, &format!("startsWith(query_id, '{}')", QueryIds::of_slot(slot))).await
+    kill(client, || format!("startsWith(query_id, '{}')", QueryIds::of_slot(slot))).await
 }
 
-async fn kill(client: &Client, condition: &str) -> Result<(), Error> {
-    let kill = format!("KILL QUERY WHERE user = currentUser() AND {condition} ASYNC");
-    let count = format!("SELECT count() FROM system.processes WHERE user = currentUser() AND {condition}");
+async fn kill(client: &Client, condition: impl Fn() -> String) -> Result<(), Error> {
     loop {
+        // What began meanwhile and is waited for is no one's to kill.
+        let condition = condition();
+        let kill = format!("KILL QUERY WHERE user = currentUser() AND {condition} ASYNC");
+        let count = format!("SELECT count() FROM system.processes WHERE user = currentUser() AND {condition}");
         let left: u64 = retrying("look for running inserts", || client.query_raw(&count).fetch_one::<u64>()).await?;
         if left == 0 {
             return Ok(());

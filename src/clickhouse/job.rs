@@ -107,7 +107,7 @@ pub enum Job {
         /// What is altered.
         altering: Altering,
         /// The heaps of the source, with their filenodes.
-        heaps: BTreeMap<u32, u32>,
+        heaps: BTreeMap<u32, u64>,
         /// Its number in the lane.
         row: u64,
     },
@@ -116,7 +116,7 @@ pub enum Job {
         /// Its columns.
         shape: String,
         /// Its heaps, with their filenodes.
-        heaps: BTreeMap<u32, u32>,
+        heaps: BTreeMap<u32, u64>,
     },
     /// Put the fresh target in the place of the live one.
     Swap {

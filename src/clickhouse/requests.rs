@@ -14,16 +14,16 @@ pub struct Request {
     pub schema: String,
     /// The source table's name.
     pub name: String,
-    /// Whether it was taken up.
-    pub begun: bool,
+    /// The UUID of the fresh target, if it was taken up.
+    pub begun: Option<String>,
     revision: u64,
 }
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It was taken up.
-    Begun,
+    /// It was taken up; the UUID of the fresh target.
+    Begun(String),
     /// It is done.
     Done,
     /// It can not be done, for this reason.
@@ -58,7 +58,7 @@ impl Requests {
             id: uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string(),
             schema: schema.to_owned(),
             name: name.to_owned(),
-            begun: false,
+            begun: None,
             revision: 0,
         };
         self.write(&request, "asked", "").await?;
@@ -75,7 +75,7 @@ impl Requests {
             id: row.id,
             schema: row.schema_name,
             name: row.table_name,
-            begun: row.state == "begun",
+            begun: (row.state == "begun").then_some(row.message),
             revision: row.revision,
         };
         Ok(rows.into_iter().map(request).collect())
@@ -84,7 +84,7 @@ impl Requests {
     /// Tells what became of a request.
     pub async fn answer(&self, request: &Request, answer: &Answer) -> Result<(), Error> {
         let (state, message) = match answer {
-            Answer::Begun => ("begun", ""),
+            Answer::Begun(uuid) => ("begun", uuid.as_str()),
             Answer::Done => ("done", ""),
             Answer::Refused(reason) => ("refused", reason.as_str()),
         };
@@ -101,7 +101,7 @@ impl Requests {
         };
         let row = retrying("look for a request", read).await?;
         Ok(row.and_then(|row| match row.state.as_str() {
-            "begun" => Some(Answer::Begun),
+            "begun" => Some(Answer::Begun(row.message)),
             "done" => Some(Answer::Done),
             "refused" => Some(Answer::Refused(row.message)),
             _ => None,

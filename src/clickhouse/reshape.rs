@@ -7,13 +7,14 @@
 //! session what an earlier one began.
 
 use super::{
+    client::{describe, kind as error_kind},
     ddl,
     job::{Failure, MUTATION_PATIENCE, Shared},
     retrying_within,
     state::{Altering, State, TableRecord, TableStatus},
-    table::{Table, TableSpec},
+    table::{ANEW, Table, TableSpec},
 };
-use crate::{config::TableOptions, quote};
+use crate::{config::TableOptions, quote, retry::Kind};
 use clickhouse::{Client, error::Error};
 use std::collections::BTreeMap;
 
@@ -32,7 +33,13 @@ pub(super) fn live_name(fresh: &str) -> &str {
 
 pub(super) async fn freeze(shared: &Shared, table: &Table, status: TableStatus) -> Result<(), Failure> {
     table.end_copy().await;
-    Ok(shared.state.update_target(table.spec.oid, &table.uuid, |record| record.status = status).await?)
+    let freeze = |record: &mut TableRecord| {
+        // Its target may have gone to another source by now.
+        if record.status != TableStatus::Gone {
+            record.status = status;
+        }
+    };
+    Ok(shared.state.update_target(table.spec.oid, &table.uuid, freeze).await?)
 }
 
 /// Gives up a fresh target. What is frozen without it stays so, for the newer reason.
@@ -44,14 +51,20 @@ pub(super) async fn abandon(shared: &Shared, table: &Table, status: TableStatus)
         }
     };
     shared.state.update_table(table.spec.oid, forget).await?;
-    Ok(ddl::drop(&shared.client, &table.spec.target).await?)
+    Ok(drop_fresh(&shared.client, &table.spec.target, &table.uuid).await?)
+}
+
+/// Drops what is under this name if it is the table with this UUID: another one may have the name by
+/// now.
+async fn drop_fresh(client: &Client, name: &str, uuid: &str) -> Result<(), Error> {
+    if ddl::uuid(client, name).await?.as_deref() == Some(uuid) { ddl::drop(client, name).await } else { Ok(()) }
 }
 
 pub(super) async fn alter(
     shared: &Shared,
     table: &Table,
     altering: Altering,
-    heaps: BTreeMap<u32, u32>,
+    heaps: BTreeMap<u32, u64>,
 ) -> Result<(), Failure> {
     // An attempt without an answer could land in the new shape.
     shared.inserter.settle().await?;
@@ -64,7 +77,14 @@ pub(super) async fn alter(
             record.heaps = heaps;
         })
         .await?;
-    Ok(complete_altering(&shared.client, &shared.state, oid, uuid, altering).await?)
+    match complete_altering(&shared.client, &shared.state, oid, uuid, altering).await {
+        Err(error) if error_kind(&error) == Kind::Definite => {
+            // Only this table stops.
+            shared.state.update_target(oid, uuid, |record| record.altering = None).await?;
+            Err(Failure::Table(format!("its target can not be altered: {}", describe(&error))))
+        }
+        done => Ok(done?),
+    }
 }
 
 async fn complete_altering(
@@ -90,7 +110,7 @@ pub(super) async fn note(
     shared: &Shared,
     table: &Table,
     shape: String,
-    heaps: BTreeMap<u32, u32>,
+    heaps: BTreeMap<u32, u64>,
 ) -> Result<(), Failure> {
     let noted = |record: &mut TableRecord| (record.shape, record.heaps) = (shape, heaps);
     Ok(shared.state.update_target(table.spec.oid, &table.uuid, noted).await?)
@@ -123,8 +143,9 @@ async fn complete_swap(client: &Client, state: &State, spec: &TableSpec, fresh: 
         }
     }
     ddl::view(client, spec).await?;
+    let replaced = state.table(spec.oid).await.map(|record| record.uuid).unwrap_or_default();
     state.update_table(spec.oid, TableRecord::swap).await?;
-    ddl::drop(client, fresh).await?;
+    drop_fresh(client, fresh, &replaced).await?;
     tracing::info!(table = spec.full_name(), target_table = spec.target, "the fresh copy is the live one now");
     Ok(())
 }
@@ -169,6 +190,20 @@ pub(super) async fn rename(shared: &Shared, table: &Table, spec: &TableSpec) -> 
 /// What ClickHouse says, or a layout that was stored and is none.
 pub async fn complete(client: &Client, state: &State, record: TableRecord) -> Result<TableRecord, Failure> {
     let oid = record.oid;
+    for target in [Some(&record), record.fresh.as_deref()].into_iter().flatten() {
+        let Some(altering) = target.altering.clone() else { continue };
+        match complete_altering(client, state, oid, &target.uuid, altering).await {
+            Err(error) if error_kind(&error) == Kind::Definite => {
+                let reason = format!("its target can not be altered: {}. {ANEW}", describe(&error));
+                let stop = |record: &mut TableRecord| {
+                    (record.altering, record.status) = (None, TableStatus::Stopped(reason));
+                };
+                state.update_target(oid, &target.uuid, stop).await?;
+            }
+            done => done?,
+        }
+    }
+    let record = state.table(oid).await.unwrap_or(record);
     if let Some(fresh) = record.fresh.as_deref().filter(|fresh| fresh.status == TableStatus::Swapping) {
         let spec = TableSpec::stored(
             oid,
@@ -181,11 +216,6 @@ pub async fn complete(client: &Client, state: &State, record: TableRecord) -> Re
         complete_swap(client, state, &spec.map_err(Failure::Bug)?, &fresh.target, &fresh.uuid).await?;
     }
     let record = state.table(oid).await.unwrap_or(record);
-    for target in [Some(&record), record.fresh.as_deref()].into_iter().flatten() {
-        if let Some(altering) = target.altering.clone() {
-            complete_altering(client, state, oid, &target.uuid, altering).await?;
-        }
-    }
     // The name goes with the UUID: a new one may have been given and not stored.
     if let Some(name) = ddl::name(client, &record.uuid).await?.filter(|name| *name != record.target) {
         state.update_table(oid, |record| record.target = name).await?;

@@ -72,14 +72,15 @@ pub enum Command {
         /// What committed before is of no use to it.
         from: Lsn,
         /// The heaps of the source, with their filenodes.
-        heaps: BTreeMap<u32, u32>,
+        heaps: BTreeMap<u32, u64>,
         /// Where to say it.
         reply: oneshot::Sender<Lsn>,
     },
     /// Freeze the live target of this table.
     Freeze(u32, TableStatus),
-    /// Give up the fresh target of this table.
-    Abandon(u32, String),
+    /// Give up the fresh target of this table with this UUID; the live one, if that is frozen, stays
+    /// so for this reason.
+    Abandon(u32, String, TableStatus),
     /// Once the stream is past this position, compare the table with what the catalog showed there.
     Look(Box<SourceTable>, Lsn),
     /// Once the stream is past this position, the fresh target takes the place of the live one.
@@ -387,17 +388,18 @@ impl Sink {
                 let _ = reply.send(feed.from);
             }
             Command::Freeze(oid, status) => {
-                if let Some(live) = self.routes.get(&oid).and_then(|route| route.live) {
-                    match status {
-                        TableStatus::Resync(reason) => self.anew(live, reason),
-                        TableStatus::Stopped(reason) => self.stop(live, reason),
-                        _ => {}
-                    }
+                match (self.routes.get(&oid).and_then(|route| route.live), status) {
+                    (Some(live), TableStatus::Resync(reason)) => self.anew(live, reason),
+                    (Some(live), status) => self.end(live, status),
+                    // The live target is not fed by this source.
+                    (None, status) => self.shared.state.update_table(oid, |record| record.status = status).await?,
                 }
             }
-            Command::Abandon(oid, reason) => {
-                if let Some(index) = self.routes.get(&oid).and_then(|route| route.fresh) {
-                    self.stop(index, reason);
+            Command::Abandon(oid, uuid, status) => {
+                if let Some(index) = self.routes.get(&oid).and_then(|route| route.fresh)
+                    && self.entries[index].as_ref().is_some_and(|entry| !entry.frozen && entry.table.uuid == uuid)
+                {
+                    self.end(index, status);
                 }
             }
             Command::Look(_, at) | Command::Swap(_, at) if at > self.position => self.ahead.push((at, command)),
@@ -435,7 +437,8 @@ impl Sink {
         }
         self.seal(fresh);
         let Some(entry) = self.entries[fresh].as_mut() else { return };
-        let target = reshape::live_name(&entry.table.spec.target).to_owned();
+        let live_name = || reshape::live_name(&entry.table.spec.target).to_owned();
+        let target = live.as_ref().map_or_else(live_name, |live| live.spec.target.clone());
         let spec = TableSpec { target, ..entry.table.spec.clone() };
         entry.push(Job::Swap { live, spec: Box::new(spec.clone()), replaced: route.live });
         entry.table = entry.table.reshaped(spec);

@@ -101,7 +101,7 @@ async fn wait(
             match requests.outcome(&one.id).await? {
                 Some(Answer::Done) => say(&format!("{name}: done")),
                 Some(Answer::Refused(reason)) => refused = refused.or(Some(Error::Refused(name, reason))),
-                Some(Answer::Begun) => {
+                Some(Answer::Begun(_)) => {
                     if !std::mem::replace(&mut one.begun, true) {
                         say(&format!("{name}: begun"));
                     }

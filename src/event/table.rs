@@ -30,6 +30,9 @@ pub struct Heap {
     pub oid: u32,
     /// `pg_relation_filenode`: a rewrite or a TRUNCATE gives it another.
     pub filenode: u32,
+    /// What differs once it, or a partition above it, was detached and attached again; 0 outside of a
+    /// partition tree.
+    pub attachment: u32,
     /// Whether it was created as a partition, and so came without rows; `false` where that can not
     /// be told.
     pub born_partition: bool,
@@ -115,6 +118,13 @@ pub struct ElementType {
     pub type_modifier: i32,
     /// Whether the type is an enum.
     pub is_enum: bool,
+}
+
+impl Heap {
+    /// Its attachment and its filenode as one number, to be stored.
+    pub fn state(&self) -> u64 {
+        u64::from(self.attachment) << 32 | u64::from(self.filenode)
+    }
 }
 
 impl SourceTable {

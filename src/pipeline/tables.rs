@@ -138,8 +138,13 @@ impl Tables {
         let memberships = publication::memberships(control, &self.publication, None).await?;
         let present: HashSet<u32> = tables.iter().map(|table| table.oid).collect();
         for record in self.shared.state.tables().await {
-            if record.is_adopted() && !record.status.is_frozen() && !present.contains(&record.oid) {
-                self.freeze(record.oid, gone()).await;
+            if record.is_adopted() && !present.contains(&record.oid) {
+                if !record.status.is_frozen() {
+                    self.freeze(record.oid, gone()).await;
+                }
+                if let Some(fresh) = &record.fresh {
+                    self.command(Command::Abandon(record.oid, fresh.uuid.clone(), gone())).await;
+                }
             }
         }
         let mut unknown = Vec::new();
@@ -171,6 +176,11 @@ impl Tables {
                 matches!((&record.status, status), (TableStatus::Resync(_), TableStatus::Resync(_)))
                     || record.status.is_frozen() && matches!(status, TableStatus::Stopped(_))
             };
+            if let Some(fresh) = &record.fresh
+                && let Some(status) = &status
+            {
+                self.command(Command::Abandon(table.oid, fresh.uuid.clone(), status.clone())).await;
+            }
             match status.filter(|status| !known(status)) {
                 Some(status) => self.freeze(table.oid, status).await,
                 None if record.fresh.is_none() && membership.is_some() => {
@@ -183,7 +193,10 @@ impl Tables {
         let wanted = (self.shared.layout)(table).map(|spec| spec.target);
         if (&record.schema, &record.name) != (&table.schema, &table.name) || wanted.is_ok_and(|to| to != record.target)
         {
-            self.rename(&record, table).await?;
+            // Whatever else there is to do is done under the new name.
+            if self.rename(&record, table).await? {
+                return Ok(());
+            }
         }
         let seen = seen(table);
         match (&record.status, record.fresh.as_deref()) {
@@ -217,7 +230,7 @@ impl Tables {
         if old.differs_by_configuration(&options).is_some() {
             return Ok(false);
         }
-        let change = Change { old: &old, heaps, relation: None, now };
+        let change = Change { old: &old, heaps, relation: None, xid: None, now };
         Ok(matches!(change.evolution(), Evolution::Anew(_) | Evolution::InPlace(..)))
     }
 
@@ -259,7 +272,7 @@ impl Tables {
         let reason = format!("its copy failed: {reason}. {ANEW}");
         match self.shared.state.table(oid).await {
             Some(record) if record.uuid == table.uuid => self.freeze(oid, TableStatus::Stopped(reason)).await,
-            _ => self.command(Command::Abandon(oid, reason)).await,
+            _ => self.command(Command::Abandon(oid, table.uuid.clone(), TableStatus::Stopped(reason))).await,
         }
         Ok(())
     }

@@ -154,7 +154,7 @@ async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<Sourc
                          SELECT attrelid, attnum, attname, atttypid AS declared, atttypmod AS declared_modifier, \
                                 atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, \
                                 attstorage <> 'p' AS extended, attndims::int4 AS dimensions, \
-                                (attmissingval::text::text[])[1] AS missing, xmin AS stamp \
+                                array_to_string(attmissingval, '') AS missing, xmin AS stamp \
                          FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
                        UNION ALL \
                          SELECT attrelid, attnum, attname, declared, declared_modifier, t.typbasetype, t.typtypmod, \
@@ -237,7 +237,7 @@ async fn note_missing(
     roots: &[u32],
     columns: &mut HashMap<u32, Vec<SourceColumn>>,
 ) -> Result<(), SqlError> {
-    let statement = "SELECT root.oid, a.attname::text, max((a.attmissingval::text::text[])[1]) \
+    let statement = "SELECT root.oid, a.attname::text, max(array_to_string(a.attmissingval, '')) \
                      FROM unnest($1::oid[]) AS root(oid), pg_partition_tree(root.oid) AS leaf \
                      JOIN pg_attribute a ON a.attrelid = leaf.relid \
                      WHERE leaf.isleaf AND leaf.level > 0 AND a.atthasmissing AND NOT a.attisdropped GROUP BY 1, 2";
@@ -258,6 +258,8 @@ async fn note_missing(
 /// To attach a table writes them anew.
 async fn heaps(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Heap>, SqlError> {
     let statement = "SELECT c.oid, c.relfilenode, \
+                            (SELECT coalesce(sum(i.xmin::text::bigint), 0) % 4294967296 \
+                             FROM pg_partition_ancestors(c.oid) a JOIN pg_inherits i ON i.inhrelid = a.relid)::bigint, \
                             EXISTS (SELECT FROM pg_attribute a JOIN pg_attribute s ON s.attrelid = a.attrelid AND s.attnum = -1 \
                                     WHERE a.attrelid = c.oid AND a.attnum > 0 AND a.attinhcount > 0 \
                                       AND a.xmin = s.xmin AND a.cmin = s.cmin) \
@@ -265,7 +267,8 @@ async fn heaps(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Heap>, SqlE
     let mut heaps = HashMap::new();
     for row in client.query(statement, &[&oids]).await? {
         let oid = row.try_get(0)?;
-        heaps.insert(oid, Heap { oid, filenode: row.try_get(1)?, born_partition: row.try_get(2)? });
+        let attachment = u32::try_from(row.try_get::<_, i64>(2)?).unwrap_or_default();
+        heaps.insert(oid, Heap { oid, filenode: row.try_get(1)?, attachment, born_partition: row.try_get(3)? });
     }
     Ok(heaps)
 }

@@ -111,7 +111,11 @@ async fn a_column_that_is_dropped_goes_where_that_is_wished() {
     daemon.wait_ready().await;
     db.pg.execute("ALTER TABLE t DROP COLUMN a, DROP COLUMN v").await;
     wait_for_columns(&db, "t", "id Int32").await;
-    db.pg.execute("ALTER TABLE t ADD COLUMN v text DEFAULT 'again', ADD COLUMN a int[]; INSERT INTO t VALUES (2, 'b', '{2}')").await;
+    db.pg
+        .execute(
+            "ALTER TABLE t ADD COLUMN v text DEFAULT 'again', ADD COLUMN a int[]; INSERT INTO t VALUES (2, 'b', '{2}')",
+        )
+        .await;
     assert_settled_equal(&db, &["t"]).await;
     wait_for_columns(&db, "t", "id Int32, v Nullable(String), a Array(Nullable(Int32)), a__is_null Bool").await;
     assert_eq!(copies(&daemon).await, 0.0);

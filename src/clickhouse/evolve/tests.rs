@@ -31,7 +31,7 @@ fn table(columns: &[SourceColumn]) -> SourceTable {
         replica_identity: ReplicaIdentity::Default,
         columns: columns.to_vec(),
         key: Ok(KeyKind::PrimaryKey),
-        heaps: vec![Heap { oid: 7, filenode: 70, born_partition: false }],
+        heaps: vec![Heap { oid: 7, filenode: 70, attachment: 0, born_partition: false }],
         filter: None,
     }
 }
@@ -55,8 +55,8 @@ fn relation(names: &[&str]) -> Relation {
 fn evolution(old: &SourceTable, names: Option<&[&str]>, now: &SourceTable) -> Evolution {
     let old_spec = TableSpec::new(old, &TableOptions::default(), false).unwrap();
     let relation = names.map(relation);
-    let heaps = old.heaps.iter().map(|heap| (heap.oid, heap.filenode)).collect();
-    Change { old: &old_spec, heaps: &heaps, relation: relation.as_ref(), now }.evolution()
+    let heaps = old.heaps.iter().map(|heap| (heap.oid, heap.state())).collect();
+    Change { old: &old_spec, heaps: &heaps, relation: relation.as_ref(), xid: Some(100), now }.evolution()
 }
 
 fn steps(evolution: Evolution) -> Vec<Step> {
@@ -143,7 +143,7 @@ fn a_rewrite_that_computes_values_is_told_from_one_that_moves_rows() {
 
 #[test]
 fn rows_that_come_or_go_with_a_partition_call_for_a_copy() {
-    let heap = |oid, filenode, born_partition| Heap { oid, filenode, born_partition };
+    let heap = |oid, filenode, born_partition| Heap { oid, filenode, attachment: 1, born_partition };
     let with = |heaps: &[Heap]| SourceTable { kind: TableKind::PartitionRoot, heaps: heaps.to_vec(), ..table(&two()) };
     let old = with(&[heap(8, 80, true), heap(9, 90, false)]);
     assert!(matches!(

@@ -33,14 +33,14 @@ pub struct Member {
     /// Whether it is filled beside the live one.
     pub fresh: bool,
     /// The heaps of the source when they were last looked at, with their filenodes.
-    pub heaps: BTreeMap<u32, u32>,
+    pub heaps: BTreeMap<u32, u64>,
 }
 
 /// A target as the lane keeps it.
 pub(super) struct Entry {
     pub(super) table: Arc<Table>,
     pub(super) feed: Feed,
-    pub(super) heaps: BTreeMap<u32, u32>,
+    pub(super) heaps: BTreeMap<u32, u64>,
     /// `None` until a relation was announced that fits the target.
     pub(super) plan: Option<Plan>,
     pub(super) batch: Option<Batch>,

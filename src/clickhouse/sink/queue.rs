@@ -13,7 +13,7 @@ use crate::{
     },
     telemetry::names,
 };
-use std::{sync::Arc, time::Instant};
+use std::{collections::VecDeque, sync::Arc, time::Instant};
 
 impl Sink {
     /// Freezes a target: its open entries close when that is stored, and no earlier. A fresh one is
@@ -105,10 +105,15 @@ impl Sink {
         match done.result {
             Ok(()) => done.rows.into_iter().for_each(|row| self.ledger.close(row)),
             Err(Failure::Table(reason)) => {
-                // Nothing that is queued behind a refused batch goes in.
+                // Nothing that is queued behind a refused batch goes in. What concerns the target's name
+                // has to be done all the same.
                 let mut rows = done.rows;
                 if let Some(entry) = self.entries[index].as_mut() {
-                    for (_, job) in entry.queue.drain(..) {
+                    let queue = std::mem::take(&mut entry.queue);
+                    let (names, dropped): (VecDeque<_>, VecDeque<_>) =
+                        queue.into_iter().partition(|(_, job)| matches!(job, Job::Swap { .. } | Job::Rename { .. }));
+                    entry.queue = names;
+                    for (_, job) in dropped {
                         self.sealed_bytes = self.sealed_bytes.saturating_sub(job.bytes());
                         rows.extend(job.rows());
                     }

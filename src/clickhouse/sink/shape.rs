@@ -19,6 +19,7 @@ use crate::{
         table::{ANEW, Plan, TableSpec},
     },
     event::{Lsn, SourceTable, Version},
+    quote,
     telemetry::names,
 };
 use std::collections::BTreeMap;
@@ -33,7 +34,7 @@ impl Sink {
             self.stop(index, format!("it was dropped in PostgreSQL; what ClickHouse has of it stays. {ANEW}"));
             return Ok(false);
         };
-        self.evolve(index, &now, position, true, version).await?;
+        self.evolve(index, &now, position, true, Some(xid), version).await?;
         let Some(entry) = self.entries[index].as_ref() else { return Ok(false) };
         if !entry.frozen && entry.plan.is_none() {
             // The catalog is as the target is, and the stream is not: it is between two shapes.
@@ -51,7 +52,7 @@ impl Sink {
                 continue;
             }
             let version = Version::new(self.epoch, self.position, Lsn::ZERO);
-            self.evolve(index, now, position, false, version).await?;
+            self.evolve(index, now, position, false, None, version).await?;
         }
         Ok(())
     }
@@ -62,13 +63,14 @@ impl Sink {
         now: &SourceTable,
         position: Lsn,
         announced: bool,
+        xid: Option<u32>,
         version: Version,
     ) -> Result<(), Failure> {
         let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
         entry.looked_at = position;
         let relation = self.announced.get(&now.oid).filter(|_| announced).cloned();
-        let change = Change { old: &entry.table.spec, heaps: &entry.heaps, relation: relation.as_deref(), now };
-        let heaps: BTreeMap<u32, u32> = now.heaps.iter().map(|heap| (heap.oid, heap.filenode)).collect();
+        let change = Change { old: &entry.table.spec, heaps: &entry.heaps, relation: relation.as_deref(), xid, now };
+        let heaps: BTreeMap<u32, u64> = now.heaps.iter().map(|heap| (heap.oid, heap.state())).collect();
         match change.evolution() {
             Evolution::Same(spec, stale) => {
                 if stale || heaps != entry.heaps {
@@ -94,7 +96,13 @@ impl Sink {
         let heaps = entry.heaps.clone();
         let mut sources = spec.sources.clone();
         sources[place].not_null = false;
-        let loose = spec.with_sources(sources).map_err(Failure::Table)?;
+        let loose = match spec.with_sources(sources) {
+            Ok(loose) => loose,
+            Err(reason) => {
+                self.stop(index, format!("{reason}. {ANEW}"));
+                return Ok(());
+            }
+        };
         match self.obstacle(index, &loose, std::slice::from_ref(&step)).await? {
             Some(reason) => self.anew(index, reason),
             None => self.alter(index, loose, heaps, &[step], version),
@@ -111,7 +119,14 @@ impl Sink {
             return Ok(Some("its columns changed while it was copied".to_owned()));
         }
         let present = ddl::columns(&self.shared.client, &new.target).await?;
-        let taken = steps.iter().filter_map(|step| step.new_name(new)).find(|name| present.iter().any(|n| n == name));
+        // What is still to be altered is not there yet.
+        let altering = entry.queue.iter().filter_map(|(_, job)| match job {
+            Job::Alter { altering, .. } => Some(altering.statements.join(";")),
+            _ => None,
+        });
+        let altering: String = altering.collect();
+        let is_taken = |name: &&str| present.iter().any(|n| n == name) || altering.contains(&quote::clickhouse(name));
+        let taken = steps.iter().filter_map(|step| step.new_name(new)).find(is_taken);
         Ok(taken.map(|name| format!("its target has a column {name} already, which was dropped at the source")))
     }
 
@@ -119,7 +134,7 @@ impl Sink {
         &mut self,
         index: usize,
         spec: TableSpec,
-        heaps: BTreeMap<u32, u32>,
+        heaps: BTreeMap<u32, u64>,
         steps: &[Step],
         shaped_from: Version,
     ) {
@@ -146,14 +161,14 @@ impl Sink {
     }
 
     /// What is known of the source has changed, and neither its target nor what the stream says of it.
-    fn note(&mut self, index: usize, spec: TableSpec, heaps: BTreeMap<u32, u32>) {
+    fn note(&mut self, index: usize, spec: TableSpec, heaps: BTreeMap<u32, u64>) {
         let Some(entry) = self.entries[index].as_mut() else { return };
         entry.push(Job::Note { shape: spec.shape(), heaps: heaps.clone() });
         self.queued.insert(index);
         Self::reshape(entry, spec, heaps);
     }
 
-    fn reshape(entry: &mut Entry, spec: TableSpec, heaps: BTreeMap<u32, u32>) {
+    fn reshape(entry: &mut Entry, spec: TableSpec, heaps: BTreeMap<u32, u64>) {
         entry.table = entry.table.reshaped(spec);
         entry.heaps = heaps;
     }
@@ -172,7 +187,7 @@ impl Sink {
     }
 
     /// Freezes a target after what it has received so far.
-    fn end(&mut self, index: usize, status: TableStatus) {
+    pub(super) fn end(&mut self, index: usize, status: TableStatus) {
         self.seal(index);
         // A number of its own: what it drops begins here.
         let row = self.ledger.row();

@@ -81,7 +81,7 @@ pub struct TableRecord {
     /// The source's columns as the target has them, as JSON.
     pub shape: String,
     /// The heaps of the source when they were last looked at, with their filenodes.
-    pub heaps: BTreeMap<u32, u32>,
+    pub heaps: BTreeMap<u32, u64>,
     /// The change of shape that the target is undergoing.
     pub altering: Option<Altering>,
     /// The table beside it that is being filled, to take its place.

@@ -258,7 +258,18 @@ impl TableSpec {
 
     /// The layout of `table` under the same options, for the same server.
     pub fn laid_onto(&self, table: &SourceTable) -> Result<Self, String> {
-        Self::new(table, &self.options, self.time64)
+        let new = Self::new(table, &self.options, self.time64)?;
+        // What takes NULL once takes it, whatever is wished by now.
+        let kept = |column: &&SourceColumn| {
+            let old = self.sources.iter().find(|source| source.attnum == column.attnum);
+            old.is_some_and(|old| self.null_instead.contains(&old.name)) && !new.null_instead.contains(&column.name)
+        };
+        let kept: Vec<String> = new.sources.iter().filter(kept).map(|column| column.name.clone()).collect();
+        if kept.is_empty() {
+            return Ok(new);
+        }
+        let sources = new.sources.clone();
+        Self { null_instead: [new.null_instead.clone(), kept].concat(), ..new }.with_sources(sources)
     }
 
     /// The same layout for columns of which something else is known.

@@ -13,6 +13,7 @@ use crate::{
     clickhouse::{
         ddl,
         job::Failure,
+        reshape::fresh_name,
         sink::Command,
         state::{TableRecord, TableStatus},
         table::{ANEW, Table, TableSpec, VIEW_SUFFIX},
@@ -192,7 +193,13 @@ impl Tables {
         let in_use = |other: String| format!("its name in ClickHouse, {}, is in use for {other}", spec.target);
         if let Some(other) = self.shared.state.find(|other| clashes(other, spec)).await {
             if other.target == spec.target && other.is_adopted() && !present.contains(&other.oid) {
-                return Ok(Ok(Some(other)));
+                // Not before the lane has let go of it.
+                let free = other.status.is_frozen() && other.fresh.is_none();
+                return Ok(if free {
+                    Ok(Some(other))
+                } else {
+                    Err("the table that had its name is let go".to_owned())
+                });
             }
             return Ok(Err(in_use(other.full_name())));
         }
@@ -228,13 +235,14 @@ impl Tables {
         Ok(())
     }
 
-    /// The source's name is another: the target gets the one that goes with it.
-    pub(super) async fn rename(&mut self, record: &TableRecord, source: &SourceTable) -> Result<(), SessionError> {
+    /// The source's name is another: the target gets the one that goes with it, as soon as nothing is
+    /// copied into it. Says whether that is on its way.
+    pub(super) async fn rename(&mut self, record: &TableRecord, source: &SourceTable) -> Result<bool, SessionError> {
         let named = match (self.shared.layout)(source) {
             Ok(spec) => spec,
             Err(reason) => {
                 self.freeze(source.oid, TableStatus::Stopped(format!("{reason}. {ANEW}"))).await;
-                return Ok(());
+                return Ok(true);
             }
         };
         if let Some(other) = self.shared.state.find(|other| clashes(other, &named)).await {
@@ -242,13 +250,21 @@ impl Tables {
             if self.said.insert((source.oid, why.clone())) {
                 tracing::warn!(table = source.full_name(), why, "a target keeps its name for now");
             }
-            return Ok(());
+            return Ok(false);
         }
-        if record.fresh.is_none() {
+        if let Some(why) = ddl::taken(&self.shared.client, &self.source.slot, &named).await? {
+            if self.said.insert((source.oid, why.clone())) {
+                tracing::warn!(table = source.full_name(), why, "a target keeps its name for now");
+            }
+            return Ok(false);
+        }
+        // A copy writes under the name that it began with.
+        let copying = record.fresh.is_some() || record.status == TableStatus::Copying;
+        if !copying {
             tracing::info!(table = record.full_name(), now = source.full_name(), "a table has another name");
             self.command(Command::Rename(source.oid, named.schema, named.name, named.target)).await;
         }
-        Ok(())
+        Ok(!copying)
     }
 }
 
@@ -256,7 +272,7 @@ impl Tables {
 fn clashes(other: &TableRecord, spec: &TableSpec) -> bool {
     let view = other.target.len() + VIEW_SUFFIX.len();
     let is_view = |name: &str| name.len() == view && name.starts_with(&other.target) && name.ends_with(VIEW_SUFFIX);
-    let taken = |name: &str| name == other.target || is_view(name);
+    let taken = |name: &str| name == other.target || name == fresh_name(&other.target) || is_view(name);
     other.oid != spec.oid && (taken(&spec.target) || taken(&spec.view()))
 }
 
@@ -281,6 +297,6 @@ pub(super) fn record(source: &SourceTable, spec: &TableSpec, uuid: String) -> Ta
     }
 }
 
-fn heaps(source: &SourceTable) -> std::collections::BTreeMap<u32, u32> {
-    source.heaps.iter().map(|heap| (heap.oid, heap.filenode)).collect()
+fn heaps(source: &SourceTable) -> std::collections::BTreeMap<u32, u64> {
+    source.heaps.iter().map(|heap| (heap.oid, heap.state())).collect()
 }

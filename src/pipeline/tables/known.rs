@@ -59,6 +59,14 @@ pub(in crate::pipeline) async fn known(
             None => configured(shared, record).await?,
             freeze => (record, freeze),
         };
+        // The reason is that of the fresh target too, if there is one.
+        let given_up = |fresh: &TableRecord| freeze.is_some() || fresh.status.is_frozen() || !fresh.is_adopted();
+        let record = if record.fresh.as_deref().is_some_and(given_up) {
+            shared.state.update_table(record.oid, |record| record.fresh = None).await?;
+            shared.state.table(record.oid).await.unwrap_or(record)
+        } else {
+            record
+        };
         let mut frozen = record.status.is_frozen();
         if let Some(status) = freeze.filter(|_| !frozen) {
             tracing::error!(table = record.full_name(), ?status, "a table has missed changes; the others go on");
@@ -66,8 +74,7 @@ pub(in crate::pipeline) async fn known(
             frozen = true;
         }
         known.push(member(shared, &record, frozen, false)?);
-        // One that was not fed yet is made anew.
-        if let Some(fresh) = record.fresh.as_deref().filter(|fresh| fresh.is_adopted()) {
+        if let Some(fresh) = record.fresh.as_deref() {
             known.push(member(shared, fresh, false, true)?);
         }
     }
@@ -97,6 +104,10 @@ async fn configured(shared: &Shared, record: TableRecord) -> Result<(TableRecord
             table,
             "settings have changed in the configuration; the target keeps those that it was made with"
         );
+    }
+    for column in spec.without_place_for_null() {
+        let what = "unrepresentable = \"null\" does nothing for a column that was created without NULL";
+        tracing::warn!(table = spec.full_name(), column, "{what}");
     }
     let Some(difference) = spec.differs_by_configuration(&options) else { return Ok((record, None)) };
     let oid = *oid;

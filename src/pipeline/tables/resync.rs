@@ -113,11 +113,15 @@ impl Tables {
         let Some(record) = records.iter().find(named).filter(|record| record.is_adopted()) else {
             return Ok(Some(Answer::Refused("walhouse does not replicate such a table".to_owned())));
         };
-        if request.begun {
+        if let Some(uuid) = &request.begun {
             return Ok(match (&record.fresh, &record.status) {
                 (Some(_), _) => None,
                 (None, TableStatus::Stopped(reason)) => Some(Answer::Refused(reason.clone())),
                 (None, TableStatus::Resync(_)) => None,
+                (None, _) if record.uuid != *uuid => {
+                    let why = "the copy was given up, as the log says; what was there stays. Ask again";
+                    Some(Answer::Refused(why.to_owned()))
+                }
                 (None, _) => Some(Answer::Done),
             });
         }
@@ -131,9 +135,8 @@ impl Tables {
                 return Ok(Some(Answer::Refused("the table is not in the publication".to_owned())));
             }
             self.begin_resync(control, record, &source, membership.as_ref()).await?;
-            let begun = self.shared.state.table(record.oid).await.is_some_and(|record| record.fresh.is_some());
-            return Ok(begun.then_some(Answer::Begun));
         }
-        Ok(Some(Answer::Begun))
+        let fresh = self.shared.state.table(record.oid).await.and_then(|record| record.fresh);
+        Ok(fresh.map(|fresh| Answer::Begun(fresh.uuid)))
     }
 }

@@ -36,6 +36,29 @@ async fn a_target_goes_with_the_name_of_its_table() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_renamed_and_rewritten_at_once_has_its_rows_under_the_new_name() {
+    let (db, mut daemon) = replicated("name_both").await;
+    db.pg
+        .execute(
+            "ALTER TABLE t ALTER n TYPE int8; ALTER TABLE t RENAME TO both; INSERT INTO both VALUES (4, 'after', 4)",
+        )
+        .await;
+    assert_equal(&db, "both").await;
+    db.pg.execute("UPDATE both SET n = n + 5000000000").await;
+    assert_settled_equal(&db, &["both"]).await;
+    let left =
+        "SELECT groupArray(name) FROM system.tables WHERE database = currentDatabase() AND name IN ('t', 't_current')";
+    assert_eq!(db.ch.query(left).await, "[]");
+    assert_eq!(daemon.sigterm(super::STOP).await.code(), Some(0));
+    daemon.start();
+    daemon.wait_ready().await;
+    db.pg.execute("DELETE FROM both WHERE id = 1").await;
+    assert_settled_equal(&db, &["both"]).await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_takes_the_place_of_another_has_its_rows_and_no_others() {
     let (db, daemon) = replicated("name_swap").await;
     db.pg.execute("CREATE TABLE t_new (id int PRIMARY KEY, v text); INSERT INTO t_new VALUES (7, 'new')").await;
