@@ -14,6 +14,9 @@ use std::{
     time::SystemTime,
 };
 
+/// While one entry stays open, every commit after it waits for it: so many marks, and no more.
+const MAX_MARKS: usize = 65_536;
+
 /// The account of one lane.
 #[derive(Debug)]
 pub struct Ledger {
@@ -82,6 +85,23 @@ impl Ledger {
             }
             _ => self.marks.push_back(Mark { rows_before: self.next_row, position, time }),
         }
+        if self.marks.len() > MAX_MARKS {
+            self.thin();
+        }
+    }
+
+    /// Leaves out every second mark: what it stands for becomes durable with the next one.
+    fn thin(&mut self) {
+        let mut thinned = VecDeque::with_capacity(self.marks.len() / 2 + 1);
+        let mut marks = self.marks.drain(..);
+        while let Some(first) = marks.next() {
+            thinned.push_back(match marks.next() {
+                Some(second) => Mark { time: first.time.or(second.time), ..second },
+                None => first,
+            });
+        }
+        drop(marks);
+        self.marks = thinned;
     }
 
     /// The position up to which everything is durable, and the times of the commits that have
@@ -209,5 +229,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_entry_that_stays_open_does_not_gather_marks_without_end() {
+        let mut ledger = Ledger::new(Lsn(0));
+        let open = ledger.row();
+        ledger.open(open);
+        let commits = 3 * MAX_MARKS as u64;
+        for position in 1..=commits {
+            ledger.row();
+            ledger.commit(Lsn(position), SystemTime::UNIX_EPOCH);
+        }
+        assert!(ledger.marks.len() <= MAX_MARKS);
+        assert_eq!(ledger.settle().0, Lsn(0));
+        ledger.close(open);
+        assert_eq!(ledger.settle().0, Lsn(commits));
     }
 }

@@ -40,20 +40,20 @@ async fn a_table_that_is_renamed_and_rewritten_at_once_has_its_rows_under_the_ne
     let (db, mut daemon) = replicated("name_both").await;
     db.pg
         .execute(
-            "ALTER TABLE t ALTER n TYPE int8; ALTER TABLE t RENAME TO both; INSERT INTO both VALUES (4, 'after', 4)",
+            "ALTER TABLE t ALTER n TYPE int8; ALTER TABLE t RENAME TO moved; INSERT INTO moved VALUES (4, 'after', 4)",
         )
         .await;
-    assert_equal(&db, "both").await;
-    db.pg.execute("UPDATE both SET n = n + 5000000000").await;
-    assert_settled_equal(&db, &["both"]).await;
+    assert_equal(&db, "moved").await;
+    db.pg.execute("UPDATE moved SET n = n + 5000000000").await;
+    assert_settled_equal(&db, &["moved"]).await;
     let left =
         "SELECT groupArray(name) FROM system.tables WHERE database = currentDatabase() AND name IN ('t', 't_current')";
     assert_eq!(db.ch.query(left).await, "[]");
     assert_eq!(daemon.sigterm(super::STOP).await.code(), Some(0));
     daemon.start();
     daemon.wait_ready().await;
-    db.pg.execute("DELETE FROM both WHERE id = 1").await;
-    assert_settled_equal(&db, &["both"]).await;
+    db.pg.execute("DELETE FROM moved WHERE id = 1").await;
+    assert_settled_equal(&db, &["moved"]).await;
     drop(daemon);
     db.cleanup().await;
 }
