@@ -2,10 +2,12 @@
 //! beside them.
 //!
 //! In the order of the data: [`table`] lays a source's table onto a target, [`batch`] turns changes
-//! into rows of a [`block`], whose [`column`]s parse PostgreSQL's [`text`] forms
-//! and lay a [`mask`] over what is not to be seen; [`toast`] completes rows that lack values; [`insert`] sends blocks; [`landing`] finds the rows that ClickHouse does
-//! not take, and [`dead_letters`] keeps them; [`sink`] is the lane that drives all of this and keeps
-//! the [`ledger`] of what is durable. [`state`] is what survives.
+//! into rows of a [`block`], whose [`column`]s parse PostgreSQL's [`text`] forms and lay a [`mask`]
+//! over what is not to be seen; [`toast`] completes rows that lack values; [`insert`] sends blocks;
+//! [`landing`] finds the rows that ClickHouse does not take, and [`dead_letters`] keeps them;
+//! [`sink`] is the lane that drives all of this and keeps the [`ledger`] of what is durable.
+//! [`evolve`] decides what a change of a table's shape means, and [`reshape`] does that to its
+//! target. [`state`] is what survives, and [`requests`] is what operators ask for.
 
 pub mod batch;
 pub mod block;

@@ -1,4 +1,4 @@
-//! The slot and the publication: what the server keeps for us, and whether it still fits what is
+//! The slot: what the server keeps for us, and whether it and the publication still fit what is
 //! stored.
 //!
 //! PostgreSQL skips in silence what a client has missed: a slot that was advanced, dropped and

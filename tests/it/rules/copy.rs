@@ -126,23 +126,23 @@ async fn a_policy_that_hides_rows_stops_the_table_and_is_named() {
     db.cleanup().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_from_before_a_table_was_adopted_leaves_its_copied_rows_alone() {
-    let db = TestDb::new("before_feed").await;
+/// Replays `history`, which comes before the adoption of its table, once that is copied and `later` has been done.
+async fn replay_from_before_the_adoption(label: &str, history: &[&str], later: &str) {
+    let db = TestDb::new(label).await;
     db.pg.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)").await;
     publish_all(&db).await;
     let mut daemon = Daemon::spawn(&db, "[source]\nexclude = [\"public.t\"]");
     daemon.wait_ready().await;
     let past = Past::begin(&db).await;
-    // A rewrite streams nothing: the stream carries values that the table does not have any more.
-    db.pg.execute("INSERT INTO t VALUES (1, 'streamed'), (2, 'streamed')").await;
-    db.pg.execute("ALTER TABLE t ALTER v TYPE text USING upper(v)").await;
+    for statement in history {
+        db.pg.execute(statement).await;
+    }
     settled(&db).await;
     daemon.sigterm(Duration::from_secs(20)).await;
     let mut daemon = Daemon::spawn(&db, "");
     daemon.wait_ready().await;
     assert_settled_equal(&db, &["t"]).await;
-    db.pg.execute("UPDATE t SET v = 'later' WHERE id = 2").await;
+    db.pg.execute(later).await;
     assert_settled_equal(&db, &["t"]).await;
     daemon.sigterm(Duration::from_secs(20)).await;
     past.restore(&db, None).await;
@@ -154,25 +154,15 @@ async fn a_replay_from_before_a_table_was_adopted_leaves_its_copied_rows_alone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replay_from_before_a_table_was_adopted_leaves_its_copied_rows_alone() {
+    // A rewrite streams nothing: the stream carries values that the table does not have any more.
+    let history =
+        ["INSERT INTO t VALUES (1, 'streamed'), (2, 'streamed')", "ALTER TABLE t ALTER v TYPE text USING upper(v)"];
+    replay_from_before_the_adoption("before_feed", &history, "UPDATE t SET v = 'later' WHERE id = 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_truncate_from_before_a_table_was_adopted_takes_nothing_of_it() {
-    let db = TestDb::new("before_feed_truncate").await;
-    db.pg.execute("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE other (id int PRIMARY KEY)").await;
-    publish_all(&db).await;
-    let mut daemon = Daemon::spawn(&db, "[source]\nexclude = [\"public.t\"]");
-    daemon.wait_ready().await;
-    let past = Past::begin(&db).await;
-    db.pg.execute("TRUNCATE t").await;
-    db.pg.execute("INSERT INTO t VALUES (1, 'copied')").await;
-    settled(&db).await;
-    daemon.sigterm(Duration::from_secs(20)).await;
-    let mut daemon = Daemon::spawn(&db, "");
-    daemon.wait_ready().await;
-    assert_settled_equal(&db, &["t"]).await;
-    daemon.sigterm(Duration::from_secs(20)).await;
-    past.restore(&db, None).await;
-    daemon.start();
-    db.pg.execute("INSERT INTO other VALUES (1)").await;
-    assert_settled_equal(&db, &["t", "other"]).await;
-    drop(daemon);
-    db.cleanup().await;
+    let history = ["TRUNCATE t", "INSERT INTO t VALUES (1, 'copied')"];
+    replay_from_before_the_adoption("before_feed_truncate", &history, "INSERT INTO t VALUES (2, 'later')").await;
 }
