@@ -2,6 +2,7 @@
 
 use super::{
     block::ColumnSpec,
+    changelog::{self, LogOp, OP_COLUMN, ORDINAL_COLUMN},
     retrying,
     table::{IS_DELETED, TableSpec, VERSION},
     text::DateTimeRange,
@@ -112,7 +113,7 @@ pub async fn taken(client: &Client, slot: &str, spec: &TableSpec) -> Result<Opti
     // Numbers and a String, none of them Nullable: that is what the client is told to expect.
     let sql = "WITH (SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = {name: String}) AS tables, \
                (SELECT count() FROM system.columns WHERE database = currentDatabase() AND table = {name: String} \
-                AND name IN ('_version', '_is_deleted')) AS own \
+                AND name IN ('_version', '_is_deleted', '_ordinal')) AS own \
                SELECT ifNull(tables > 0 AND own < 2, 0) AS foreign, \
                ifNull((SELECT count() > 0 FROM system.tables WHERE database = currentDatabase() AND name = {view: String} \
                 AND engine != 'View'), 0) AS foreign_view, \
@@ -157,6 +158,10 @@ pub async fn refused(client: &Client, spec: &TableSpec) -> Result<Option<String>
         }
         Err(error) => return Err(error),
     }
+    // An entry of a log never changes its values.
+    if spec.changelog {
+        return Ok(None);
+    }
     let sql = "SELECT name FROM system.columns WHERE database = currentDatabase() AND table = {name: String} \
                AND is_in_partition_key AND NOT is_in_sorting_key";
     let foreign = || client.query_raw(sql).param("name", &spec.target).fetch_all::<String>();
@@ -184,12 +189,17 @@ fn create_table(spec: &TableSpec) -> String {
     let columns: Vec<String> = columns.map(|(name, ty)| format!("{} {ty}", quote::clickhouse(&name))).collect();
     let key: Vec<String> = spec.key.iter().map(|&index| quote::clickhouse(&spec.columns[index].name)).collect();
     let partition = spec.choices.partition_by.as_ref().map(|by| format!("PARTITION BY {by} ")).unwrap_or_default();
+    let (own, engine, key) = if spec.changelog {
+        let own = format!("{VERSION} UInt128, {ORDINAL_COLUMN} UInt64, {OP_COLUMN} {}", LogOp::column_type());
+        (own, "ReplacingMergeTree".to_owned(), format!("{VERSION}, {ORDINAL_COLUMN}"))
+    } else {
+        let engine = format!("ReplacingMergeTree({VERSION}, {IS_DELETED})");
+        (format!("{VERSION} UInt128, {IS_DELETED} UInt8"), engine, key.join(", "))
+    };
     format!(
-        "CREATE TABLE {} ({}, {VERSION} UInt128, {IS_DELETED} UInt8) \
-         ENGINE = ReplacingMergeTree({VERSION}, {IS_DELETED}) {partition}ORDER BY ({}) SETTINGS {}",
+        "CREATE TABLE {} ({}, {own}) ENGINE = {engine} {partition}ORDER BY ({key}) SETTINGS {}",
         quote::clickhouse(&spec.target),
         columns.join(", "),
-        key.join(", "),
         settings(spec),
     )
 }
@@ -213,11 +223,14 @@ fn settings(spec: &TableSpec) -> String {
 
 /// The statement for the view of a target's current rows.
 pub fn create_view(spec: &TableSpec) -> String {
+    let create = format!("CREATE OR REPLACE VIEW {}", quote::clickhouse(&spec.view()));
+    if spec.changelog {
+        return format!("{create} AS {}", changelog::current(spec));
+    }
     let columns = spec.columns.iter().flat_map(ColumnSpec::native);
     let columns: Vec<String> = columns.map(|(name, _)| quote::clickhouse(&name)).collect();
     format!(
-        "CREATE OR REPLACE VIEW {} AS SELECT {} FROM {} FINAL WHERE {IS_DELETED} = 0",
-        quote::clickhouse(&spec.view()),
+        "{create} AS SELECT {} FROM {} FINAL WHERE {IS_DELETED} = 0",
         columns.join(", "),
         quote::clickhouse(&spec.target),
     )

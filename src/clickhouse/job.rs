@@ -16,7 +16,7 @@ use clickhouse::Client;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// How long a statement may take that has work to do in every part of a table.
-pub(super) const MUTATION_PATIENCE: Duration = Duration::from_secs(1800);
+pub(crate) const MUTATION_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What every job needs.
 pub struct Shared {

@@ -273,11 +273,13 @@ impl Sink {
                 continue;
             }
             touched.insert(index);
-            let taken = match self.take(index, &transaction, data, change, version) {
+            let ordinal = self.entries[index].as_mut().map_or(0, |entry| entry.ordinal(version));
+            let at = At { version, ordinal, xid: transaction.xid, time: transaction.time };
+            let taken = match self.take(index, data, change, at) {
                 Err(CellError::Value { column, error: ValueError::Null }) => {
                     self.loosen(index, &column, version).await?;
                     let frozen = self.entries[index].as_ref().is_none_or(|entry| entry.frozen);
-                    if frozen { Ok(()) } else { self.take(index, &transaction, data, change, version) }
+                    if frozen { Ok(()) } else { self.take(index, data, change, at) }
                 }
                 taken => taken,
             };
@@ -288,18 +290,10 @@ impl Sink {
         Ok(())
     }
 
-    fn take(
-        &mut self,
-        index: usize,
-        transaction: &Transaction,
-        data: &[u8],
-        change: &Change,
-        version: Version,
-    ) -> Result<(), CellError> {
+    fn take(&mut self, index: usize, data: &[u8], change: &Change, at: At) -> Result<(), CellError> {
         let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
         entry.received.increment(1);
         let row = self.ledger.row();
-        let at = At { version, xid: transaction.xid, time: transaction.time };
         if Self::add(entry, &mut self.ledger, data, change, at, row)? == Outcome::NeedsKeys {
             // What is in the batch must be in ClickHouse before a lookup can find it there.
             entry.keyed = true;
@@ -319,11 +313,13 @@ impl Sink {
         at: At,
         row: u64,
     ) -> Result<Outcome, CellError> {
-        let Some(plan) = &entry.plan else { return Err(CellError::protocol()) };
-        let spec = &entry.table.spec;
-        let batch = entry.batch.get_or_insert_with(|| {
+        let Entry { plan: Some(plan), table, batch: open, keyed, .. } = entry else {
+            return Err(CellError::protocol());
+        };
+        let spec = &table.spec;
+        let batch = open.get_or_insert_with(|| {
             ledger.open(row);
-            Batch::new(&entry.table, entry.keyed, row, at.time)
+            Batch::new(table, *keyed, row, at.time)
         });
         // The assembler has checked every tuple of the group.
         let tuple = |span: crate::event::Span| Tuple::parse(span.bytes(data)).map(|(tuple, _)| tuple);
@@ -343,7 +339,7 @@ impl Sink {
         if batch.rows() == 0 {
             // Opened for a change that it did not take.
             ledger.close(batch.first_row);
-            entry.batch = None;
+            *open = None;
         }
         outcome
     }
@@ -365,11 +361,23 @@ impl Sink {
         let version = Version::new(self.epoch, transaction.commit, record);
         let routes: Vec<Route> = relations.iter().filter_map(|oid| self.routes.get(oid).copied()).collect();
         for index in routes.into_iter().flat_map(Route::members) {
-            self.seal(index);
             let Some(entry) = self.entries[index].as_mut().filter(|entry| !entry.frozen) else { continue };
             if !entry.feed.takes(version) {
                 continue;
             }
+            if entry.table.spec.changelog {
+                let at = At { version, ordinal: entry.ordinal(version), xid: transaction.xid, time: transaction.time };
+                let (row, ledger) = (self.ledger.row(), &mut self.ledger);
+                let batch = entry.batch.get_or_insert_with(|| {
+                    ledger.open(row);
+                    Batch::new(&entry.table, false, row, at.time)
+                });
+                batch.log_truncate(at);
+                self.open.insert(index);
+                continue;
+            }
+            self.seal(index);
+            let Some(entry) = self.entries[index].as_mut() else { continue };
             entry.feed.floor = version;
             let row = self.ledger.row();
             self.ledger.open(row);

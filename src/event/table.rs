@@ -56,6 +56,9 @@ pub enum KeyKind {
     Index,
     /// The primary key, under REPLICA IDENTITY FULL.
     FullWithPrimaryKey,
+    /// There is none. Under REPLICA IDENTITY FULL old rows come whole, so the table can be had as a
+    /// log of its changes.
+    FullWithoutKey,
 }
 
 /// A column of a [`SourceTable`].

@@ -266,7 +266,7 @@ async fn stream(
     let copier = Copier::new(
         Arc::clone(&shared),
         source.clone(),
-        source.snapshot.workers,
+        epoch,
         (budget / 8 / source.snapshot.workers).min(config.batch.max_bytes.as_usize()),
     );
     let tables = Tables::new(

@@ -265,6 +265,7 @@ impl Tables {
                 return Ok(());
             }
             Err(CopyError::Sql(error)) if error.kind() == Kind::Definite => error.to_string(),
+            Err(CopyError::Replication(error)) if error.kind() == Kind::Definite => error.to_string(),
             Err(CopyError::Lane(Failure::Table(reason))) => reason,
             Err(error @ CopyError::Cell(_)) => error.to_string(),
             Err(error) => return Err(error.into()),

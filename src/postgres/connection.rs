@@ -10,7 +10,7 @@
 //! functions of this very session, and a role or a database may have other defaults.
 
 use super::wire::{self, WireError};
-use crate::retry::Kind;
+use crate::{event::Lsn, retry::Kind};
 use bytes::{Buf, BytesMut};
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::{
@@ -217,6 +217,23 @@ impl ReplicationConnection {
     pub async fn command(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {
         let endpoint = self.endpoint.clone();
         within(doing, &endpoint, COMMAND_TIMEOUT, self.rows(doing, command)).await
+    }
+
+    /// Makes a temporary slot, and returns its consistent point and the name of the snapshot that it
+    /// exports: what commits before that point is visible in it, and nothing else. Both the slot and the
+    /// name are there until the next command. It waits for all transactions that are open, without
+    /// bound.
+    pub async fn export_snapshot(&mut self, slot: &str) -> Result<(Lsn, String), ConnectionError> {
+        // The one spelling that all supported versions know.
+        let command = format!(
+            "CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT",
+            crate::quote::postgres(slot)
+        );
+        let rows = self.rows("to export a snapshot", &command).await?;
+        let mut fields = rows.into_iter().next().unwrap_or_default().into_iter().skip(1);
+        let position = fields.next().flatten().and_then(|position| position.parse().ok());
+        let exported = position.zip(fields.next().flatten());
+        exported.ok_or(ConnectionError::Protocol("an answer to CREATE_REPLICATION_SLOT that is not one"))
     }
 
     async fn rows(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {

@@ -7,7 +7,7 @@ use crate::{
         job::Job,
         table::{Feed, Plan, Table},
     },
-    event::Lsn,
+    event::{Lsn, Version},
     telemetry::names,
 };
 use metrics::Counter;
@@ -56,6 +56,8 @@ pub(super) struct Entry {
     /// The position of the last look at the catalog.
     pub(super) looked_at: Lsn,
     pub(super) received: Counter,
+    /// The record of the last entry of a changelog, and that entry's number in it.
+    last: (Version, u64),
 }
 
 impl Entry {
@@ -81,7 +83,17 @@ impl Entry {
             fresh,
             looked_at: Lsn::ZERO,
             received,
+            last: (Version::COPY, 0),
         }
+    }
+
+    /// The number of the next change's first entry in a changelog: an update has two entries, and a
+    /// record may have many changes.
+    pub(super) fn ordinal(&mut self, version: Version) -> u64 {
+        if self.table.spec.changelog {
+            self.last = if self.last.0 == version { (version, self.last.1 + 2) } else { (version, 0) };
+        }
+        self.last.1
     }
 
     pub(super) fn push(&mut self, job: Job) {
