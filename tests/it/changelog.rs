@@ -115,22 +115,25 @@ async fn a_replay_writes_the_same_entries() {
 async fn the_copy_and_the_stream_meet_at_one_moment() {
     let db = TestDb::new("log_moment").await;
     keyless(&db, "t", "id int, v text").await;
-    db.pg.execute("INSERT INTO t SELECT i % 50, 'copied' FROM generate_series(1, 60000) i").await;
-    let (before, after) = (db.pg.connect().await.unwrap(), db.pg.connect().await.unwrap());
-    before.batch_execute("BEGIN; INSERT INTO t VALUES (1, 'open before'), (1, 'open before')").await.unwrap();
-    let mut daemon = Daemon::spawn(&db, "");
-    // The snapshot waits for it, and the publication too.
+    several_chunks(&db, "t", "v").await;
+    let open = db.pg.connect().await.unwrap();
+    open.batch_execute("BEGIN; INSERT INTO t VALUES (1, 'open before'), (1, 'open before')").await.unwrap();
+    let mut daemon = Daemon::spawn(&db, "[source.snapshot]\nworkers = 1");
+    // The publication waits for it, and the snapshot after it.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    before.batch_execute("UPDATE t SET v = 'moved' WHERE id = 2; COMMIT").await.unwrap();
-    for round in 0..200 {
-        let id = round % 50;
-        after
-            .batch_execute(&format!(
-                "BEGIN; DELETE FROM t WHERE ctid IN (SELECT ctid FROM t WHERE id = {id} LIMIT 5);
-                 INSERT INTO t VALUES ({id}, 'new'), ({id}, 'new'); COMMIT"
-            ))
-            .await
-            .unwrap();
+    open.batch_execute("UPDATE t SET v = 'moved' WHERE id = 2; COMMIT").await.unwrap();
+    let (mut id, mut status) = (0, String::new());
+    while !status.contains("streaming") {
+        // In blocks that are copied last, and in new ones.
+        open.batch_execute(&format!(
+            "BEGIN; DELETE FROM t WHERE ctid IN (SELECT ctid FROM t WHERE id = {id} ORDER BY ctid DESC LIMIT 5);
+             UPDATE t SET v = 'new' WHERE ctid IN (SELECT ctid FROM t WHERE id = {id} ORDER BY ctid DESC LIMIT 2);
+             INSERT INTO t VALUES ({id}, 'new'), ({id}, 'new'); COMMIT"
+        ))
+        .await
+        .unwrap();
+        id = (id + 1) % 9;
+        status = db.ch.try_query("SELECT status FROM _tables FINAL").await.unwrap_or_default();
     }
     daemon.wait_ready().await;
     assert_settled_equal(&db, &["t"]).await;
@@ -138,14 +141,18 @@ async fn the_copy_and_the_stream_meet_at_one_moment() {
     db.cleanup().await;
 }
 
+/// Rows of a block each, so that there are several chunks with little data.
+async fn several_chunks(db: &TestDb, table: &str, column: &str) {
+    let storage = format!("ALTER TABLE {table} ALTER {column} SET STORAGE PLAIN");
+    let rows = "SELECT i % 9, repeat('p', 7000) FROM generate_series(1, 13000) i";
+    db.pg.execute(&format!("{storage}; INSERT INTO {table} {rows}")).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_was_cut_short_begins_anew_and_counts_once() {
     let db = TestDb::new("log_cut").await;
     keyless(&db, "t", "id int, pad text").await;
-    // Rows of a block each, so that there are several chunks with little data.
-    db.pg
-        .execute("ALTER TABLE t ALTER pad SET STORAGE PLAIN; INSERT INTO t SELECT i % 9, repeat('p', 7000) FROM generate_series(1, 13000) i")
-        .await;
+    several_chunks(&db, "t", "pad").await;
     let mut daemon = Daemon::spawn(&db, "[source.snapshot]\nworkers = 1");
     for _ in 0..2 {
         eventually(Duration::from_secs(60), async || {
