@@ -108,32 +108,54 @@ pub async fn name(client: &Client, uuid: &str) -> Result<Option<String>, Error> 
     retrying("look for a target", || client.query_raw(sql).param("uuid", uuid).fetch_optional::<String>()).await
 }
 
-/// Why the names of a target and its view can not be used, if so: [`create`] would drop what is there.
-pub async fn taken(client: &Client, slot: &str, spec: &TableSpec) -> Result<Option<String>, Error> {
-    // Numbers and a String, none of them Nullable: that is what the client is told to expect.
-    let sql = "WITH (SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = {name: String}) AS tables, \
-               (SELECT count() FROM system.columns WHERE database = currentDatabase() AND table = {name: String} \
-                AND name IN ('_version', '_is_deleted', '_ordinal')) AS own \
-               SELECT ifNull(tables > 0 AND own < 2, 0) AS foreign, \
-               ifNull((SELECT count() > 0 FROM system.tables WHERE database = currentDatabase() AND name = {view: String} \
-                AND engine != 'View'), 0) AS foreign_view, \
-               ifNull((SELECT max(slot) FROM _tables WHERE target = {name: String} AND slot != {slot: String}), '') AS other";
-    let (target, view) = (&spec.target, spec.view());
-    let look = || {
-        let query = client.query_raw(sql).param("name", target).param("view", &view).param("slot", slot);
-        query.fetch_one::<(u8, u8, String)>()
-    };
-    let (foreign, foreign_view, other) = retrying("look at a target", look).await?;
-    let foreign = [(foreign, target), (foreign_view, &view)].into_iter().find(|(is, _)| *is != 0).map(|(_, name)| name);
-    Ok(if let Some(name) = foreign {
-        Some(format!(
-            "ClickHouse has a table {name} that is not walhouse's: rename that one, or choose another database"
-        ))
-    } else if !other.is_empty() {
+/// Tables in the database that have names which are wanted.
+#[derive(Debug, Default)]
+pub struct Present {
+    tables: HashMap<String, PresentTable>,
+    /// Targets of other slots, with the slot.
+    others: HashMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PresentTable {
+    is_view: bool,
+    /// Whether it has the columns of a target.
+    is_target: bool,
+}
+
+impl Present {
+    /// Why the names of a target and its view can not be used, if so: [`create`] would drop what is
+    /// there.
+    pub fn taken(&self, spec: &TableSpec) -> Option<String> {
+        let (target, view) = (&spec.target, spec.view());
+        let foreign_table = self.tables.get(target).is_some_and(|table| !table.is_target);
+        let foreign_view = self.tables.get(&view).is_some_and(|table| !table.is_view);
+        let foreign = [(foreign_table, target), (foreign_view, &view)].into_iter().find(|(is, _)| *is);
+        if let Some((_, name)) = foreign {
+            return Some(format!(
+                "ClickHouse has a table {name} that is not walhouse's: rename that one, or choose another database"
+            ));
+        }
+        let other = self.others.get(target)?;
         Some(format!("the table {target} in ClickHouse belongs to the slot {other}: choose another database"))
-    } else {
-        None
-    })
+    }
+}
+
+/// What there is under the names of these targets and their views: one question for all of them.
+pub async fn present(client: &Client, slot: &str, specs: &[&TableSpec]) -> Result<Present, Error> {
+    let names: Vec<String> = specs.iter().flat_map(|spec| [spec.target.clone(), spec.view()]).collect();
+    let tables = "SELECT t.name, t.engine = 'View', c.own >= 2 FROM system.tables t LEFT JOIN \
+         (SELECT table, count() AS own FROM system.columns WHERE database = currentDatabase() AND table IN {names: Array(String)} \
+          AND name IN ('_version', '_is_deleted', '_ordinal') GROUP BY table) c ON c.table = t.name \
+         WHERE t.database = currentDatabase() AND t.name IN {names: Array(String)} SETTINGS join_use_nulls = 0";
+    let tables = || client.query_raw(tables).param("names", &names).fetch_all::<(String, u8, u8)>();
+    let others = "SELECT target, max(slot) FROM _tables WHERE target IN {names: Array(String)} AND slot != {slot: String} \
+         GROUP BY target";
+    let others = || client.query_raw(others).param("names", &names).param("slot", slot).fetch_all::<(String, String)>();
+    let tables = retrying("look at targets", tables).await?.into_iter();
+    let table = |(name, is_view, is_target)| (name, PresentTable { is_view: is_view != 0, is_target: is_target != 0 });
+    let others = retrying("look at targets", others).await?.into_iter().collect();
+    Ok(Present { tables: tables.map(table).collect(), others })
 }
 
 /// The UUID of a target, if it exists.
