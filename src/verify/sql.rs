@@ -177,4 +177,16 @@ mod tests {
             &["md5(concat(concat(CASE WHEN c0 IS", ", concat(CASE WHEN c90 IS", ", concat(CASE WHEN c180 IS"],
         );
     }
+
+    #[test]
+    fn what_is_asked_of_1600_columns_fits_into_a_target_list() {
+        let columns: Vec<_> = (0..1600).map(|i| ColumnPair::new(format!("n{i}"), Rendering::Integer)).collect();
+        let table = TablePair { key: vec!["n0".into()], columns, ..table() };
+        let key = table.key_columns().unwrap();
+        let sql = PostgresSql::new(&table, &key, UTF8).rows(&Rows::KeyHashes(&[1]), Detail::Values);
+        let (_, rendered) = sql.split_once("FROM (SELECT CASE").unwrap();
+        let (rendered, _) = rendered.split_once(" FROM ONLY ").unwrap();
+        // PostgreSQL takes 1,664.
+        assert_eq!(rendered.matches(" AS ").count(), 1604);
+    }
 }

@@ -432,6 +432,11 @@ async fn a_wide_table_is_compared_whole() {
     let table = pair("wide", &["c599"], &columns.iter().map(|c| (c.as_str(), Rendering::Integer)).collect::<Vec<_>>());
     let report = sides.verify(&table).await;
     assert!(report.checksum_equal, "{report:?}");
+    sides.target("INSERT INTO wide SELECT * REPLACE (-1 AS c234, 2 AS _version) FROM wide WHERE c599 = 3").await;
+    let asked = Options { show_values: true, ..options() };
+    let report = sides.try_verify(&table, asked, &arrived).await.unwrap();
+    assert_eq!(found(&report), [("c599=3".to_owned(), Difference::Different)]);
+    assert_eq!(report.differing[0].columns, ["c234"]);
     sides.cleanup().await;
 }
 
