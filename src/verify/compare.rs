@@ -128,6 +128,11 @@ impl Look {
         if postgres.hashes.is_empty() && clickhouse.hashes.is_empty() {
             return None;
         }
+        if table.log.is_some() {
+            let values = if postgres.values.is_empty() { clickhouse.values } else { postgres.values };
+            let counts = [pair.postgres, pair.clickhouse].map(|seen| seen.sum);
+            return Some(KeyDifference::of_row(table, key, values, pair.difference(), counts));
+        }
         let mut named = KeyDifference::new(&table.key, key, pair.difference(), postgres.source_key);
         if named.difference != Difference::Different {
             return Some(named);
@@ -270,6 +275,7 @@ mod tests {
             name: "t".into(),
             target: "t".into(),
             key: vec!["id".into()],
+            log: None,
             columns: ["id", "v"].map(|name| ColumnPair::new(name, Rendering::Integer)).into(),
             filter: None,
         }

@@ -213,7 +213,8 @@ impl<C: Checkpoint> Verifier<'_, C> {
     ) -> Result<u32, Error> {
         // 0 and -0 are one key and two values, so floats can not be looked up by their text.
         let floats = key.iter().any(|column| column.kind.is_float());
-        let mut lookup = if floats { Lookup::Hashes } else { Lookup::Keys };
+        let by_hash = floats || table.log.is_some();
+        let mut lookup = if by_hash { Lookup::Hashes } else { Lookup::Keys };
         let mut round = 1;
         while candidates.open_count() > 0 && round < self.options.max_rounds {
             tokio::time::sleep(self.options.pause).await;

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt::Write as _};
 
 use serde::Serialize;
 
-use super::sql::SHOWN_CHARS;
+use super::{sql::SHOWN_CHARS, table::TablePair};
 
 /// A key longer than this is cut where people read it.
 const KEY_CHARS: usize = 200;
@@ -97,6 +97,28 @@ impl KeyDifference {
         let parts: Vec<_> = names.iter().zip(key).map(|(name, part)| format!("{name}={part}")).collect();
         let (columns, values) = (Vec::new(), Vec::new());
         Self { key: parts.join(", "), difference, columns, values, dead_letter: None, source_key }
+    }
+
+    /// A row of a table without a key, which is there so many times on each side. It is named by its
+    /// hash, or by the beginning of its values if those were asked for.
+    pub(super) fn of_row(
+        table: &TablePair,
+        hash: &[String],
+        values: Vec<Option<String>>,
+        difference: Difference,
+        counts: [i64; 2],
+    ) -> Self {
+        let hash = format!("row {}", hash.concat());
+        let values: Vec<String> = table
+            .columns
+            .iter()
+            .zip(values)
+            .map(|(column, value)| format!("{}={}", column.name, value.as_deref().map_or("NULL", cut)))
+            .collect();
+        let key = if values.is_empty() { hash } else { format!("{hash} ({})", values.join(", ")) };
+        let [postgres, clickhouse] = counts.map(|count| Some(count.to_string()));
+        let values = vec![ValueDifference { column: "rows".to_owned(), postgres, clickhouse }];
+        Self { key, difference, columns: Vec::new(), values, dead_letter: None, source_key: Vec::new() }
     }
 
     fn phrase(&self) -> String {
@@ -210,6 +232,11 @@ fn render_keys(text: &mut String, report: &TableReport) {
     if rest > 0 {
         let _ = writeln!(text, "     and {rest} more");
     }
+}
+
+/// The first characters of a value.
+fn cut(text: &str) -> &str {
+    text.char_indices().nth(SHOWN_CHARS).map_or(text, |(end, _)| &text[..end])
 }
 
 /// A terminal is no place for what a key may hold.

@@ -56,6 +56,7 @@ mod tests {
             name: "order".into(),
             target: "my_order".into(),
             key: vec!["id".into(), "at`".into()],
+            log: None,
             columns: vec![
                 column("note", Rendering::Text),
                 column("at`", Rendering::Float8),

@@ -54,6 +54,43 @@ async fn rows_that_are_alike_are_kept_apart_and_counted() {
     assert_settled_equal(&db, &["t"]).await;
     let check = walhouse(daemon.config(), &["check"]).await;
     assert_eq!(check.code, Some(0), "{check:?}");
+    assert!(check.stdout.contains("has no key: ClickHouse gets a log of its changes"), "{check:?}");
+    let verify = walhouse(daemon.config(), &["verify"]).await;
+    assert_eq!(verify.code, Some(0), "{verify:?}");
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_counts_rows_and_shows_no_value_unless_asked() {
+    let db = TestDb::new("log_verify").await;
+    keyless(&db, "t", "id int, v text, big bytea").await;
+    db.pg
+        .execute("INSERT INTO t SELECT i % 5, 'canary', decode(repeat('ab', 3000), 'hex') FROM generate_series(1, 1000) i; INSERT INTO t VALUES (7, 'alone', NULL)")
+        .await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    assert_settled_equal(&db, &["t"]).await;
+    // One row once more, one that is missing, one that PostgreSQL never had.
+    let version = "toUInt128('340282366920938463463374607431768211455')";
+    db.ch
+        .query(&format!("INSERT INTO t SELECT id, v, big, {version}, 1, 'insert' FROM t_current WHERE id = 3 LIMIT 1;"))
+        .await;
+    db.ch.query(&format!("INSERT INTO t VALUES (7, 'alone', NULL, {version}, 2, 'delete'), (8, 'canary', NULL, {version}, 3, 'insert')")).await;
+    let verify = walhouse(daemon.config(), &["verify"]).await;
+    assert_eq!(verify.code, Some(1), "{verify:?}");
+    for part in [
+        "3 keys differ",
+        "rows: \"200\" in PostgreSQL, \"201\" in ClickHouse",
+        ": missing in ClickHouse",
+        ": extra in ClickHouse",
+    ] {
+        assert!(verify.stdout.contains(part), "{part}: {verify:?}");
+    }
+    assert!(!verify.stdout.contains("canary") && !verify.stdout.contains("alone"), "{verify:?}");
+    let shown = walhouse(daemon.config(), &["verify", "--show-values"]).await;
+    assert!(shown.stdout.contains("(id=7, v=alone, big=NULL): missing in ClickHouse"), "{shown:?}");
+    assert!(shown.stdout.contains("(id=3, v=canary, big="), "{shown:?}");
     drop(daemon);
     db.cleanup().await;
 }
@@ -262,6 +299,8 @@ async fn masks_filters_and_options_hold_for_a_log() {
     db.pg.execute("UPDATE t SET id = 6 WHERE id = -1").await;
     settled(&db).await;
     assert_eq!(stopped(&db).await.as_deref(), Ok(""));
+    let verify = walhouse(daemon.config(), &["verify"]).await;
+    assert_eq!(verify.code, Some(0), "{verify:?}");
     let rows = "SELECT groupArray((id, ifNull(toString(day), 'NULL'))) FROM (SELECT * FROM t_current ORDER BY ALL)";
     assert_eq!(db.ch.query(rows).await, "[(1,'2024-02-02'),(5,'NULL'),(6,'2024-01-01'),(6,'2024-01-01')]");
     let found = "SELECT count() FROM t WHERE positionUTF8(toString(tuple(*)), 'canary') > 0";

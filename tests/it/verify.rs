@@ -88,6 +88,7 @@ fn pair(name: &str, key: &[&str], columns: &[(&str, Rendering)]) -> TablePair {
         name: name.into(),
         target: name.into(),
         key: key.iter().map(|key| key.to_string()).collect(),
+        log: None,
         columns: columns.iter().map(|(name, kind)| ColumnPair::new(*name, *kind)).collect(),
         filter: None,
     }

@@ -4,6 +4,7 @@ use super::{Absence, masked};
 use crate::{
     clickhouse::{
         block::ColumnSpec,
+        changelog,
         mask::Mask,
         state::{TableRecord, TableStatus},
         table::TableSpec,
@@ -59,6 +60,7 @@ pub(super) fn of(
         name: spec.name.clone(),
         target: record.target.clone(),
         key: spec.key.iter().filter_map(|&index| spec.sources.get(index)).map(|key| key.name.clone()).collect(),
+        log: spec.changelog.then(|| changelog::current(&spec)),
         columns: spec.sources.iter().zip(spec.columns.iter()).map(column).collect(),
         filter: spec.filter.clone(),
     })

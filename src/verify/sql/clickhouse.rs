@@ -20,8 +20,9 @@ impl<'a> ClickHouseSql<'a> {
     /// `bucket Int64, rows UInt64, sum Int128`
     pub(in crate::verify) fn sums(&self, buckets: u32) -> String {
         format!(
-            "SELECT bitAnd(key_hash, toInt64({mask})) AS bucket, count() AS rows, sum(toInt128(row_hash)) AS sum FROM ({hashes}) GROUP BY bucket",
+            "SELECT bitAnd(key_hash, toInt64({mask})) AS bucket, count() AS rows, sum(toInt128({hash})) AS sum FROM ({hashes}) GROUP BY bucket",
             mask = buckets - 1,
+            hash = if self.table.log.is_some() { "key_hash" } else { "row_hash" },
             hashes = self.hashes(None, None),
         )
     }
@@ -38,9 +39,25 @@ impl<'a> ClickHouseSql<'a> {
             }
             Rows::KeyHashes(hashes) => (None, format!(" WHERE key_hash IN ({})", join(hashes, ", "))),
         };
+        if self.table.log.is_some() {
+            return self.counts(detail, &outer);
+        }
         format!(
             "SELECT key_hash, row_hash, mark, key_text, column_hashes, column_values FROM ({}){outer} ORDER BY key_hash, row_hash",
             self.hashes(Some(detail), inner.as_deref())
+        )
+    }
+
+    /// Of a table without a key, what [`rows`](Self::rows) has of others: the hash of a row stands for
+    /// its key, and how often it is there for its own hash. No version is left in the folded rows.
+    fn counts(&self, detail: Detail, outer: &str) -> String {
+        let inner = if detail == Detail::Values { Detail::Values } else { Detail::Row };
+        let columns = if detail == Detail::Row { "CAST([] AS Array(Int64))" } else { "[key_hash]" };
+        format!(
+            "SELECT key_hash, toInt64(count()) AS row_hash, toInt64(0) AS mark, [lower(leftPad(hex(key_hash), 16, '0'))] AS key_text, \
+             {columns} AS column_hashes, any(column_values) AS column_values FROM ({hashes}){outer} \
+             GROUP BY key_hash ORDER BY key_hash",
+            hashes = self.hashes(Some(inner), None),
         )
     }
 
@@ -49,11 +66,15 @@ impl<'a> ClickHouseSql<'a> {
         let field = |column: &ColumnPair| clickhouse_field(&clickhouse_text(column, self.table.is_key(column)));
         let key: Vec<_> = self.key.iter().map(|column| field(column)).collect();
         let row: Vec<_> = self.table.columns.iter().map(field).collect();
+        let extra = rows.map_or_else(String::new, |detail| self.extra(detail, &row));
+        if let Some(log) = &self.table.log {
+            // The key is the row.
+            return format!("SELECT {} AS key_hash{extra} FROM ({log}) AS walhouse_row", clickhouse_hash(&row));
+        }
         format!(
             "SELECT {key_hash} AS key_hash, {row_hash} AS row_hash{extra} FROM {target} AS walhouse_row FINAL WHERE walhouse_row._is_deleted = 0{condition}",
             key_hash = clickhouse_hash(&key),
             row_hash = clickhouse_hash(&row),
-            extra = rows.map_or_else(String::new, |detail| self.extra(detail, &row)),
             target = quote::clickhouse(&self.table.target),
             condition = condition.map(|c| format!(" AND {c}")).unwrap_or_default(),
         )
@@ -66,8 +87,12 @@ impl<'a> ClickHouseSql<'a> {
         };
         let hashes = &mut fields.iter().map(|field| clickhouse_hash(std::slice::from_ref(field)));
         let values = &mut self.table.columns.iter().map(clickhouse_value_shown);
+        let mark = match self.table.log {
+            None => "reinterpretAsInt64(sipHash64(walhouse_row._version))",
+            Some(_) => "toInt64(0)",
+        };
         format!(
-            ", reinterpretAsInt64(sipHash64(walhouse_row._version)) AS mark, {} AS key_text, {} AS column_hashes, {} AS column_values",
+            ", {mark} AS mark, {} AS key_text, {} AS column_hashes, {} AS column_values",
             array(true, "String", &mut self.key.iter().map(|column| clickhouse_shown(column))),
             array(detail != Detail::Row, "Int64", hashes),
             array(detail == Detail::Values, "Nullable(String)", values),

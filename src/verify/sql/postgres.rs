@@ -37,8 +37,9 @@ impl<'a> PostgresSql<'a> {
     /// `bucket int8, rows int8, sum text`
     pub(in crate::verify) fn sums(&self, buckets: u32) -> String {
         format!(
-            "SELECT key_hash & {mask} AS bucket, count(*) AS rows, sum(row_hash)::text AS sum FROM ({hashes}) AS hashes GROUP BY 1",
+            "SELECT key_hash & {mask} AS bucket, count(*) AS rows, sum({hash})::text AS sum FROM ({hashes}) AS hashes GROUP BY 1",
             mask = buckets - 1,
+            hash = if self.table.log.is_some() { "key_hash" } else { "row_hash" },
             hashes = self.hashes(None, None),
         )
     }
@@ -53,9 +54,25 @@ impl<'a> PostgresSql<'a> {
             Rows::Buckets { of, wanted } => (None, format!(" WHERE key_hash & {} IN ({})", of - 1, join(wanted, ", "))),
             Rows::KeyHashes(hashes) => (None, format!(" WHERE key_hash IN ({})", join(hashes, ", "))),
         };
+        if self.table.log.is_some() {
+            return self.counts(detail, &outer);
+        }
         format!(
             "SELECT key_hash, row_hash, mark, key_text, column_hashes, column_values, source_key FROM ({}) AS hashes{outer} ORDER BY 1, 2",
             self.hashes(Some(detail), inner.as_deref())
+        )
+    }
+
+    /// Of a table without a key, what [`rows`](Self::rows) has of others: the hash of a row stands for
+    /// its key, and how often it is there for its own hash.
+    fn counts(&self, detail: Detail, outer: &str) -> String {
+        let inner = if detail == Detail::Values { Detail::Values } else { Detail::Row };
+        let columns = if detail == Detail::Row { "NULL::bigint[]" } else { "ARRAY[key_hash]" };
+        format!(
+            "SELECT key_hash, count(*) AS row_hash, sum(mark)::bigint AS mark, ARRAY[lpad(to_hex(key_hash), 16, '0')] AS key_text, \
+             {columns} AS column_hashes, min(column_values) AS column_values, NULL::text[] AS source_key \
+             FROM ({hashes}) AS hashes{outer} GROUP BY key_hash ORDER BY 1, 2",
+            hashes = self.hashes(Some(inner), None),
         )
     }
 
@@ -83,7 +100,8 @@ impl<'a> PostgresSql<'a> {
         format!(
             "SELECT {key} AS key_hash, {row} AS row_hash{extra} FROM (SELECT {rendered} FROM {only}{schema}.{name} AS walhouse_row{filter} OFFSET 0) AS rendered OFFSET 0",
             key = self.hash(&key),
-            row = self.hash(&fields),
+            // The key is the row.
+            row = if self.table.log.is_some() { "0".to_owned() } else { self.hash(&fields) },
             rendered = rendered.join(", "),
             only = if self.source.partitioned { "" } else { "ONLY " },
             schema = quote::postgres(&self.table.schema),
