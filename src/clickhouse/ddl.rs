@@ -184,8 +184,9 @@ fn create_table(spec: &TableSpec) -> String {
     let columns: Vec<String> = columns.map(|(name, ty)| format!("{} {ty}", quote::clickhouse(&name))).collect();
     let key: Vec<String> = spec.key.iter().map(|&index| quote::clickhouse(&spec.columns[index].name)).collect();
     let partition = spec.choices.partition_by.as_ref().map(|by| format!("PARTITION BY {by} ")).unwrap_or_default();
+    // An attempt whose answer was lost may have created it.
     format!(
-        "CREATE TABLE {} ({}, {VERSION} UInt128, {IS_DELETED} UInt8) \
+        "CREATE TABLE IF NOT EXISTS {} ({}, {VERSION} UInt128, {IS_DELETED} UInt8) \
          ENGINE = ReplacingMergeTree({VERSION}, {IS_DELETED}) {partition}ORDER BY ({}) SETTINGS {}",
         quote::clickhouse(&spec.target),
         columns.join(", "),
