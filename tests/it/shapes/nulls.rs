@@ -147,3 +147,25 @@ async fn an_option_of_a_column_that_is_gone_stops_its_table_alone_until_it_is_co
         db.cleanup().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_takes_null_instead_does_so_when_nobody_asks_for_it_any_more() {
+    let (db, mut daemon) = replicated("null_kept", OPTION).await;
+    assert_eq!(daemon.sigterm(STOP).await.code(), Some(0));
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    db.pg.execute("ALTER TABLE t ADD COLUMN w int DEFAULT 9; INSERT INTO t VALUES (5, '2020-01-05', 'new')").await;
+    settled(&db).await;
+    db.pg
+        .execute("ALTER TABLE t RENAME d TO e; INSERT INTO t VALUES (6, '2020-01-06', 'new'), (7, 'infinity', 'lost')")
+        .await;
+    settled(&db).await;
+    let rows = "SELECT id, e, w FROM t_current ORDER BY id FORMAT CSV";
+    let expected = "1,\"2020-01-01\",9\n2,\\N,9\n3,\\N,9\n4,\"2020-01-04\",9\n5,\"2020-01-05\",9\n6,\"2020-01-06\",9";
+    shown(&db, rows, expected).await;
+    assert_eq!(stopped(&db).await.as_deref(), Ok(""));
+    assert_eq!(db.ch.query("SELECT JSONExtractString(key, 'id') FROM _dead_letters FINAL").await, "7");
+    assert_eq!(super::copies(&daemon).await, 0.0);
+    drop(daemon);
+    db.cleanup().await;
+}
