@@ -218,8 +218,9 @@ fn create_table(spec: &TableSpec) -> String {
         let engine = format!("ReplacingMergeTree({VERSION}, {IS_DELETED})");
         (format!("{VERSION} UInt128, {IS_DELETED} UInt8"), engine, key.join(", "))
     };
+    // An attempt whose answer was lost may have created it.
     format!(
-        "CREATE TABLE {} ({}, {own}) ENGINE = {engine} {partition}ORDER BY ({key}) SETTINGS {}",
+        "CREATE TABLE IF NOT EXISTS {} ({}, {own}) ENGINE = {engine} {partition}ORDER BY ({key}) SETTINGS {}",
         quote::clickhouse(&spec.target),
         columns.join(", "),
         settings(spec),

@@ -54,6 +54,15 @@ pub(super) async fn abandon(shared: &Shared, table: &Table, status: TableStatus)
     Ok(drop_fresh(&shared.client, &table.spec.target, &table.uuid).await?)
 }
 
+/// Gives up a fresh target that nobody feeds yet, and returns what is known of the table then.
+pub async fn discard(client: &Client, state: &State, record: TableRecord) -> Result<TableRecord, Error> {
+    let Some(fresh) = record.fresh.as_deref() else { return Ok(record) };
+    // Dropped while it is known: nobody would look for it after that.
+    drop_fresh(client, &fresh.target, &fresh.uuid).await?;
+    state.update_table(record.oid, |record| record.fresh = None).await?;
+    Ok(state.table(record.oid).await.unwrap_or(record))
+}
+
 /// Drops what is under this name if it is the table with this UUID: another one may have the name by
 /// now.
 async fn drop_fresh(client: &Client, name: &str, uuid: &str) -> Result<(), Error> {

@@ -125,9 +125,12 @@ impl Sink {
             _ => None,
         });
         let altering: String = altering.collect();
-        let is_taken = |name: &&str| present.iter().any(|n| n == name) || altering.contains(&quote::clickhouse(name));
-        let taken = steps.iter().filter_map(|step| step.new_name(new)).find(is_taken);
-        Ok(taken.map(|name| format!("its target has a column {name} already, which was dropped at the source")))
+        let is_taken = |name: &String| present.contains(name) || altering.contains(&quote::clickhouse(name));
+        let taken = steps.iter().flat_map(|step| step.new_names(new)).find(is_taken);
+        let taken = taken.map(|name| {
+            format!("its target has a column {name} already, which was dropped at the source or made in ClickHouse")
+        });
+        Ok(taken)
     }
 
     fn alter(
