@@ -335,3 +335,25 @@ async fn the_oldest_release_exports_its_snapshot() {
 async fn the_newest_release_exports_its_snapshot() {
     on_release("18").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_snapshot_is_lost_begins_anew() {
+    let db = TestDb::new("log_lost").await;
+    keyless(&db, "t", "id int, pad text").await;
+    several_chunks(&db, "t", "pad").await;
+    let mut daemon = Daemon::spawn(&db, "[source.snapshot]\nworkers = 1");
+    let keeper = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+         WHERE datname = current_database() AND application_name = 'walhouse copy' AND state = 'idle in transaction'
+             AND query LIKE '%pg_export_snapshot%'";
+    eventually(Duration::from_secs(60), async || {
+        let rows: u64 = db.ch.try_query("SELECT count() FROM t").await?.parse().unwrap_or(0);
+        if rows > 1 && db.pg.value(keeper).await == "1" { Ok(()) } else { Err(format!("{rows} rows")) }
+    })
+    .await;
+    db.pg.execute("DELETE FROM t WHERE id = 4").await;
+    daemon.wait_ready().await;
+    assert_settled_equal(&db, &["t"]).await;
+    assert!(daemon.log().contains("the snapshot was lost, or a heap was rewritten; copying the table again"));
+    drop(daemon);
+    db.cleanup().await;
+}
