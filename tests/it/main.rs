@@ -9,6 +9,7 @@
 mod commands;
 mod copy;
 mod crash;
+mod ddl_trigger;
 mod dead_letters;
 mod gap;
 mod hostile;
