@@ -1,7 +1,7 @@
 //! A trigger that fails, and users who have no part in it: their commands go on all the same.
 
 use super::{copies, replicated, understood};
-use crate::support::{Daemon, assert_equal, assert_settled_equal};
+use crate::support::{Daemon, assert_equal, assert_settled_equal, walhouse};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_does_not_fail_with_the_trigger() {
@@ -101,5 +101,36 @@ async fn a_role_without_the_key_goes_on_as_without_the_trigger() {
     assert_eq!(understood(&daemon).await, 2.0);
     drop(daemon);
     db.pg.execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await;
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_whether_it_is_there_and_whether_it_can_be_read() {
+    let (db, daemon) = replicated("ddl_check").await;
+    let said = async || {
+        let check = walhouse(daemon.config(), &["check"]).await;
+        assert_eq!(check.code, Some(0), "{check:?}");
+        check.stdout.lines().find(|line| line.contains("DDL trigger")).map(str::to_owned).expect("a line")
+    };
+    assert!(said().await.contains("installed: changes of shape"), "{}", said().await);
+    for (harm, what) in [
+        ("ALTER EVENT TRIGGER walhouse_ddl DISABLE", "it is disabled"),
+        (
+            "ALTER EVENT TRIGGER walhouse_ddl ENABLE; REFRESH MATERIALIZED VIEW walhouse.ddl_key WITH NO DATA",
+            "it has no key",
+        ),
+        ("DROP MATERIALIZED VIEW walhouse.ddl_key", "only a part"),
+        // As the page on operations has it.
+        (
+            "DROP EVENT TRIGGER walhouse_ddl; DROP EVENT TRIGGER walhouse_drop; DROP SCHEMA walhouse CASCADE",
+            "not installed",
+        ),
+    ] {
+        db.pg.execute(harm).await;
+        assert!(said().await.contains(what), "{what}: {}", said().await);
+    }
+    db.pg.execute("ALTER TABLE t ADD COLUMN w int DEFAULT 5; INSERT INTO t VALUES (4, 'after', 4, 4)").await;
+    assert_settled_equal(&db, &["t"]).await;
+    drop(daemon);
     db.cleanup().await;
 }
