@@ -327,7 +327,7 @@ impl Step {
         format!("{statement} SETTINGS alter_sync = 2, mutations_sync = 2")
     }
 
-    /// The names that it gives to columns which had another or none.
+    /// The names that it gives to columns of ClickHouse which had others or none.
     pub fn new_names(&self, new: &TableSpec) -> Vec<String> {
         match self {
             Self::Add { column, .. } => new.columns[*column].native().map(|(name, _)| name).collect(),

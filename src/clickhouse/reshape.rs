@@ -14,7 +14,7 @@ use super::{
     state::{Altering, State, TableRecord, TableStatus},
     table::{ANEW, Table, TableSpec},
 };
-use crate::{config::TableOptions, quote, retry::Kind};
+use crate::{config::TableOptions, event::Version, quote, retry::Kind};
 use clickhouse::{Client, error::Error};
 use std::collections::BTreeMap;
 
@@ -39,7 +39,10 @@ pub(super) async fn freeze(shared: &Shared, table: &Table, status: TableStatus) 
             record.status = status;
         }
     };
-    Ok(shared.state.update_target(table.spec.oid, &table.uuid, freeze).await?)
+    shared.state.update_target(table.spec.oid, &table.uuid, freeze).await?;
+    // A copy that is called for begins with the next look.
+    shared.look.notify_one();
+    Ok(())
 }
 
 /// Gives up a fresh target. What is frozen without it stays so, for the newer reason.
@@ -120,8 +123,12 @@ pub(super) async fn note(
     table: &Table,
     shape: String,
     heaps: BTreeMap<u32, u64>,
+    known_from: Version,
 ) -> Result<(), Failure> {
-    let noted = |record: &mut TableRecord| (record.shape, record.heaps) = (shape, heaps);
+    let noted = |record: &mut TableRecord| {
+        (record.shape, record.heaps) = (shape, heaps);
+        record.shaped_from = record.shaped_from.max(known_from);
+    };
     Ok(shared.state.update_target(table.spec.oid, &table.uuid, noted).await?)
 }
 

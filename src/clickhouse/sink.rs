@@ -14,6 +14,7 @@
 mod entry;
 mod queue;
 mod shape;
+mod told;
 
 pub use entry::Member;
 
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     event::{Change, Epoch, Event, Lsn, Op, Relation, SourceTable, Transaction, Tuple, Version},
-    lane::{Delivery, LaneReceiver},
+    lane::{DDL_PREFIX, Delivery, LaneReceiver},
     telemetry::names,
 };
 use entry::{Entry, Route, due};
@@ -116,6 +117,8 @@ pub struct Sink {
     position: Lsn,
     sealed_bytes: usize,
     draining: bool,
+    /// Targets that would have to stop as the source tells of them now, with the reason.
+    doubts: BTreeMap<usize, String>,
 }
 
 impl Sink {
@@ -149,6 +152,7 @@ impl Sink {
             position: start,
             sealed_bytes: 0,
             draining: false,
+            doubts: BTreeMap::new(),
         };
         known.into_iter().for_each(|member| sink.join(member));
         sink
@@ -219,9 +223,16 @@ impl Sink {
                 Event::Begin(transaction) => self.transaction = Some(*transaction),
                 Event::Change(change) => self.change(&delivery.data, change, &mut touched).await?,
                 Event::Truncate { record, relations } => self.truncate(*record, relations)?,
+                Event::Message { record, transactional: true, prefix, content }
+                    if prefix.bytes(&delivery.data) == DDL_PREFIX =>
+                {
+                    self.told(content.bytes(&delivery.data), *record).await?;
+                }
+                Event::Message { .. } => {}
                 Event::Commit { end } => {
                     let transaction = self.transaction.take().ok_or_else(|| outside("a commit"))?;
                     self.position = self.position.max(*end);
+                    self.settle_doubts(None);
                     self.ledger.commit(*end, transaction.time);
                     for command in std::mem::take(&mut self.waiting) {
                         self.obey(command).await?;
@@ -265,6 +276,9 @@ impl Sink {
         let Some(route) = self.routes.get(&change.relation).copied() else { return Ok(()) };
         let version = Version::new(self.epoch, transaction.commit, change.record);
         for index in route.members() {
+            if !self.doubts.is_empty() {
+                self.settle_doubts(Some(index));
+            }
             let Some(entry) = self.entries[index].as_ref() else { continue };
             if entry.frozen || !entry.feed.takes(version) {
                 continue;

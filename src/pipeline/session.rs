@@ -38,7 +38,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::{JoinError, JoinHandle},
 };
 use tokio_util::sync::CancellationToken;
@@ -244,6 +244,7 @@ async fn stream(
         config: Arc::clone(config),
         range: ddl::datetime_range(&clickhouse).await?,
         requests: Requests::new(clickhouse.clone(), &source.slot),
+        look: Notify::new(),
         layout: layout(config, ddl::has_time64(&clickhouse).await?),
         client: clickhouse,
         state: Arc::clone(&state),

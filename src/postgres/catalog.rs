@@ -110,13 +110,13 @@ async fn described(
 }
 
 /// A row of `pg_class`.
-struct Relation {
-    oid: u32,
-    schema: String,
-    name: String,
-    kind: TableKind,
-    unlogged: bool,
-    identity: ReplicaIdentity,
+pub(super) struct Relation {
+    pub(super) oid: u32,
+    pub(super) schema: String,
+    pub(super) name: String,
+    pub(super) kind: TableKind,
+    pub(super) unlogged: bool,
+    pub(super) identity: ReplicaIdentity,
 }
 
 /// All tables, or one.
@@ -142,7 +142,7 @@ async fn relations(client: &Client, oid: Option<u32>) -> Result<Vec<Relation>, S
 }
 
 /// A letter of a later PostgreSQL counts as no identity, so that its table is refused and not guessed at.
-fn identity(letter: &str) -> ReplicaIdentity {
+pub(super) fn identity(letter: &str) -> ReplicaIdentity {
     letter.bytes().next().and_then(ReplicaIdentity::from_letter).unwrap_or(ReplicaIdentity::Nothing)
 }
 
@@ -211,10 +211,10 @@ fn element(row: &tokio_postgres::Row) -> Result<Option<ElementType>, SqlError> {
 }
 
 /// A partition below a listed root, on any level.
-struct Partition {
-    oid: u32,
-    quoted: String,
-    identity: ReplicaIdentity,
+pub(super) struct Partition {
+    pub(super) oid: u32,
+    pub(super) quoted: String,
+    pub(super) identity: ReplicaIdentity,
 }
 
 async fn partitions(client: &Client, roots: &[u32]) -> Result<HashMap<u32, Vec<Partition>>, SqlError> {
@@ -275,16 +275,16 @@ async fn heaps(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Heap>, SqlE
 
 /// The indexes of a table that may identify its rows.
 #[derive(Default)]
-struct Keys {
-    primary: Option<Index>,
-    replica: Option<Index>,
+pub(super) struct Keys {
+    pub(super) primary: Option<Index>,
+    pub(super) replica: Option<Index>,
 }
 
 #[derive(Clone)]
-struct Index {
-    immediate: bool,
+pub(super) struct Index {
+    pub(super) immediate: bool,
     /// By name, since a partition may number its columns differently.
-    columns: Vec<String>,
+    pub(super) columns: Vec<String>,
 }
 
 async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Keys>, SqlError> {
@@ -310,7 +310,7 @@ async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Keys>, SqlEr
 }
 
 impl Relation {
-    fn into_table(
+    pub(super) fn into_table(
         self,
         mut columns: Vec<SourceColumn>,
         keys: &HashMap<u32, Keys>,

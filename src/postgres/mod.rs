@@ -4,6 +4,7 @@
 pub mod assembler;
 pub mod catalog;
 pub mod connection;
+mod ddl;
 pub mod lock;
 pub mod lookup;
 pub mod pgoutput;

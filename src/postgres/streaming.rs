@@ -64,7 +64,7 @@ impl Streaming {
         // identifier because the server parses a list of them there.
         let publication = crate::quote::postgres(publication).replace('\'', "''");
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names '{publication}')",
+            "START_REPLICATION SLOT {} LOGICAL {start} (proto_version '1', publication_names '{publication}', messages 'true')",
             crate::quote::postgres(slot),
         );
         connection.start_replication(&command).await?;

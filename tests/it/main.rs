@@ -10,6 +10,7 @@ mod changelog;
 mod commands;
 mod copy;
 mod crash;
+mod ddl_trigger;
 mod dead_letters;
 mod gap;
 mod hostile;
