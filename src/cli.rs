@@ -73,7 +73,7 @@ pub enum Command {
     /// Compare PostgreSQL with ClickHouse, table by table
     ///
     /// Counts and checksums, computed by the two servers at one position of the WAL; names the keys
-    /// that differ. Exits with 0 when both sides are equal.
+    /// that differ and their columns. Exits with 0 when both sides are equal.
     #[command(after_help = "Examples:
   walhouse verify
   walhouse verify --table public.sales_order --table 'crm.*'
@@ -116,6 +116,13 @@ pub struct VerifyArgs {
     /// How long to wait until ClickHouse has reached PostgreSQL's position.
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub timeout: Timespan,
+    /// How many keys that differ are named per table, with their columns; the rest are counted.
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(..=1000))]
+    pub max_keys: u16,
+    /// Print the values that differ, too. WARNING: this is data of your rows, and where the output goes, it goes: a
+    /// terminal, a log, a ticket. Masked columns show their masks, and long values their beginning.
+    #[arg(long)]
+    pub show_values: bool,
 }
 
 /// `walhouse resync`

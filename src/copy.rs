@@ -6,6 +6,8 @@
 //! and a chunk that is copied twice does no harm: its rows have version 0 and any streamed change
 //! of their key wins.
 
+mod log;
+
 use crate::{
     clickhouse::{
         batch::CellError,
@@ -16,8 +18,9 @@ use crate::{
         table::Table,
     },
     config::SourceConfig,
-    event::{Lsn, SourceTable},
+    event::{Epoch, SourceTable},
     postgres::{
+        connection::ConnectionError,
         snapshot::{self, Leaf, Opened},
         sql::{self, SqlError},
     },
@@ -25,6 +28,7 @@ use crate::{
     telemetry::names,
 };
 use futures_util::{StreamExt, future::BoxFuture, stream};
+use log::LogLeaf;
 use std::{
     future::Future,
     pin::pin,
@@ -55,6 +59,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Copier {
     shared: Arc<Shared>,
     config: SourceConfig,
+    epoch: Epoch,
     block_bytes: usize,
     workers: Semaphore,
     /// Tables that are looked at before their first chunk, or wait for writers: a few at once, since
@@ -69,6 +74,9 @@ pub enum CopyError {
     /// PostgreSQL.
     #[error(transparent)]
     Sql(#[from] SqlError),
+    /// PostgreSQL, asked for a snapshot.
+    #[error(transparent)]
+    Replication(#[from] ConnectionError),
     /// The lane's side.
     #[error(transparent)]
     Lane(#[from] Failure),
@@ -108,6 +116,17 @@ struct Read {
     largest: usize,
 }
 
+/// What a chunk is of.
+#[derive(Clone, Copy)]
+struct ChunkOf<'a> {
+    table: &'a Arc<Table>,
+    leaf: &'a Leaf,
+    /// In a changelog.
+    of_log: Option<LogLeaf<'a>>,
+    /// The first, and the one after the last.
+    blocks: (u32, u32),
+}
+
 /// What became of a chunk.
 enum Copied {
     Done(u64),
@@ -119,11 +138,14 @@ enum Copied {
 }
 
 impl Copier {
-    /// A copier with `workers` chunks at once, each with blocks of at most `block_bytes`.
-    pub fn new(shared: Arc<Shared>, config: SourceConfig, workers: usize, block_bytes: usize) -> Self {
+    /// A copier with as many chunks at once as are configured, each with blocks of at most
+    /// `block_bytes`.
+    pub fn new(shared: Arc<Shared>, config: SourceConfig, epoch: Epoch, block_bytes: usize) -> Self {
+        let workers = config.snapshot.workers;
         Self {
             shared,
             config,
+            epoch,
             block_bytes,
             workers: Semaphore::new(workers),
             preparing: Semaphore::new(workers),
@@ -139,15 +161,16 @@ impl Copier {
     /// What calls for a new session, or for an operator; what is about this table alone comes back
     /// as [`Failure::Table`].
     pub async fn copy(&self, source: &SourceTable, table: &Arc<Table>) -> Result<(), CopyError> {
+        if table.spec.changelog {
+            return self.copy_log(source, table).await;
+        }
         let leaves = self.prepare(source).await?;
         let mut done = self.shared.state.chunks(&table.uuid).await?;
         let blocks = leaves.iter().map(|leaf| u64::from(leaf.blocks)).sum();
-        let now = Instant::now();
-        let mut progress =
-            Progress { table: source.full_name(), blocks, done_before: 0, done: 0, rows: 0, begun: now, said: now };
+        let mut progress = Progress::new(source.full_name(), blocks);
         let mut leaves: Vec<Leaf> = leaves.into_iter().rev().collect();
         while let Some(leaf) = leaves.pop() {
-            match self.leaf(table, &leaf, &mut done, &mut progress).await? {
+            match self.leaf(table, &leaf, None, &mut done, &mut progress).await? {
                 Copied::Done(_) | Copied::Again => {}
                 Copied::Over => {
                     tracing::info!(table = progress.table, "the copy is over: the table was truncated");
@@ -172,9 +195,7 @@ impl Copier {
             }
         };
         self.shared.state.update_target(table.spec.oid, &table.uuid, store).await?;
-        metrics::gauge!(names::COPY_PROGRESS, "table" => progress.table.clone()).set(1.0);
-        let seconds = progress.begun.elapsed().as_secs_f64();
-        tracing::info!(table = progress.table, rows = progress.rows, seconds = round(seconds), "table copied");
+        progress.end();
         Ok(())
     }
 
@@ -205,11 +226,12 @@ impl Copier {
         Ok(leaves)
     }
 
-    /// Copies the chunks of one heap that are missing.
+    /// Copies the chunks of one heap that are missing; those of a changelog are not stored as done.
     async fn leaf(
         &self,
         table: &Arc<Table>,
         leaf: &Leaf,
+        of_log: Option<LogLeaf<'_>>,
         done: &mut Vec<ChunkRecord>,
         progress: &mut Progress,
     ) -> Result<Copied, CopyError> {
@@ -218,21 +240,25 @@ impl Copier {
             done.iter().filter(stored).map(|chunk| (chunk.first_block, chunk.last_block)).collect();
         // As many as there are workers: they share them with the chunks of other tables.
         let chunks = stream::iter(missing(leaf.blocks, &finished));
-        let chunks =
-            chunks.map(|(first, last)| async move { (first, last, self.patiently(table, leaf, first, last).await) });
+        let chunks = chunks.map(|(first, last)| async move {
+            let chunk = ChunkOf { table, leaf, of_log, blocks: (first, last) };
+            (first, last, self.patiently(chunk).await)
+        });
         let mut chunks = pin!(chunks.buffer_unordered(self.config.snapshot.workers));
         while let Some((first, last, copied)) = chunks.next().await {
             match copied? {
                 Copied::Done(rows) => {
-                    let chunk = ChunkRecord {
-                        leaf: leaf.oid,
-                        filenode: leaf.filenode,
-                        first_block: first,
-                        last_block: last,
-                        row_count: rows,
-                    };
-                    self.shared.state.put_chunk(&table.uuid, &chunk).await?;
-                    done.push(chunk);
+                    if of_log.is_none() {
+                        let chunk = ChunkRecord {
+                            leaf: leaf.oid,
+                            filenode: leaf.filenode,
+                            first_block: first,
+                            last_block: last,
+                            row_count: rows,
+                        };
+                        self.shared.state.put_chunk(&table.uuid, &chunk).await?;
+                        done.push(chunk);
+                    }
                     progress.add(u64::from(last - first), rows);
                 }
                 other => return Ok(other),
@@ -245,14 +271,15 @@ impl Copier {
     }
 
     /// Copies a chunk, and tries again for as long as what is in the way is transient.
-    async fn patiently(&self, table: &Arc<Table>, leaf: &Leaf, first: u32, last: u32) -> Result<Copied, CopyError> {
+    async fn patiently(&self, chunk: ChunkOf<'_>) -> Result<Copied, CopyError> {
+        let table = chunk.table;
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut patience = TRANSACTION_PATIENCE;
         let _worker = self.workers.acquire().await;
         loop {
             let Some(_writing) = table.begin_copy() else { return Ok(Copied::Over) };
             let outcome = tokio::select! {
-                outcome = self.chunk(table, leaf, first, last, patience) => outcome,
+                outcome = self.chunk(chunk, patience) => outcome,
                 () = table.copy_ended() => return Ok(Copied::Over),
             };
             match outcome {
@@ -277,18 +304,13 @@ impl Copier {
     /// Copies one chunk. Its transaction keeps vacuum and rewrites of the table waiting, so it does
     /// not wait for ClickHouse itself: it ends before the last block is sent, and is given up when an
     /// earlier one takes too long.
-    async fn chunk(
-        &self,
-        table: &Arc<Table>,
-        leaf: &Leaf,
-        first: u32,
-        last: u32,
-        patience: Duration,
-    ) -> Result<Copied, CopyError> {
+    async fn chunk(&self, of: ChunkOf<'_>, patience: Duration) -> Result<Copied, CopyError> {
+        let ChunkOf { table, leaf, of_log, blocks } = of;
         let client = self.session().await?;
         let columns: Vec<String> = table.spec.sources.iter().map(|column| column.name.clone()).collect();
         let filter = table.spec.filter.as_deref();
-        let chunk = match snapshot::open(&client, leaf, &columns, filter, (first, last)).await? {
+        let as_of = of_log.map(|of_log| of_log.as_of.snapshot.as_str());
+        let chunk = match snapshot::open(&client, leaf, &columns, filter, blocks, as_of).await? {
             Opened::Chunk(chunk) => chunk,
             Opened::Rewritten => return Ok(Copied::Rewritten),
         };
@@ -299,7 +321,10 @@ impl Copier {
         let read = |record: &mut TableRecord| record.read_until = record.read_until.max(position);
         self.shared.state.update_target(table.spec.oid, &table.uuid, read).await?;
 
-        let mut copied = CopiedRows::new(table);
+        let mut copied = match of_log {
+            None => CopiedRows::new(table),
+            Some(of_log) => CopiedRows::of_log(table, of_log.as_of.version, of_log.first_ordinal(blocks.0)),
+        };
         let mut ahead = None;
         let read = self.read(table, chunk.rows, &mut copied, &mut ahead, patience).await?;
         let Some(Read { mut count, largest }) = read else {
@@ -373,9 +398,9 @@ impl Copier {
         copied: &mut CopiedRows<'_>,
     ) -> impl Future<Output = Result<(), Failure>> + Send + use<'a> {
         let (block, letters) = copied.take();
+        let commit = copied.version().commit();
         async move {
-            // Version 0 is below any ceiling.
-            let rows = land(&self.shared, table, block, letters, Lsn::ZERO).await?;
+            let rows = land(&self.shared, table, block, letters, commit).await?;
             metrics::counter!(names::COPY_ROWS, "table" => table.spec.full_name()).increment(rows as u64);
             Ok(())
         }
@@ -411,6 +436,17 @@ async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<(), Failure>>>) -> Res
 }
 
 impl Progress {
+    fn new(table: String, blocks: u64) -> Self {
+        let now = Instant::now();
+        Self { table, blocks, done_before: 0, done: 0, rows: 0, begun: now, said: now }
+    }
+
+    fn end(&self) {
+        metrics::gauge!(names::COPY_PROGRESS, "table" => self.table.clone()).set(1.0);
+        let seconds = self.begun.elapsed().as_secs_f64();
+        tracing::info!(table = self.table, rows = self.rows, seconds = round(seconds), "table copied");
+    }
+
     fn add(&mut self, blocks: u64, rows: u64) {
         self.done += blocks;
         self.rows += rows;

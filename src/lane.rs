@@ -168,6 +168,22 @@ pub trait RowSource: Send + Sync + 'static {
     /// What the catalog shows of a table through a snapshot in which transaction `xid` is visible,
     /// with a WAL position that the snapshot is not older than; `None` if it was dropped.
     fn table(&self, oid: u32, xid: u32) -> BoxFuture<'_, Result<Option<(SourceTable, Lsn)>, RowError>>;
+
+    /// What a message with the prefix [`DDL_PREFIX`] that stands in transaction `xid` tells; `None` if
+    /// it is not to be trusted, or of no concern.
+    fn told<'a>(&'a self, content: &'a [u8], xid: u32) -> BoxFuture<'a, Result<Option<Told>, RowError>>;
+}
+
+/// The prefix of the messages in which the source tells of changes of shape.
+pub const DDL_PREFIX: &[u8] = b"walhouse.ddl";
+
+/// What the source tells of a change of shape, at its place in the stream.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// The table, with what of it is published, as the catalog showed it there.
+    Table(Box<SourceTable>),
+    /// The oids of tables and partitions that were dropped.
+    Dropped(Vec<u32>),
 }
 
 #[cfg(test)]

@@ -94,6 +94,7 @@ impl From<CopyError> for SessionError {
     fn from(error: CopyError) -> Self {
         match error {
             CopyError::Sql(error) => Self::Sql(error),
+            CopyError::Replication(error) => Self::Connection(error),
             CopyError::Lane(failure) => Self::Lane(failure),
             CopyError::Cell(error) => Self::Definite(error.to_string()),
         }

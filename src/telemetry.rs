@@ -68,6 +68,8 @@ pub mod names {
     pub const TABLES_STOPPED: &str = "walhouse_tables_stopped";
     /// Changes of shape, by table and by whether the target was altered or the table copied anew.
     pub const SHAPE_CHANGES: &str = "walhouse_shape_changes_total";
+    /// Messages of the DDL triggers, or that seemed to be theirs, by whether they were understood.
+    pub const DDL_MESSAGES: &str = "walhouse_ddl_messages_total";
     /// Rows that went to the dead letters, by table and kind of reason.
     pub const DEAD_LETTERS: &str = "walhouse_dead_letters_total";
     /// How long inserts took, in seconds.
@@ -124,6 +126,7 @@ fn describe() {
     gauge!(names::COPY_PENDING, "Tables whose initial copy is not complete");
     gauge!(names::TABLES_STOPPED, "Tables that are stopped");
     counter!(names::SHAPE_CHANGES, "Changes of shape, by table and outcome: altered, or copied anew");
+    counter!(names::DDL_MESSAGES, "Messages of the DDL triggers, or like theirs, by outcome: understood, or refused");
     counter!(names::DEAD_LETTERS, "Rows that went to the dead letters, by table and kind of reason");
     histogram!(names::INSERT_SECONDS, Unit::Seconds, "Duration of attempts to insert a block");
     counter!(names::INSERT_ERRORS, "Attempts to insert that failed, by kind");

@@ -8,7 +8,7 @@ CREATE TABLE IF NOT EXISTS _dead_letters
     target       String  COMMENT 'table in this database that the row was for',
     version      UInt128 COMMENT 'version that the row would have; 0 for the initial copy',
     operation    LowCardinality(String) COMMENT 'insert, update, delete, copy, or upsert where ClickHouse refused the row',
-    key          String  COMMENT 'columns of the key in PostgreSQL''s text form, as a JSON object',
+    key          String  COMMENT 'columns of the key in PostgreSQL''s text form, as a JSON object; _ordinal in a changelog',
     key_values   Array(String) COMMENT 'the same without the names, in the order of the key',
     column_name  String  COMMENT 'column that can not hold its value; empty where ClickHouse did not say',
     reason       String,

@@ -8,10 +8,16 @@
 //! has, and knows the row before it in the same batch, if there is one: that is what the keys are
 //! kept for, from the first such row of a table on.
 //!
+//! In a [changelog](super::changelog) a change becomes entries instead: it lacks nothing, and no key.
+//!
 //! A change with a value that its column can not hold is not taken, and leaves the batch as it was.
 //! Whoever adds it decides whether the table stops or [`Batch::lose`] turns it into a dead letter.
 
+mod log;
 mod lost;
+mod waiting;
+
+pub use waiting::{Cell, Slot, Waiting};
 
 use super::{
     block::{Block, ColumnSpec},
@@ -31,6 +37,8 @@ use std::{
 pub struct At {
     /// The version of the rows that it makes.
     pub version: Version,
+    /// The number of its first entry among those of its record; 0 but in a changelog.
+    pub ordinal: u64,
     /// Its transaction's id.
     pub xid: u32,
     /// When that committed, by the source's clock.
@@ -69,76 +77,6 @@ impl CellError {
     /// A tuple that is none.
     pub fn protocol() -> Self {
         Self::Protocol("a row that is not one")
-    }
-}
-
-/// What the last row of a key is, inside a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Slot {
-    /// A row of the block.
-    Row(usize),
-    /// A row that lacks values.
-    Waiting(usize),
-    /// A tombstone.
-    Gone,
-    /// A dead letter.
-    Lost,
-}
-
-/// A column's value in a row that waits.
-#[derive(Clone, Copy, Debug)]
-pub enum Cell {
-    /// SQL NULL.
-    Null,
-    /// A range of the row's own bytes: the text form.
-    Text(usize, usize),
-    /// Not in the stream.
-    Lacking,
-}
-
-/// A row that lacks toasted values.
-#[derive(Debug)]
-pub struct Waiting {
-    /// Where its change stands.
-    pub at: At,
-    /// Its values by column of the target.
-    pub cells: Vec<Cell>,
-    bytes: Vec<u8>,
-    /// The row before it in this batch, under its old key.
-    pub before: Option<Slot>,
-    /// Whether the change altered the key.
-    pub key_change: bool,
-    /// Whether no row can be known before it: the change is an INSERT, or the old key is one that
-    /// could never be held.
-    pub alone: bool,
-    /// What the change did.
-    pub operation: Operation,
-    /// The row of the batch's keys that holds its new key; the next one holds the old key.
-    pub keys: usize,
-    /// The text forms of the old key, if they differ from the new ones.
-    old_key: Vec<Box<[u8]>>,
-}
-
-impl Waiting {
-    /// The text forms of its old key, in index order.
-    pub fn old_key<'a>(&'a self, spec: &'a TableSpec) -> impl Iterator<Item = &'a [u8]> + 'a {
-        let same = spec.key.iter().map(|&column| self.text(column).unwrap_or_default());
-        let other = self.old_key.iter().map(|text| &**text);
-        let (same, other) = if self.old_key.is_empty() { (Some(same), None) } else { (None, Some(other)) };
-        same.into_iter().flatten().chain(other.into_iter().flatten())
-    }
-
-    /// The text form of a value that it has.
-    pub fn text(&self, column: usize) -> Option<&[u8]> {
-        match self.cells[column] {
-            Cell::Text(start, end) => self.bytes.get(start..end),
-            Cell::Null | Cell::Lacking => None,
-        }
-    }
-
-    /// The columns that it lacks.
-    pub fn lacking(&self) -> impl Iterator<Item = usize> + '_ {
-        self.cells.iter().enumerate().filter(|(_, cell)| matches!(cell, Cell::Lacking)).map(|(index, _)| index)
     }
 }
 
@@ -184,7 +122,7 @@ impl Batch {
         let spec = &table.spec;
         let keys: Arc<[ColumnSpec]> = spec.key.iter().map(|&index| spec.columns[index].clone()).collect();
         Self {
-            block: Block::new(Arc::clone(&spec.columns)).with_datetime_range(table.range),
+            block: Block::of_table(table),
             waiting: Vec::new(),
             keys: Block::new(keys).with_datetime_range(table.range),
             latest: keyed.then(HashMap::new),
@@ -220,6 +158,9 @@ impl Batch {
     /// # Errors
     /// A value that its column can not hold; then the batch is as it was.
     pub fn add(&mut self, spec: &TableSpec, plan: &Plan, change: RowChange<'_>, at: At) -> Result<Outcome, CellError> {
+        if spec.changelog {
+            return self.log(spec, plan, change, at);
+        }
         match change {
             RowChange::Insert(new) => self.insert(spec, plan, new, at),
             RowChange::Update(old, new) => self.update(spec, plan, old, new, at),
@@ -391,7 +332,7 @@ impl Batch {
             keys: self.keys.rows(),
             old_key: Vec::new(),
         };
-        fill(&mut row, spec, plan, old, new);
+        row.fill(spec, plan, old, new);
         let old = old.map(|(old, _)| old).filter(|_| !alone);
         if row.lacking().next().is_none() {
             self.push_filled(spec, &row)?;
@@ -463,30 +404,6 @@ impl Batch {
         let mut key = Vec::new();
         self.keys.key(&all, row, &mut key);
         Ok(key)
-    }
-}
-
-/// Gives a row that waits the values of its tuple, and of the old one where that has them.
-fn fill(row: &mut Waiting, spec: &TableSpec, plan: &Plan, old: Option<(Tuple<'_>, bool)>, new: Tuple<'_>) {
-    let old_values: Vec<_> = old.map(|(old, _)| old.values().collect()).unwrap_or_default();
-    let old_is_key = old.is_some_and(|(_, is_key)| is_key);
-    for (place, (&column, value)) in plan.columns.iter().zip(new.values()).enumerate() {
-        let Some(column) = column else { continue };
-        // A key tuple says nothing of the columns outside the key.
-        let known = |value: &&Value<'_>| matches!(value, Value::Text(_)) && (!old_is_key || spec.key.contains(&column));
-        let value = match value {
-            Value::Unchanged => old_values.get(place).filter(known).copied().unwrap_or(Value::Unchanged),
-            value => value,
-        };
-        row.cells[column] = match value {
-            Value::Text(text) => {
-                let start = row.bytes.len();
-                row.bytes.extend_from_slice(text);
-                Cell::Text(start, row.bytes.len())
-            }
-            Value::Null => Cell::Null,
-            Value::Unchanged | Value::Binary(_) => Cell::Lacking,
-        };
     }
 }
 

@@ -3,11 +3,14 @@
 //! A row is built column by column and then committed with its version, or rolled back as a whole,
 //! so a value that can not be held never leaves half a row behind. What is written is one block
 //! of the Native format: the table's columns, then `_version` and `_is_deleted`, which decide in
-//! `ReplacingMergeTree` which row of a key is the latest and whether it is there at all.
+//! `ReplacingMergeTree` which row of a key is the latest and whether it is there at all; or, in a
+//! changelog, `_version` and `_ordinal`, which are the key of an entry, and `_op`.
 
 use super::{
+    changelog::{LogOp, OP_COLUMN, ORDINAL_COLUMN},
     column::{Column, push_varint},
     mask::Mask,
+    table::Table,
     text::DateTimeRange,
     types::ColumnType,
 };
@@ -77,14 +80,23 @@ pub struct Block {
     specs: Arc<[ColumnSpec]>,
     columns: Vec<Column>,
     versions: Vec<u128>,
-    deleted: Vec<u8>,
+    /// Whether each row is a tombstone; in a changelog its [`LogOp`].
+    marks: Vec<u8>,
+    /// Only in a changelog: the rows' numbers within their versions.
+    ordinals: Option<Vec<u64>>,
 }
 
 impl Block {
     /// A block without rows. Its timestamps are limited to what any server can hold.
     pub fn new(specs: Arc<[ColumnSpec]>) -> Self {
         let columns = specs.iter().map(ColumnSpec::column).collect();
-        Block { specs, columns, versions: Vec::new(), deleted: Vec::new() }
+        Block { specs, columns, versions: Vec::new(), marks: Vec::new(), ordinals: None }
+    }
+
+    /// A block for rows of `table`, or for its changelog's entries.
+    pub fn of_table(table: &Table) -> Self {
+        let ordinals = table.spec.changelog.then(Vec::new);
+        Self { ordinals, ..Self::new(Arc::clone(&table.spec.columns)).with_datetime_range(table.range) }
     }
 
     /// Takes the timestamps that the server's DateTime64 can hold.
@@ -106,7 +118,10 @@ impl Block {
     /// Bytes of memory that it holds.
     pub fn bytes(&self) -> usize {
         let columns: usize = self.columns.iter().map(Column::bytes).sum();
-        columns + self.versions.capacity() * size_of::<u128>() + self.deleted.capacity()
+        columns
+            + self.versions.capacity() * size_of::<u128>()
+            + self.marks.capacity()
+            + self.ordinals.as_ref().map_or(0, |ordinals| ordinals.capacity() * size_of::<u64>())
     }
 
     /// Bytes of its values, without what is held in reserve.
@@ -126,14 +141,36 @@ impl Block {
 
     /// The version of a row, and whether it is a tombstone. Panics if there is no such row.
     pub fn version(&self, row: usize) -> (u128, bool) {
-        (self.versions[row], self.deleted[row] == 1)
+        (self.versions[row], self.marks[row] == 1)
+    }
+
+    /// An entry's number and kind, in a changelog. Panics if there is no such entry.
+    pub fn entry(&self, row: usize) -> Option<(u64, LogOp)> {
+        self.ordinals.as_ref().map(|ordinals| (ordinals[row], LogOp::of(self.marks[row])))
     }
 
     /// Ends a row: each column has got its value.
     pub fn commit_row(&mut self, version: u128, deleted: bool) {
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows() + 1), "a row has all its values");
+        debug_assert!(self.ordinals.is_none(), "a changelog has entries");
         self.versions.push(version);
-        self.deleted.push(deleted.into());
+        self.marks.push(deleted.into());
+    }
+
+    /// Ends an entry of a changelog: each column has got its value.
+    pub fn commit_entry(&mut self, version: u128, ordinal: u64, op: LogOp) {
+        debug_assert!(self.columns.iter().all(|column| column.len() == self.rows() + 1), "an entry has all its values");
+        self.versions.push(version);
+        self.marks.push(op as u8);
+        if let Some(ordinals) = &mut self.ordinals {
+            ordinals.push(ordinal);
+        }
+    }
+
+    /// Adds an entry that has no values of its own.
+    pub fn push_mark(&mut self, version: u128, ordinal: u64, op: LogOp) {
+        self.columns.iter_mut().for_each(Column::push_default);
+        self.commit_entry(version, ordinal, op);
     }
 
     /// Forgets the values that were added since the last row was committed.
@@ -145,7 +182,8 @@ impl Block {
     /// Forgets the last row that was committed.
     pub fn pop_row(&mut self) {
         self.versions.pop();
-        self.deleted.pop();
+        self.marks.pop();
+        self.ordinals.as_mut().and_then(Vec::pop);
         self.rollback_row();
     }
 
@@ -157,9 +195,11 @@ impl Block {
     /// Some of its rows, as a block of their own. Panics if there are no such rows.
     pub fn slice(&self, rows: Range<usize>) -> Self {
         let mut slice = Block::new(Arc::clone(&self.specs));
+        slice.ordinals = self.ordinals.as_ref().map(|ordinals| ordinals[rows.clone()].to_vec());
+        slice.versions.extend_from_slice(&self.versions[rows.clone()]);
+        slice.marks.extend_from_slice(&self.marks[rows.clone()]);
         for row in rows {
             slice.columns.iter_mut().zip(&self.columns).for_each(|(column, of)| column.push_from(of, row));
-            slice.commit_row(self.versions[row], self.deleted[row] == 1);
         }
         slice
     }
@@ -198,12 +238,12 @@ impl Block {
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows()), "a row is not committed");
         let Some(index) = part.checked_sub(1) else {
             let marks = self.specs.iter().filter(|spec| spec.null_mark().is_some()).count();
-            push_varint(out, self.columns.len() + marks + 2);
+            push_varint(out, self.columns.len() + marks + 2 + usize::from(self.ordinals.is_some()));
             push_varint(out, self.rows());
             return None;
         };
         let Some((spec, column)) = self.specs.get(index).zip(self.columns.get(index)) else {
-            write_versions(out, &self.versions, &self.deleted);
+            self.write_versions(out);
             return None;
         };
         write_header(out, &spec.name, &spec.ty.name(spec.nullable));
@@ -224,7 +264,22 @@ impl Block {
     /// About how many bytes are in memory beside the block while it is sent.
     pub fn native_buffer(&self) -> usize {
         let columns = self.columns.iter().filter(|column| !column.is_sent_in_place()).map(Column::native_len);
-        columns.max().unwrap_or(0).max(self.rows() * (size_of::<u128>() + 1)).max(LARGE_COLUMN)
+        let own = size_of::<u128>() + 1 + self.ordinals.as_ref().map_or(0, |_| size_of::<u64>());
+        columns.max().unwrap_or(0).max(self.rows() * own).max(LARGE_COLUMN)
+    }
+
+    fn write_versions(&self, out: &mut Vec<u8>) {
+        write_header(out, VERSION_COLUMN, "UInt128");
+        self.versions.iter().for_each(|version| out.extend_from_slice(&version.to_le_bytes()));
+        match &self.ordinals {
+            None => write_header(out, DELETED_COLUMN, "UInt8"),
+            Some(ordinals) => {
+                write_header(out, ORDINAL_COLUMN, "UInt64");
+                ordinals.iter().for_each(|ordinal| out.extend_from_slice(&ordinal.to_le_bytes()));
+                write_header(out, OP_COLUMN, &LogOp::column_type());
+            }
+        }
+        out.extend_from_slice(&self.marks);
     }
 }
 
@@ -233,13 +288,6 @@ fn write_header(out: &mut Vec<u8>, name: &str, ty: &str) {
         push_varint(out, text.len());
         out.extend_from_slice(text.as_bytes());
     }
-}
-
-fn write_versions(out: &mut Vec<u8>, versions: &[u128], deleted: &[u8]) {
-    write_header(out, VERSION_COLUMN, "UInt128");
-    versions.iter().for_each(|version| out.extend_from_slice(&version.to_le_bytes()));
-    write_header(out, DELETED_COLUMN, "UInt8");
-    out.extend_from_slice(deleted);
 }
 
 #[cfg(test)]

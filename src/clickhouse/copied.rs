@@ -9,12 +9,13 @@
 use super::{
     batch::CellError,
     block::Block,
+    changelog::LogOp,
     dead_letters::{self, Envelope, Letter, Letters, Operation, Reason},
     table::{Table, TableSpec},
     text::ValueError,
 };
 use crate::event::Version;
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
 /// Builds blocks from rows of COPY.
 pub struct CopiedRows<'a> {
@@ -23,18 +24,29 @@ pub struct CopiedRows<'a> {
     empty: Block,
     letters: Letters,
     unescaped: Vec<u8>,
+    /// Of a changelog: the version of the copy, and the number of the next entry.
+    next: Option<(Version, u64)>,
 }
 
 impl<'a> CopiedRows<'a> {
     /// An empty block for rows whose fields are the columns of `table`, in order.
     pub fn new(table: &'a Table) -> Self {
-        let empty = Block::new(Arc::clone(&table.spec.columns)).with_datetime_range(table.range);
-        Self::empty(&table.spec, empty)
+        Self::empty(&table.spec, Block::of_table(table))
+    }
+
+    /// The same for a changelog: the rows become entries of this version, numbered from `first` on.
+    pub fn of_log(table: &'a Table, version: Version, first: u64) -> Self {
+        Self { next: Some((version, first)), ..Self::new(table) }
     }
 
     fn empty(spec: &'a TableSpec, empty: Block) -> Self {
         let (letters, unescaped) = (Letters::default(), Vec::new());
-        Self { spec, block: empty.clone(), empty, letters, unescaped }
+        Self { spec, block: empty.clone(), empty, letters, unescaped, next: None }
+    }
+
+    /// The version of its rows.
+    pub fn version(&self) -> Version {
+        self.next.map_or(Version::COPY, |(version, _)| version)
     }
 
     /// How many rows there are, those that can not be held among them.
@@ -94,7 +106,13 @@ impl<'a> CopiedRows<'a> {
             self.block.rollback_row();
             return Err(CellError::protocol());
         }
-        self.block.commit_row(Version::COPY.0, false);
+        match &mut self.next {
+            None => self.block.commit_row(Version::COPY.0, false),
+            Some((version, ordinal)) => {
+                self.block.commit_entry(version.0, *ordinal, LogOp::Copy);
+                *ordinal += 1;
+            }
+        }
         Ok(())
     }
 
@@ -118,11 +136,18 @@ impl<'a> CopiedRows<'a> {
             let text = self.spec.columns[column].shown(fields[column].as_deref());
             text.map(Cow::into_owned).unwrap_or_default()
         };
+        let (version, ordinal) = match &mut self.next {
+            None => (Version::COPY, None),
+            Some((version, ordinal)) => {
+                *ordinal += 1;
+                (*version, Some((*ordinal - 1).to_string().into_bytes()))
+            }
+        };
         let letter = Letter {
-            version: Version::COPY,
+            version,
             transaction: None,
             operation: Operation::Copy,
-            key: self.spec.key.iter().map(|&column| shown(column)).collect(),
+            key: self.spec.key.iter().map(|&column| shown(column)).chain(ordinal).collect(),
             reason: Reason::from(error),
             envelope,
         };
@@ -158,6 +183,7 @@ mod tests {
     use super::super::{block::ColumnSpec, table::Choices, types::ColumnType};
     use super::*;
     use crate::config::{TableOptions, Unrepresentable};
+    use std::sync::Arc;
 
     fn spec(unrepresentable: Unrepresentable) -> TableSpec {
         let column = |name: &str, ty| ColumnSpec::new(name, ty, true);
@@ -172,6 +198,7 @@ mod tests {
             excluded: Vec::new(),
             columns,
             key: vec![0],
+            changelog: false,
             filter: None,
             choices: Choices::default(),
             options: TableOptions { unrepresentable, ..TableOptions::default() },

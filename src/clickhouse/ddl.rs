@@ -2,6 +2,7 @@
 
 use super::{
     block::ColumnSpec,
+    changelog::{self, LogOp, OP_COLUMN, ORDINAL_COLUMN},
     retrying,
     table::{IS_DELETED, TableSpec, VERSION},
     text::DateTimeRange,
@@ -107,32 +108,54 @@ pub async fn name(client: &Client, uuid: &str) -> Result<Option<String>, Error> 
     retrying("look for a target", || client.query_raw(sql).param("uuid", uuid).fetch_optional::<String>()).await
 }
 
-/// Why the names of a target and its view can not be used, if so: [`create`] would drop what is there.
-pub async fn taken(client: &Client, slot: &str, spec: &TableSpec) -> Result<Option<String>, Error> {
-    // Numbers and a String, none of them Nullable: that is what the client is told to expect.
-    let sql = "WITH (SELECT count() FROM system.tables WHERE database = currentDatabase() AND name = {name: String}) AS tables, \
-               (SELECT count() FROM system.columns WHERE database = currentDatabase() AND table = {name: String} \
-                AND name IN ('_version', '_is_deleted')) AS own \
-               SELECT ifNull(tables > 0 AND own < 2, 0) AS foreign, \
-               ifNull((SELECT count() > 0 FROM system.tables WHERE database = currentDatabase() AND name = {view: String} \
-                AND engine != 'View'), 0) AS foreign_view, \
-               ifNull((SELECT max(slot) FROM _tables WHERE target = {name: String} AND slot != {slot: String}), '') AS other";
-    let (target, view) = (&spec.target, spec.view());
-    let look = || {
-        let query = client.query_raw(sql).param("name", target).param("view", &view).param("slot", slot);
-        query.fetch_one::<(u8, u8, String)>()
-    };
-    let (foreign, foreign_view, other) = retrying("look at a target", look).await?;
-    let foreign = [(foreign, target), (foreign_view, &view)].into_iter().find(|(is, _)| *is != 0).map(|(_, name)| name);
-    Ok(if let Some(name) = foreign {
-        Some(format!(
-            "ClickHouse has a table {name} that is not walhouse's: rename that one, or choose another database"
-        ))
-    } else if !other.is_empty() {
+/// Tables in the database that have names which are wanted.
+#[derive(Debug, Default)]
+pub struct Present {
+    tables: HashMap<String, PresentTable>,
+    /// Targets of other slots, with the slot.
+    others: HashMap<String, String>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PresentTable {
+    is_view: bool,
+    /// Whether it has the columns of a target.
+    is_target: bool,
+}
+
+impl Present {
+    /// Why the names of a target and its view can not be used, if so: [`create`] would drop what is
+    /// there.
+    pub fn taken(&self, spec: &TableSpec) -> Option<String> {
+        let (target, view) = (&spec.target, spec.view());
+        let foreign_table = self.tables.get(target).is_some_and(|table| !table.is_target);
+        let foreign_view = self.tables.get(&view).is_some_and(|table| !table.is_view);
+        let foreign = [(foreign_table, target), (foreign_view, &view)].into_iter().find(|(is, _)| *is);
+        if let Some((_, name)) = foreign {
+            return Some(format!(
+                "ClickHouse has a table {name} that is not walhouse's: rename that one, or choose another database"
+            ));
+        }
+        let other = self.others.get(target)?;
         Some(format!("the table {target} in ClickHouse belongs to the slot {other}: choose another database"))
-    } else {
-        None
-    })
+    }
+}
+
+/// What there is under the names of these targets and their views: one question for all of them.
+pub async fn present(client: &Client, slot: &str, specs: &[&TableSpec]) -> Result<Present, Error> {
+    let names: Vec<String> = specs.iter().flat_map(|spec| [spec.target.clone(), spec.view()]).collect();
+    let tables = "SELECT t.name, t.engine = 'View', c.own >= 2 FROM system.tables t LEFT JOIN \
+         (SELECT table, count() AS own FROM system.columns WHERE database = currentDatabase() AND table IN {names: Array(String)} \
+          AND name IN ('_version', '_is_deleted', '_ordinal') GROUP BY table) c ON c.table = t.name \
+         WHERE t.database = currentDatabase() AND t.name IN {names: Array(String)} SETTINGS join_use_nulls = 0";
+    let tables = || client.query_raw(tables).param("names", &names).fetch_all::<(String, u8, u8)>();
+    let others = "SELECT target, max(slot) FROM _tables WHERE target IN {names: Array(String)} AND slot != {slot: String} \
+         GROUP BY target";
+    let others = || client.query_raw(others).param("names", &names).param("slot", slot).fetch_all::<(String, String)>();
+    let tables = retrying("look at targets", tables).await?.into_iter();
+    let table = |(name, is_view, is_target)| (name, PresentTable { is_view: is_view != 0, is_target: is_target != 0 });
+    let others = retrying("look at targets", others).await?.into_iter().collect();
+    Ok(Present { tables: tables.map(table).collect(), others })
 }
 
 /// The UUID of a target, if it exists.
@@ -156,6 +179,10 @@ pub async fn refused(client: &Client, spec: &TableSpec) -> Result<Option<String>
             return Ok(Some(format!("ClickHouse refuses what {section} wishes for its table: {said}")));
         }
         Err(error) => return Err(error),
+    }
+    // An entry of a log never changes its values.
+    if spec.changelog {
+        return Ok(None);
     }
     let sql = "SELECT name FROM system.columns WHERE database = currentDatabase() AND table = {name: String} \
                AND is_in_partition_key AND NOT is_in_sorting_key";
@@ -184,12 +211,18 @@ fn create_table(spec: &TableSpec) -> String {
     let columns: Vec<String> = columns.map(|(name, ty)| format!("{} {ty}", quote::clickhouse(&name))).collect();
     let key: Vec<String> = spec.key.iter().map(|&index| quote::clickhouse(&spec.columns[index].name)).collect();
     let partition = spec.choices.partition_by.as_ref().map(|by| format!("PARTITION BY {by} ")).unwrap_or_default();
+    let (own, engine, key) = if spec.changelog {
+        let own = format!("{VERSION} UInt128, {ORDINAL_COLUMN} UInt64, {OP_COLUMN} {}", LogOp::column_type());
+        (own, "ReplacingMergeTree".to_owned(), format!("{VERSION}, {ORDINAL_COLUMN}"))
+    } else {
+        let engine = format!("ReplacingMergeTree({VERSION}, {IS_DELETED})");
+        (format!("{VERSION} UInt128, {IS_DELETED} UInt8"), engine, key.join(", "))
+    };
+    // An attempt whose answer was lost may have created it.
     format!(
-        "CREATE TABLE {} ({}, {VERSION} UInt128, {IS_DELETED} UInt8) \
-         ENGINE = ReplacingMergeTree({VERSION}, {IS_DELETED}) {partition}ORDER BY ({}) SETTINGS {}",
+        "CREATE TABLE IF NOT EXISTS {} ({}, {own}) ENGINE = {engine} {partition}ORDER BY ({key}) SETTINGS {}",
         quote::clickhouse(&spec.target),
         columns.join(", "),
-        key.join(", "),
         settings(spec),
     )
 }
@@ -213,11 +246,14 @@ fn settings(spec: &TableSpec) -> String {
 
 /// The statement for the view of a target's current rows.
 pub fn create_view(spec: &TableSpec) -> String {
+    let create = format!("CREATE OR REPLACE VIEW {}", quote::clickhouse(&spec.view()));
+    if spec.changelog {
+        return format!("{create} AS {}", changelog::current(spec));
+    }
     let columns = spec.columns.iter().flat_map(ColumnSpec::native);
     let columns: Vec<String> = columns.map(|(name, _)| quote::clickhouse(&name)).collect();
     format!(
-        "CREATE OR REPLACE VIEW {} AS SELECT {} FROM {} FINAL WHERE {IS_DELETED} = 0",
-        quote::clickhouse(&spec.view()),
+        "{create} AS SELECT {} FROM {} FINAL WHERE {IS_DELETED} = 0",
         columns.join(", "),
         quote::clickhouse(&spec.target),
     )

@@ -20,7 +20,13 @@
 //! Many letters mean that the table is wrong and not its rows. [`ALLOWED`] of them, or one row in
 //! [`SHARE`] where that is more, are taken; then the table stops.
 
-use super::{batch::CellError, column::push_varint, table::TableSpec, text::ValueError};
+use super::{
+    batch::CellError,
+    changelog::{LogOp, ORDINAL_COLUMN},
+    column::push_varint,
+    table::TableSpec,
+    text::ValueError,
+};
 use crate::{config::Unrepresentable, event::Version, quote};
 use serde_json::{Map, Value};
 use std::{
@@ -77,6 +83,16 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// What was done to the row of a changelog's entry. Only rows are ever lost.
+    pub fn of(op: LogOp) -> Self {
+        match op {
+            LogOp::Delete | LogOp::UpdateBefore => Self::Delete,
+            LogOp::UpdateAfter => Self::Update,
+            LogOp::Copy => Self::Copy,
+            LogOp::Insert | LogOp::Truncate | LogOp::Snapshot => Self::Insert,
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Insert => "insert",
@@ -181,7 +197,7 @@ pub struct Letter {
     pub transaction: Option<(u32, SystemTime)>,
     /// What was done to it.
     pub operation: Operation,
-    /// The text forms of its key's columns, in index order.
+    /// The text forms of its key's columns, in index order; an entry's ordinal in a changelog.
     pub key: Vec<Vec<u8>>,
     /// Why it is lost.
     pub reason: Reason,
@@ -211,8 +227,10 @@ impl Letters {
 
     /// Adds a letter: a row of [`FIELDS`] in the RowBinary format.
     pub fn add(&mut self, spec: &TableSpec, letter: Letter) {
+        let ordinal = spec.changelog.then(|| ORDINAL_COLUMN.to_owned());
         let names = spec.key.iter().map(|&column| spec.columns[column].name.clone());
-        let key: Map<String, Value> = names.zip(letter.key.iter().map(|text| json(Some(text)))).collect();
+        let key: Map<String, Value> =
+            names.chain(ordinal).zip(letter.key.iter().map(|text| json(Some(text)))).collect();
         let out = &mut self.data;
         out.extend_from_slice(&letter.version.0.to_le_bytes());
         push_string(out, letter.operation.label().as_bytes());

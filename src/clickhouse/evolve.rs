@@ -327,12 +327,13 @@ impl Step {
         format!("{statement} SETTINGS alter_sync = 2, mutations_sync = 2")
     }
 
-    /// The name that it gives to a column which had another or none.
-    pub fn new_name<'a>(&'a self, new: &'a TableSpec) -> Option<&'a str> {
+    /// The names that it gives to columns of ClickHouse which had others or none.
+    pub fn new_names(&self, new: &TableSpec) -> Vec<String> {
         match self {
-            Self::Add { column, .. } => Some(&new.columns[*column].name),
-            Self::Rename { to, .. } => Some(to),
-            Self::Loosen { .. } | Self::Drop { .. } => None,
+            Self::Add { column, .. } => new.columns[*column].native().map(|(name, _)| name).collect(),
+            Self::Rename { to, .. } => vec![to.clone()],
+            Self::Loosen { name, ty } if !ty.takes_nullable() => vec![format!("{name}{NULL_MARK_SUFFIX}")],
+            Self::Loosen { .. } | Self::Drop { .. } => Vec::new(),
         }
     }
 }

@@ -14,9 +14,10 @@ use super::{
 use crate::{config::Config, event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
 use clickhouse::Client;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::sync::Notify;
 
 /// How long a statement may take that has work to do in every part of a table.
-pub(super) const MUTATION_PATIENCE: Duration = Duration::from_secs(1800);
+pub(crate) const MUTATION_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What every job needs.
 pub struct Shared {
@@ -34,6 +35,8 @@ pub struct Shared {
     pub source: Arc<dyn RowSource>,
     /// What operators ask for.
     pub requests: Requests,
+    /// Asks for a look at all tables that does not wait for its time.
+    pub look: Notify,
     /// Lays a table of the source onto a target.
     pub layout: Box<Layout>,
     /// Where the lane's lag is told.
@@ -46,6 +49,9 @@ pub enum Failure {
     /// Only this table stops.
     #[error("{0}")]
     Table(String),
+    /// Only this table has to be copied anew.
+    #[error("{0}")]
+    Anew(String),
     /// ClickHouse says something that an operator must mend.
     #[error("{}", super::client::describe(.0))]
     ClickHouse(#[from] clickhouse::error::Error),
@@ -67,7 +73,7 @@ impl Failure {
             Self::LockLost => Kind::Transient,
             Self::Source(error) => error.kind,
             Self::ClickHouse(error) => super::client::kind(error),
-            Self::Table(_) | Self::Bug(_) => Kind::Definite,
+            Self::Table(_) | Self::Anew(_) | Self::Bug(_) => Kind::Definite,
         }
     }
 }
@@ -110,6 +116,9 @@ pub enum Job {
         heaps: BTreeMap<u32, u64>,
         /// Its number in the lane.
         row: u64,
+        /// Whether it would be wrong if rows were read from PostgreSQL after the change, by the names that
+        /// columns had before it.
+        by_name: bool,
     },
     /// Store what is known of the source.
     Note {
@@ -117,6 +126,10 @@ pub enum Job {
         shape: String,
         /// Its heaps, with their filenodes.
         heaps: BTreeMap<u32, u64>,
+        /// From which version on it is known. What came before has landed.
+        known_from: Version,
+        /// Its number in the lane.
+        row: u64,
     },
     /// Put the fresh target in the place of the live one.
     Swap {
@@ -159,10 +172,18 @@ impl Job {
     pub fn rows(&self) -> Vec<u64> {
         match self {
             Self::Insert { batch, .. } => vec![batch.first_row],
-            Self::Truncate { row, .. } | Self::Alter { row, .. } => vec![*row],
+            Self::Truncate { row, .. } | Self::Alter { row, .. } | Self::Note { row, .. } => vec![*row],
             Self::Freeze { rows, .. } | Self::Abandon { rows, .. } => rows.clone(),
-            Self::Note { .. } | Self::Swap { .. } | Self::Rename { .. } => Vec::new(),
+            Self::Swap { .. } | Self::Rename { .. } => Vec::new(),
         }
+    }
+
+    /// The statements that may give names to columns of this target; empty if it runs none.
+    pub fn naming(&self, table: &Table) -> String {
+        let Self::Alter { altering, .. } = self else { return String::new() };
+        let drop = format!("ALTER TABLE {} DROP COLUMN ", quote::clickhouse(&table.spec.target));
+        let naming = altering.statements.iter().filter(|statement| !statement.starts_with(&drop));
+        naming.map(String::as_str).collect()
     }
 
     /// What it holds in memory.
@@ -182,8 +203,11 @@ impl Job {
             Self::Truncate { version, .. } => truncate(shared, table, version).await,
             Self::Freeze { status, .. } => reshape::freeze(shared, table, status).await,
             Self::Abandon { status, .. } => reshape::abandon(shared, table, status).await,
+            Self::Alter { altering, by_name, .. } if by_name && table.read_until() > altering.shaped_from.commit() => {
+                Err(Failure::Anew("its columns changed before rows of it were read from PostgreSQL".to_owned()))
+            }
             Self::Alter { altering, heaps, .. } => reshape::alter(shared, table, altering, heaps).await,
-            Self::Note { shape, heaps } => reshape::note(shared, table, shape, heaps).await,
+            Self::Note { shape, heaps, known_from, .. } => reshape::note(shared, table, shape, heaps, known_from).await,
             Self::Swap { live, spec, replaced: index } => {
                 replaced = index;
                 reshape::swap(shared, table, live.as_deref(), &spec).await

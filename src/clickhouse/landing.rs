@@ -148,6 +148,17 @@ fn letter(spec: &TableSpec, block: &Block, row: usize, why: String) -> Letter {
     let (version, deleted) = block.version(row);
     let text = |column: usize| render::text(block.column(column), row);
     let mut envelope = Envelope::default();
+    if let Some((ordinal, op)) = block.entry(row) {
+        for (column, of) in spec.columns.iter().enumerate() {
+            match op.removes() {
+                true => envelope.old_value(&of.name, text(column).as_deref()),
+                false => envelope.new_value(&of.name, text(column).as_deref()),
+            }
+        }
+        let (operation, key) = (Operation::of(op), vec![ordinal.to_string().into_bytes()]);
+        let (version, reason) = (Version(version), Reason::refused(why));
+        return Letter { version, transaction: None, operation, key, reason, envelope };
+    }
     for (column, of) in spec.columns.iter().enumerate() {
         match deleted {
             // The rest of a tombstone is blank.

@@ -5,12 +5,14 @@
 //! into rows of a [`block`], whose [`column`]s parse PostgreSQL's [`text`] forms and lay a [`mask`]
 //! over what is not to be seen; [`toast`] completes rows that lack values; [`insert`] sends blocks;
 //! [`landing`] finds the rows that ClickHouse does not take, and [`dead_letters`] keeps them;
+//! a table without a key is a [`changelog`];
 //! [`sink`] is the lane that drives all of this and keeps the [`ledger`] of what is durable.
 //! [`evolve`] decides what a change of a table's shape means, and [`reshape`] does that to its
 //! target. [`state`] is what survives, and [`requests`] is what operators ask for.
 
 pub mod batch;
 pub mod block;
+pub mod changelog;
 pub mod client;
 pub mod column;
 pub mod copied;

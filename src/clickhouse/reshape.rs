@@ -14,7 +14,7 @@ use super::{
     state::{Altering, State, TableRecord, TableStatus},
     table::{ANEW, Table, TableSpec},
 };
-use crate::{config::TableOptions, quote, retry::Kind};
+use crate::{config::TableOptions, event::Version, quote, retry::Kind};
 use clickhouse::{Client, error::Error};
 use std::collections::BTreeMap;
 
@@ -39,7 +39,10 @@ pub(super) async fn freeze(shared: &Shared, table: &Table, status: TableStatus) 
             record.status = status;
         }
     };
-    Ok(shared.state.update_target(table.spec.oid, &table.uuid, freeze).await?)
+    shared.state.update_target(table.spec.oid, &table.uuid, freeze).await?;
+    // A copy that is called for begins with the next look.
+    shared.look.notify_one();
+    Ok(())
 }
 
 /// Gives up a fresh target. What is frozen without it stays so, for the newer reason.
@@ -52,6 +55,15 @@ pub(super) async fn abandon(shared: &Shared, table: &Table, status: TableStatus)
     };
     shared.state.update_table(table.spec.oid, forget).await?;
     Ok(drop_fresh(&shared.client, &table.spec.target, &table.uuid).await?)
+}
+
+/// Gives up a fresh target that nobody feeds yet, and returns what is known of the table then.
+pub async fn discard(client: &Client, state: &State, record: TableRecord) -> Result<TableRecord, Error> {
+    let Some(fresh) = record.fresh.as_deref() else { return Ok(record) };
+    // Dropped while it is known: nobody would look for it after that.
+    drop_fresh(client, &fresh.target, &fresh.uuid).await?;
+    state.update_table(record.oid, |record| record.fresh = None).await?;
+    Ok(state.table(record.oid).await.unwrap_or(record))
 }
 
 /// Drops what is under this name if it is the table with this UUID: another one may have the name by
@@ -111,8 +123,12 @@ pub(super) async fn note(
     table: &Table,
     shape: String,
     heaps: BTreeMap<u32, u64>,
+    known_from: Version,
 ) -> Result<(), Failure> {
-    let noted = |record: &mut TableRecord| (record.shape, record.heaps) = (shape, heaps);
+    let noted = |record: &mut TableRecord| {
+        (record.shape, record.heaps) = (shape, heaps);
+        record.shaped_from = record.shaped_from.max(known_from);
+    };
     Ok(shared.state.update_target(table.spec.oid, &table.uuid, noted).await?)
 }
 

@@ -14,6 +14,7 @@
 mod entry;
 mod queue;
 mod shape;
+mod told;
 
 pub use entry::Member;
 
@@ -29,7 +30,7 @@ use super::{
 };
 use crate::{
     event::{Change, Epoch, Event, Lsn, Op, Relation, SourceTable, Transaction, Tuple, Version},
-    lane::{Delivery, LaneReceiver},
+    lane::{DDL_PREFIX, Delivery, LaneReceiver},
     telemetry::names,
 };
 use entry::{Entry, Route, due};
@@ -116,6 +117,8 @@ pub struct Sink {
     position: Lsn,
     sealed_bytes: usize,
     draining: bool,
+    /// Targets that would have to stop as the source tells of them now, with the reason.
+    doubts: BTreeMap<usize, String>,
 }
 
 impl Sink {
@@ -149,6 +152,7 @@ impl Sink {
             position: start,
             sealed_bytes: 0,
             draining: false,
+            doubts: BTreeMap::new(),
         };
         known.into_iter().for_each(|member| sink.join(member));
         sink
@@ -219,9 +223,16 @@ impl Sink {
                 Event::Begin(transaction) => self.transaction = Some(*transaction),
                 Event::Change(change) => self.change(&delivery.data, change, &mut touched).await?,
                 Event::Truncate { record, relations } => self.truncate(*record, relations)?,
+                Event::Message { record, transactional: true, prefix, content }
+                    if prefix.bytes(&delivery.data) == DDL_PREFIX =>
+                {
+                    self.told(content.bytes(&delivery.data), *record).await?;
+                }
+                Event::Message { .. } => {}
                 Event::Commit { end } => {
                     let transaction = self.transaction.take().ok_or_else(|| outside("a commit"))?;
                     self.position = self.position.max(*end);
+                    self.settle_doubts(None);
                     self.ledger.commit(*end, transaction.time);
                     for command in std::mem::take(&mut self.waiting) {
                         self.obey(command).await?;
@@ -265,6 +276,9 @@ impl Sink {
         let Some(route) = self.routes.get(&change.relation).copied() else { return Ok(()) };
         let version = Version::new(self.epoch, transaction.commit, change.record);
         for index in route.members() {
+            if !self.doubts.is_empty() {
+                self.settle_doubts(Some(index));
+            }
             let Some(entry) = self.entries[index].as_ref() else { continue };
             if entry.frozen || !entry.feed.takes(version) {
                 continue;
@@ -273,11 +287,13 @@ impl Sink {
                 continue;
             }
             touched.insert(index);
-            let taken = match self.take(index, &transaction, data, change, version) {
+            let ordinal = self.entries[index].as_mut().map_or(0, |entry| entry.ordinal(version));
+            let at = At { version, ordinal, xid: transaction.xid, time: transaction.time };
+            let taken = match self.take(index, data, change, at) {
                 Err(CellError::Value { column, error: ValueError::Null }) => {
                     self.loosen(index, &column, version).await?;
                     let frozen = self.entries[index].as_ref().is_none_or(|entry| entry.frozen);
-                    if frozen { Ok(()) } else { self.take(index, &transaction, data, change, version) }
+                    if frozen { Ok(()) } else { self.take(index, data, change, at) }
                 }
                 taken => taken,
             };
@@ -288,18 +304,10 @@ impl Sink {
         Ok(())
     }
 
-    fn take(
-        &mut self,
-        index: usize,
-        transaction: &Transaction,
-        data: &[u8],
-        change: &Change,
-        version: Version,
-    ) -> Result<(), CellError> {
+    fn take(&mut self, index: usize, data: &[u8], change: &Change, at: At) -> Result<(), CellError> {
         let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
         entry.received.increment(1);
         let row = self.ledger.row();
-        let at = At { version, xid: transaction.xid, time: transaction.time };
         if Self::add(entry, &mut self.ledger, data, change, at, row)? == Outcome::NeedsKeys {
             // What is in the batch must be in ClickHouse before a lookup can find it there.
             entry.keyed = true;
@@ -319,11 +327,13 @@ impl Sink {
         at: At,
         row: u64,
     ) -> Result<Outcome, CellError> {
-        let Some(plan) = &entry.plan else { return Err(CellError::protocol()) };
-        let spec = &entry.table.spec;
-        let batch = entry.batch.get_or_insert_with(|| {
+        let Entry { plan: Some(plan), table, batch: open, keyed, .. } = entry else {
+            return Err(CellError::protocol());
+        };
+        let spec = &table.spec;
+        let batch = open.get_or_insert_with(|| {
             ledger.open(row);
-            Batch::new(&entry.table, entry.keyed, row, at.time)
+            Batch::new(table, *keyed, row, at.time)
         });
         // The assembler has checked every tuple of the group.
         let tuple = |span: crate::event::Span| Tuple::parse(span.bytes(data)).map(|(tuple, _)| tuple);
@@ -343,7 +353,7 @@ impl Sink {
         if batch.rows() == 0 {
             // Opened for a change that it did not take.
             ledger.close(batch.first_row);
-            entry.batch = None;
+            *open = None;
         }
         outcome
     }
@@ -365,11 +375,23 @@ impl Sink {
         let version = Version::new(self.epoch, transaction.commit, record);
         let routes: Vec<Route> = relations.iter().filter_map(|oid| self.routes.get(oid).copied()).collect();
         for index in routes.into_iter().flat_map(Route::members) {
-            self.seal(index);
             let Some(entry) = self.entries[index].as_mut().filter(|entry| !entry.frozen) else { continue };
             if !entry.feed.takes(version) {
                 continue;
             }
+            if entry.table.spec.changelog {
+                let at = At { version, ordinal: entry.ordinal(version), xid: transaction.xid, time: transaction.time };
+                let (row, ledger) = (self.ledger.row(), &mut self.ledger);
+                let batch = entry.batch.get_or_insert_with(|| {
+                    ledger.open(row);
+                    Batch::new(&entry.table, false, row, at.time)
+                });
+                batch.log_truncate(at);
+                self.open.insert(index);
+                continue;
+            }
+            self.seal(index);
+            let Some(entry) = self.entries[index].as_mut() else { continue };
             entry.feed.floor = version;
             let row = self.ledger.row();
             self.ledger.open(row);

@@ -173,6 +173,9 @@ impl Plan {
             return Err("its columns have exchanged their names".to_owned());
         }
         // Under FULL every column counts as one of the identity; then the catalog is looked at.
+        if spec.changelog && relation.identity != ReplicaIdentity::Full {
+            return Err("its replica identity is not FULL any more".to_owned());
+        }
         if relation.identity != ReplicaIdentity::Full {
             let identity =
                 relation.columns.iter().zip(&columns).filter(|(column, _)| column.key).map(|(_, &index)| index);

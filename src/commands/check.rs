@@ -5,6 +5,7 @@
 
 mod clickhouse;
 mod columns;
+mod ddl;
 mod postgres;
 
 use std::fmt::{self, Write};

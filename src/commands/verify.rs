@@ -4,7 +4,9 @@
 //! table whose copy is not complete, one that stopped. Both count as differences. A table without a
 //! usable key is never replicated; it is named, and counts as none.
 
+mod letters;
 mod masked;
+mod pair;
 
 use std::{
     collections::HashMap,
@@ -20,21 +22,18 @@ use tokio::sync::Mutex;
 use crate::{
     cli::VerifyArgs,
     clickhouse::{
-        block::ColumnSpec,
         client::{client, code, describe},
-        mask::Mask,
-        state::{State, TableRecord, TableStatus},
-        table::TableSpec,
+        state::{State, TableRecord},
     },
     config::Config,
-    event::{Lsn, SourceColumn, SourceTable},
+    event::{Lsn, SourceTable},
     postgres::{
         catalog,
         sql::{self, SqlError},
     },
-    quote,
-    verify::{self, CheckpointError, ColumnPair, Options, Rendering, TablePair, TableReport, Verifier},
+    verify::{self, CheckpointError, Options, TableReport, Verifier},
 };
+use letters::Letters;
 
 /// For the small statements; the crate itself would wait for ever.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -199,10 +198,12 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let tables = wanted(&source, config, args).await?;
     let mut report = Report::default();
     let checkpoint = Stored::new(&target, config).await?;
-    let options = Options { fence_timeout: args.timeout.0, ..Options::default() };
+    let (max_named, show_values) = (usize::from(args.max_keys), args.show_values);
+    let options = Options { fence_timeout: args.timeout.0, max_named, show_values, ..Options::default() };
+    let letters = Letters::new(&target, &config.source.slot);
     let oids: HashMap<String, u32> = tables.iter().map(|table| (table.full_name(), table.oid)).collect();
     for table in tables {
-        let pair = match pair(config, &table, records.get(&table.oid)) {
+        let pair = match pair::of(config, &table, records.get(&table.oid)) {
             Ok(pair) => pair,
             Err((state, reason)) => {
                 report.add(table.full_name(), state, reason);
@@ -212,7 +213,10 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
         let (options, checkpoint) = (options.clone(), &checkpoint);
         let mut verifier = Verifier { postgres: &mut source, clickhouse: &target, checkpoint, options, progress };
         match Box::pin(verifier.verify(&pair)).await {
-            Ok(compared) => report.compared.push(compared),
+            Ok(mut compared) => {
+                letters.name(table.oid, &mut compared.differing).await;
+                report.compared.push(compared);
+            }
             Err(error) if goes_on(&error) && !source.is_closed() => {
                 report.add(table.full_name(), Absence::Failed, told(&error));
             }
@@ -220,23 +224,13 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
         }
     }
     if !report.is_equal() {
-        let letters = dead_letters(&target, &config.source.slot).await;
+        let letters = letters.by_table().await;
         let differing = report.compared.iter().filter(|compared| !compared.is_equal()).map(|compared| &compared.table);
         let differing = differing.chain(report.not_compared.iter().map(|table| &table.table));
         let of = |table: &String| Some(DeadLetters { table: table.clone(), rows: *letters.get(oids.get(table)?)? });
         report.dead_letters = differing.filter_map(of).collect();
     }
     Ok(report)
-}
-
-/// How many dead letters each table has, by oid. They explain a difference, and no more: if they can
-/// not be read, there are none.
-async fn dead_letters(target: &Client, slot: &str) -> HashMap<u32, u64> {
-    let count = target
-        .query("SELECT oid, uniqExact(key_values) FROM _dead_letters WHERE slot = ? GROUP BY oid")
-        .bind(slot)
-        .fetch_all::<(u32, u64)>();
-    bounded(count).await.unwrap_or_default().into_iter().collect()
 }
 
 /// What ClickHouse knows of the slot.
@@ -268,52 +262,6 @@ async fn wanted(
         tables.retain(|table| args.tables.iter().any(|glob| glob.matches(&table.schema, &table.name)));
     }
     if tables.is_empty() { Err(Error::NoTable("--table within source.tables")) } else { Ok(tables) }
-}
-
-/// What to compare with what, or why not.
-fn pair(config: &Config, table: &SourceTable, record: Option<&TableRecord>) -> Result<TablePair, (Absence, String)> {
-    let options = config.table_options(&table.schema, &table.name);
-    let now = TableSpec::new(table, &options, false);
-    let record = record.ok_or_else(|| match &now {
-        Err(reason) => (Absence::NotReplicated, reason.clone()),
-        Ok(_) => (Absence::Copying, "its copy has not begun; if that lasts, walhouse's log says why".to_owned()),
-    })?;
-    match &record.status {
-        TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
-        TableStatus::Copying => return Err((Absence::Copying, "its copy is not complete".to_owned())),
-        TableStatus::Resync(reason) => return Err((Absence::Copying, format!("it is being copied anew: {reason}"))),
-        TableStatus::Streaming | TableStatus::Swapping | TableStatus::Gone => {}
-    }
-    let now = now.map_err(|reason| (Absence::NotReplicated, reason))?;
-    let TableRecord { oid, schema, name, target, shape, .. } = record;
-    // What is stored by a tool, and not by walhouse, may have no shape.
-    let spec =
-        if shape.is_empty() { Ok(now.clone()) } else { TableSpec::stored(*oid, schema, name, target, shape, &options) };
-    let spec = spec.map_err(|reason| (Absence::Failed, reason))?;
-    if let Some(difference) = spec.differs_by_configuration(&options).filter(|_| !shape.is_empty()) {
-        let why = format!("{difference}; walhouse stops it when it starts with this configuration");
-        return Err((Absence::Failed, why));
-    }
-    let names = |spec: &TableSpec| spec.sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>();
-    if names(&spec) != names(&now) {
-        let why = "its shape has changed in PostgreSQL, and walhouse has not followed yet".to_owned();
-        return Err((Absence::Copying, why));
-    }
-    let column = |(source, column): (&SourceColumn, &ColumnSpec)| {
-        let usual = ColumnPair::of(source, &column.ty.name(column.nullable), column.null_mark());
-        let kind = if matches!(column.mask, Some(Mask::Hash(_))) { Rendering::Text } else { usual.kind };
-        let of_row = format!("walhouse_row.{}", quote::postgres(&source.name));
-        let masked = column.mask.as_ref().map(|mask| masked::expression(mask, &of_row));
-        ColumnPair { kind, masked, ..usual }
-    };
-    Ok(TablePair {
-        schema: spec.schema.clone(),
-        name: spec.name.clone(),
-        target: record.target.clone(),
-        key: spec.key.iter().filter_map(|&index| spec.sources.get(index)).map(|key| key.name.clone()).collect(),
-        columns: spec.sources.iter().zip(spec.columns.iter()).map(column).collect(),
-        filter: spec.filter.clone(),
-    })
 }
 
 /// The stored checkpoint, which moves on an idle server too.

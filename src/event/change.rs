@@ -29,6 +29,18 @@ pub enum Event {
         /// The tables' oids.
         relations: Vec<u32>,
     },
+    /// Somebody wrote a logical message into the WAL, for whoever knows its prefix. Anybody who may
+    /// connect to the source can: what is in one is to be distrusted.
+    Message {
+        /// The record's LSN.
+        record: Lsn,
+        /// Whether it belongs to the current transaction; else it stands between transactions.
+        transactional: bool,
+        /// Who it is for, in the session's encoding.
+        prefix: Span,
+        /// Anything at all.
+        content: Span,
+    },
     /// The current transaction is complete. `end` is the position after its commit record: the
     /// one that may be acknowledged.
     Commit {

@@ -56,10 +56,16 @@ pub enum KeyKind {
     Index,
     /// The primary key, under REPLICA IDENTITY FULL.
     FullWithPrimaryKey,
+    /// There is none. Under REPLICA IDENTITY FULL old rows come whole, so the table can be had as a
+    /// log of its changes.
+    FullWithoutKey,
 }
 
 /// A column of a [`SourceTable`].
+///
+/// Its form as JSON is stored with each target, and is what the DDL trigger of `migrations/postgres` writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct SourceColumn {
     /// `pg_attribute.attnum`: what stays when a column is renamed.
     pub attnum: i16,
@@ -74,19 +80,15 @@ pub struct SourceColumn {
     /// The type's modifier, the base type's under a domain; -1 where there is none.
     pub type_modifier: i32,
     /// The declared type as PostgreSQL writes it, for people.
-    #[serde(default)]
     pub type_name: String,
     /// Whether the type is an enum.
     pub is_enum: bool,
     /// Whether the type is pgvector's `vector`.
-    #[serde(default)]
     pub is_vector: bool,
     /// What an array holds; `None` for any other type, and for the one array whose text separates
     /// its elements by something else than a comma, that of `box`.
-    #[serde(default)]
     pub element: Option<ElementType>,
     /// With how many dimensions the array was declared. Its values may have others.
-    #[serde(default)]
     pub dimensions: u16,
     /// Whether the column's own constraint excludes NULL. A domain's does not count: an outer join or
     /// an empty subquery can store a NULL in spite of it.
@@ -98,14 +100,11 @@ pub struct SourceColumn {
     /// Whether a value may be stored out of line, and so be left out of an UPDATE.
     pub storage_toastable: bool,
     /// What rows have that are older than the column, as text: `pg_attribute.attmissingval`.
-    #[serde(default)]
     pub missing: Option<String>,
     /// The transaction that wrote the column's row of the catalog last. A rewrite that computes
     /// values writes it; one that only moves rows does not.
-    #[serde(default)]
     pub stamp: u32,
     /// Short digests of an enum's labels with their oids, eight letters each, in order of oids.
-    #[serde(default)]
     pub labels: String,
 }
 

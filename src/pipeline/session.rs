@@ -39,7 +39,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::{JoinError, JoinHandle},
 };
 use tokio_util::sync::CancellationToken;
@@ -247,6 +247,7 @@ async fn stream(
         config: Arc::clone(config),
         range: ddl::datetime_range(&clickhouse).await?,
         requests: Requests::new(clickhouse.clone(), &source.slot),
+        look: Notify::new(),
         layout: layout(config, ddl::has_time64(&clickhouse).await?),
         client: clickhouse,
         state: Arc::clone(&state),
@@ -269,7 +270,7 @@ async fn stream(
     let copier = Copier::new(
         Arc::clone(&shared),
         source.clone(),
-        source.snapshot.workers,
+        epoch,
         (budget / 8 / source.snapshot.workers).min(config.batch.max_bytes.as_usize()),
     );
     let tables = Tables::new(

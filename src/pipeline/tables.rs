@@ -112,16 +112,26 @@ impl Tables {
     /// Runs until the session ends.
     pub(super) async fn run(mut self, control: Client) -> Result<(), SessionError> {
         let mut poll = tokio::time::interval(POLL_INTERVAL);
+        // What is asked for again and again is done once, and soon.
+        let mut hurried = false;
+        let shared = Arc::clone(&self.shared);
         loop {
             tokio::select! {
-                _ = poll.tick() => self.look(&control).await?,
+                _ = poll.tick() => {
+                    hurried = false;
+                    self.look(&control).await?;
+                }
+                () = shared.look.notified(), if !hurried => {
+                    hurried = true;
+                    poll.reset_after(SOON);
+                }
                 Some(joined) = self.copies.join_next(), if !self.copies.is_empty() => {
                     let (table, outcome) = joined.map_err(|_| SessionError::Panic("copy"))?;
                     self.copy_ended(&table, outcome).await?;
                 }
             }
             self.account().await;
-            if std::mem::take(&mut self.soon) {
+            if std::mem::take(&mut self.soon) && !std::mem::replace(&mut hurried, true) {
                 poll.reset_after(SOON);
             }
         }
@@ -265,6 +275,7 @@ impl Tables {
                 return Ok(());
             }
             Err(CopyError::Sql(error)) if error.kind() == Kind::Definite => error.to_string(),
+            Err(CopyError::Replication(error)) if error.kind() == Kind::Definite => error.to_string(),
             Err(CopyError::Lane(Failure::Table(reason))) => reason,
             Err(error @ CopyError::Cell(_)) => error.to_string(),
             Err(error) => return Err(error.into()),

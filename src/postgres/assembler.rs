@@ -220,7 +220,15 @@ impl Assembler {
                     events.push(Event::Truncate { record: at, relations });
                 }
             }
-            Message::Origin { .. } | Message::Type { .. } | Message::Logical { .. } | Message::Ignored(_) => {}
+            Message::Logical { transactional, lsn, prefix, content } => {
+                if transactional && !self.is_new(at, "a message of a transaction outside of one")? {
+                    return Ok(());
+                }
+                let part = |part| Span::of(all, part).ok_or(order("a message outside the buffer"));
+                let (prefix, content) = (part(prefix)?, part(content)?);
+                events.push(Event::Message { record: lsn, transactional, prefix, content });
+            }
+            Message::Origin { .. } | Message::Type { .. } | Message::Ignored(_) => {}
         }
         Ok(())
     }

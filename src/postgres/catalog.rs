@@ -110,13 +110,13 @@ async fn described(
 }
 
 /// A row of `pg_class`.
-struct Relation {
-    oid: u32,
-    schema: String,
-    name: String,
-    kind: TableKind,
-    unlogged: bool,
-    identity: ReplicaIdentity,
+pub(super) struct Relation {
+    pub(super) oid: u32,
+    pub(super) schema: String,
+    pub(super) name: String,
+    pub(super) kind: TableKind,
+    pub(super) unlogged: bool,
+    pub(super) identity: ReplicaIdentity,
 }
 
 /// All tables, or one.
@@ -142,7 +142,7 @@ async fn relations(client: &Client, oid: Option<u32>) -> Result<Vec<Relation>, S
 }
 
 /// A letter of a later PostgreSQL counts as no identity, so that its table is refused and not guessed at.
-fn identity(letter: &str) -> ReplicaIdentity {
+pub(super) fn identity(letter: &str) -> ReplicaIdentity {
     letter.bytes().next().and_then(ReplicaIdentity::from_letter).unwrap_or(ReplicaIdentity::Nothing)
 }
 
@@ -211,10 +211,10 @@ fn element(row: &tokio_postgres::Row) -> Result<Option<ElementType>, SqlError> {
 }
 
 /// A partition below a listed root, on any level.
-struct Partition {
-    oid: u32,
-    quoted: String,
-    identity: ReplicaIdentity,
+pub(super) struct Partition {
+    pub(super) oid: u32,
+    pub(super) quoted: String,
+    pub(super) identity: ReplicaIdentity,
 }
 
 async fn partitions(client: &Client, roots: &[u32]) -> Result<HashMap<u32, Vec<Partition>>, SqlError> {
@@ -275,16 +275,16 @@ async fn heaps(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Heap>, SqlE
 
 /// The indexes of a table that may identify its rows.
 #[derive(Default)]
-struct Keys {
-    primary: Option<Index>,
-    replica: Option<Index>,
+pub(super) struct Keys {
+    pub(super) primary: Option<Index>,
+    pub(super) replica: Option<Index>,
 }
 
 #[derive(Clone)]
-struct Index {
-    immediate: bool,
+pub(super) struct Index {
+    pub(super) immediate: bool,
     /// By name, since a partition may number its columns differently.
-    columns: Vec<String>,
+    pub(super) columns: Vec<String>,
 }
 
 async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Keys>, SqlError> {
@@ -310,7 +310,7 @@ async fn keys(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Keys>, SqlEr
 }
 
 impl Relation {
-    fn into_table(
+    pub(super) fn into_table(
         self,
         mut columns: Vec<SourceColumn>,
         keys: &HashMap<u32, Keys>,
@@ -359,7 +359,8 @@ impl Relation {
         }
         for partition in partitions {
             let same = partition.identity == self.identity
-                && choose(partition.identity, keys.get(&partition.oid), &partition.quoted)?.1 == names;
+                && (kind == KeyKind::FullWithoutKey
+                    || choose(partition.identity, keys.get(&partition.oid), &partition.quoted)?.1 == names);
             if !same {
                 return Err(format!(
                     "its partition {leaf} identifies rows in another way, which ALTER TABLE on the root does not change; \
@@ -379,20 +380,26 @@ fn choose<'k>(
     table: &str,
 ) -> Result<(KeyKind, &'k [String]), String> {
     let primary = keys.and_then(|keys| keys.primary.as_ref());
-    let add = format!("ALTER TABLE {table} ADD PRIMARY KEY (…)");
-    let usable = |kind, index: Option<&'k Index>| match index {
-        Some(index) if index.immediate => Ok((kind, index.columns.as_slice())),
-        Some(_) => Err(format!(
-            "its primary key is deferrable, so two rows may hold one key for a while; \
-             make it immediate, or ALTER TABLE {table} REPLICA IDENTITY USING INDEX …"
-        )),
-        None => Err(format!("it has no primary key; {add}, or ALTER TABLE {table} REPLICA IDENTITY USING INDEX …")),
-    };
+    let log = format!("or, for a log of its changes, ALTER TABLE {table} REPLICA IDENTITY FULL");
     match identity {
-        ReplicaIdentity::Default => usable(KeyKind::PrimaryKey, primary),
-        ReplicaIdentity::Full => usable(KeyKind::FullWithPrimaryKey, primary),
+        ReplicaIdentity::Default => match primary {
+            Some(index) if index.immediate => Ok((KeyKind::PrimaryKey, index.columns.as_slice())),
+            Some(_) => Err(format!(
+                "its primary key is deferrable, so two rows may hold one key for a while; \
+                 make it immediate, or ALTER TABLE {table} REPLICA IDENTITY USING INDEX …, {log}"
+            )),
+            None => Err(format!(
+                "it has no primary key; ALTER TABLE {table} ADD PRIMARY KEY (…), \
+                 or ALTER TABLE {table} REPLICA IDENTITY USING INDEX …, {log}"
+            )),
+        },
+        ReplicaIdentity::Full => Ok(match primary.filter(|index| index.immediate) {
+            Some(index) => (KeyKind::FullWithPrimaryKey, index.columns.as_slice()),
+            None => (KeyKind::FullWithoutKey, &[]),
+        }),
         ReplicaIdentity::Index => match keys.and_then(|keys| keys.replica.as_ref()) {
-            Some(index) => usable(KeyKind::Index, Some(index)),
+            // It can not be a deferrable one.
+            Some(index) => Ok((KeyKind::Index, index.columns.as_slice())),
             None => Err(format!(
                 "the index of its replica identity is gone; ALTER TABLE {table} REPLICA IDENTITY DEFAULT or USING INDEX …"
             )),
@@ -422,10 +429,14 @@ mod tests {
         assert_eq!(kind(Full, index(true), None), Ok(KeyKind::FullWithPrimaryKey));
         assert_eq!(kind(Index, index(true), index(true)), Ok(KeyKind::Index));
         assert_eq!(kind(Index, index(false), index(true)), Ok(KeyKind::Index));
-        for identity in [Default, Full] {
-            assert!(kind(identity, None, None).expect_err("no key").contains("ADD PRIMARY KEY"));
-            assert!(kind(identity, index(false), None).expect_err("deferrable").contains("deferrable"));
-        }
+        assert!(kind(Default, None, None).expect_err("no key").contains("ADD PRIMARY KEY"));
+        assert!(kind(Default, index(false), None).expect_err("deferrable").contains("deferrable"));
+        assert_eq!(kind(Full, None, None), Ok(KeyKind::FullWithoutKey));
+        assert_eq!(
+            kind(Full, index(false), None),
+            Ok(KeyKind::FullWithoutKey),
+            "two rows may hold one key for a while"
+        );
         assert!(kind(Index, index(true), None).expect_err("dropped index").contains("is gone"));
         assert!(kind(Nothing, index(true), None).expect_err("nothing").contains("NOTHING"));
     }

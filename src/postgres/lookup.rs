@@ -7,12 +7,13 @@
 
 use super::{
     catalog,
+    ddl::DdlReader,
     sql::{self, SqlError},
 };
 use crate::{
     config::SourceConfig,
     event::{Lsn, SourceTable},
-    lane::{RowAnswer, RowError, RowRequest, RowSource},
+    lane::{RowAnswer, RowError, RowRequest, RowSource, Told},
     quote,
     retry::Kind,
 };
@@ -31,12 +32,13 @@ const LARGE_ROW: usize = 4 << 20;
 pub struct Lookup {
     config: SourceConfig,
     session: Mutex<Option<Client>>,
+    ddl: DdlReader,
 }
 
 impl Lookup {
     /// A reader of the configured source.
     pub fn new(config: SourceConfig) -> Self {
-        Self { config, session: Mutex::new(None) }
+        Self { config, session: Mutex::new(None), ddl: DdlReader::default() }
     }
 
     async fn open(&self) -> Result<Client, SqlError> {
@@ -99,9 +101,16 @@ impl RowSource for Lookup {
     }
 
     fn table(&self, oid: u32, xid: u32) -> BoxFuture<'_, Result<Option<(SourceTable, Lsn)>, RowError>> {
-        let failed = |error: SqlError| RowError { kind: error.kind(), of_the_row: false, message: error.to_string() };
         Box::pin(async move { self.look(oid, xid).await.map_err(failed) })
     }
+
+    fn told<'a>(&'a self, content: &'a [u8], xid: u32) -> BoxFuture<'a, Result<Option<Told>, RowError>> {
+        Box::pin(async move { self.ddl.read(&self.config, content, xid).await.map_err(failed) })
+    }
+}
+
+fn failed(error: SqlError) -> RowError {
+    RowError { kind: error.kind(), of_the_row: false, message: error.to_string() }
 }
 
 /// The SELECT for the row. Literals without a type take the column's, but for those of composites,

@@ -5,6 +5,7 @@ pub mod assembler;
 pub mod catalog;
 pub mod catchup;
 pub mod connection;
+mod ddl;
 pub mod lock;
 pub mod lookup;
 pub mod outlet;

@@ -4,9 +4,10 @@
 use crate::quote;
 
 /// The options of pgoutput, as names and values, for whoever reads `publication`.
-fn options(publication: &str) -> [(&'static str, String); 2] {
+fn options(publication: &str) -> [(&'static str, String); 3] {
     // The server parses a list of identifiers there.
-    [("proto_version", "1".to_owned()), ("publication_names", quote::postgres(publication))]
+    let publications = quote::postgres(publication);
+    [("proto_version", "1".to_owned()), ("publication_names", publications), ("messages", "true".to_owned())]
 }
 
 /// As START_REPLICATION takes them, between its parentheses.
@@ -25,8 +26,9 @@ mod tests {
 
     #[test]
     fn a_publication_can_be_called_anything() {
-        let options = r#"proto_version '1', publication_names '"a''b""c"'"#;
+        let options = r#"proto_version '1', publication_names '"a''b""c"', messages 'true'"#;
         assert_eq!(replication_options(r#"a'b"c"#), options);
-        assert_eq!(function_options(r#"a'b"c"#), r#"'proto_version', '1', 'publication_names', '"a''b""c"'"#);
+        let options = r#"'proto_version', '1', 'publication_names', '"a''b""c"', 'messages', 'true'"#;
+        assert_eq!(function_options(r#"a'b"c"#), options);
     }
 }

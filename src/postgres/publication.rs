@@ -81,6 +81,19 @@ impl Membership {
         Self { identity: String::new(), columns: None, filter: None, generated }
     }
 
+    /// As a DDL message tells of it; its identity is the catalog's to tell.
+    pub(super) fn told(columns: Option<Vec<i16>>, filter: Option<String>, generated: bool) -> Self {
+        Self { identity: String::new(), columns, filter, generated }
+    }
+
+    /// The table with what of it is published. One that is published without its key has none.
+    pub(super) fn narrowed(&self, table: SourceTable) -> SourceTable {
+        match self.published(&table) {
+            Ok(published) => published,
+            Err(reason) => SourceTable { key: table.key.clone().and(Err(reason)), ..table },
+        }
+    }
+
     /// What of a table is published: what the stream carries, and the copy has to read.
     ///
     /// # Errors
@@ -174,10 +187,7 @@ pub(super) async fn published(
         None => HashMap::new(),
     };
     let whole = Membership::whole(publication.is_some_and(|publication| publication.generated));
-    let narrowed = |table: SourceTable| match memberships.get(&table.oid).unwrap_or(&whole).published(&table) {
-        Ok(published) => published,
-        Err(reason) => SourceTable { key: table.key.clone().and(Err(reason)), ..table },
-    };
+    let narrowed = |table: SourceTable| memberships.get(&table.oid).unwrap_or(&whole).narrowed(table);
     Ok(tables.into_iter().map(narrowed).collect())
 }
 

@@ -117,24 +117,49 @@ async fn holders(client: &Client, writers: &[String]) -> Result<String, SqlError
     Ok(row.try_get(0)?)
 }
 
-/// Begins to read the blocks `first..last` of a heap: of its rows, those that `filter` lets through. The session's transaction is open until
-/// [`end`] is called, or the session dropped.
+/// The statements that begin a transaction with a snapshot that another session has exported.
+pub fn begin_as_of(exported: &str) -> String {
+    // A transaction's snapshot comes before anything else in it.
+    format!("{BEGIN}; SET TRANSACTION SNAPSHOT {}", quote::postgres_string(exported))
+}
+
+const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+/// Whether one of these heaps was rewritten since the session's snapshot was taken: then the new one has
+/// none of the rows that are visible in it.
+pub async fn rewritten_since(client: &Client, leaves: &[Leaf]) -> Result<bool, SqlError> {
+    let oids: Vec<u32> = leaves.iter().map(|leaf| leaf.oid).collect();
+    // The catalog as of the snapshot, and the function as of now.
+    let sql = "SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY($1) \
+               AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid))";
+    Ok(client.query_one(sql, &[&oids]).await?.try_get(0)?)
+}
+
+/// Begins to read the blocks `first..last` of a heap: of its rows, those that `filter` lets through,
+/// and those that are visible in the snapshot `as_of`, if there is one. The session's transaction is
+/// open until [`end`] is called, or the session dropped.
 pub async fn open(
     client: &Client,
     leaf: &Leaf,
     columns: &[String],
     filter: Option<&str>,
     (first, last): (u32, u32),
+    as_of: Option<&str>,
 ) -> Result<Opened, SqlError> {
     // In this order: the lock keeps rewrites out, then the first query takes the snapshot, then the
     // position is read. So whatever the snapshot shows was written before that position.
-    client
-        .batch_execute(&format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL row_security = off; \
-             LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
-            leaf.quoted
-        ))
-        .await?;
+    let begin = as_of.map_or_else(|| BEGIN.to_owned(), begin_as_of);
+    match client.batch_execute(&begin).await.map_err(SqlError::from) {
+        // Whoever held the snapshot is gone.
+        Err(error) if as_of.is_some() && error.code().is_some() => return Ok(Opened::Rewritten),
+        begun => begun?,
+    }
+    // In one order whenever they are read.
+    let lock = format!(
+        "SET LOCAL row_security = off; SET LOCAL synchronize_seqscans = off; LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
+        leaf.quoted
+    );
+    client.batch_execute(&lock).await?;
     let row = client
         .query_one(
             "SELECT coalesce(pg_relation_filenode($1::oid), 0), pg_current_wal_insert_lsn()::text, \

@@ -4,7 +4,7 @@ use clickhouse::{Client, Row, query::RowCursor};
 use serde::Deserialize;
 
 use super::{
-    compare::{Bucket, Buckets, HashedRow},
+    compare::{Bucket, Buckets, HashedRow, RowColumns},
     error::Error,
     table::TablePair,
 };
@@ -30,7 +30,10 @@ struct SumRow {
 struct KeyRow {
     key_hash: i64,
     row_hash: i64,
+    mark: i64,
     key_text: Vec<String>,
+    column_hashes: Vec<i64>,
+    column_values: Vec<Option<String>>,
 }
 
 impl<'a> Target<'a> {
@@ -64,6 +67,10 @@ pub(super) struct TargetRows<'a> {
 impl TargetRows<'_> {
     pub(super) async fn next(&mut self) -> Result<Option<HashedRow>, Error> {
         let row = self.cursor.next().await.map_err(|error| self.target.failed(error))?;
-        Ok(row.map(|row| HashedRow { key_hash: row.key_hash, row_hash: row.row_hash, key: row.key_text }))
+        Ok(row.map(|row| {
+            let KeyRow { key_hash, row_hash, mark, key_text, column_hashes, column_values } = row;
+            let columns = RowColumns { hashes: column_hashes, values: column_values, source_key: Vec::new() };
+            HashedRow { key_hash, row_hash, mark, key: key_text, columns }
+        }))
     }
 }

@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::report::{Difference, KeyDifference};
+use super::{
+    report::{Difference, KeyDifference, ValueDifference},
+    table::TablePair,
+};
 
 /// Observations of a key that must be the same, and different on the two sides, before it counts.
 ///
 /// Fewer would name keys that a writer has just touched: PostgreSQL's snapshot is older than
-/// ClickHouse's by the time that the fence took.
+/// ClickHouse's by the time that the fence took. "The same" includes the marks: a row that goes back
+/// and forth between two values would else be seen out of step again and again.
 const STEADY: u32 = 3;
 
 /// How many rows fell into a bucket, and the sum of their hashes.
@@ -35,52 +39,113 @@ pub(super) fn differing_buckets(postgres: &Buckets, clickhouse: &Buckets) -> Vec
 }
 
 /// One row of one side: its hash, its key's hash and its key as text, a part per column.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct HashedRow {
     pub(super) key_hash: i64,
     pub(super) row_hash: i64,
+    /// Another after every change of the row, also after one that brought its values back.
+    pub(super) mark: i64,
     pub(super) key: Vec<String>,
+    pub(super) columns: RowColumns,
+}
+
+/// What was asked of the columns of a row, in the order of the table's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct RowColumns {
+    pub(super) hashes: Vec<i64>,
+    /// The beginning of each value.
+    pub(super) values: Vec<Option<String>>,
+    /// The key as PostgreSQL prints it.
+    pub(super) source_key: Vec<String>,
 }
 
 /// What one side has under a key: one row, or none; more is itself a difference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Seen {
+struct Seen {
     rows: u32,
     sum: i64,
+    marks: i64,
 }
 
 impl Seen {
-    fn add(&mut self, row_hash: i64) {
+    fn add(&mut self, row: &HashedRow) {
         self.rows = self.rows.saturating_add(1);
-        self.sum = self.sum.wrapping_add(row_hash);
+        self.sum = self.sum.wrapping_add(row.row_hash);
+        self.marks = self.marks.wrapping_add(row.mark);
     }
 }
 
 /// What both sides have under a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Pair {
+struct Pair {
     postgres: Seen,
     clickhouse: Seen,
 }
 
 impl Pair {
-    pub(super) fn see(&mut self, side: Side, row_hash: i64) {
+    fn see(&mut self, side: Side, row: &HashedRow) {
         match side {
-            Side::Postgres => self.postgres.add(row_hash),
-            Side::ClickHouse => self.clickhouse.add(row_hash),
+            Side::Postgres => self.postgres.add(row),
+            Side::ClickHouse => self.clickhouse.add(row),
         }
     }
 
     fn agrees(self) -> bool {
-        self.postgres == self.clickhouse
+        let content = |seen: Seen| (seen.rows, seen.sum);
+        content(self.postgres) == content(self.clickhouse)
     }
 
     fn difference(self) -> Difference {
         match (self.postgres.rows, self.clickhouse.rows) {
             (_, 0) => Difference::Missing,
             (0, _) => Difference::Extra,
-            _ => Difference::Different,
+            (1, 1) => Difference::Different,
+            _ => Difference::Doubled,
         }
+    }
+}
+
+/// What one look has found under a key.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Look {
+    pair: Pair,
+    postgres: RowColumns,
+    clickhouse: RowColumns,
+}
+
+impl Look {
+    pub(super) fn see(&mut self, side: Side, row: HashedRow) {
+        self.pair.see(side, &row);
+        match side {
+            Side::Postgres => self.postgres = row.columns,
+            Side::ClickHouse => self.clickhouse = row.columns,
+        }
+    }
+
+    /// Names the key and its columns, if this look has asked for them.
+    fn named(self, table: &TablePair, key: &[String]) -> Option<KeyDifference> {
+        let Self { pair, postgres, clickhouse } = self;
+        if postgres.hashes.is_empty() && clickhouse.hashes.is_empty() {
+            return None;
+        }
+        if table.log.is_some() {
+            let values = if postgres.values.is_empty() { clickhouse.values } else { postgres.values };
+            let counts = [pair.postgres, pair.clickhouse].map(|seen| seen.sum);
+            return Some(KeyDifference::of_row(table, key, values, pair.difference(), counts));
+        }
+        let mut named = KeyDifference::new(&table.key, key, pair.difference(), postgres.source_key);
+        if named.difference != Difference::Different {
+            return Some(named);
+        }
+        let mut values = postgres.values.into_iter().zip(clickhouse.values);
+        for (column, (source, target)) in table.columns.iter().zip(postgres.hashes.iter().zip(&clickhouse.hashes)) {
+            let shown = values.next();
+            if source != target {
+                named.columns.push(column.name.clone());
+                named.values.extend(shown.map(|shown| ValueDifference::new(&column.name, shown)));
+            }
+        }
+        Some(named)
     }
 }
 
@@ -130,19 +195,25 @@ impl Candidates {
     pub(super) fn suspect(&mut self, side: Side, row: HashedRow) {
         let full = self.open.len() >= self.limit;
         match self.open.get_mut(&row.key_hash) {
-            Some(candidate) => candidate.last.see(side, row.row_hash),
+            Some(candidate) => candidate.last.see(side, &row),
             None if full => self.unexamined += 1,
             None => {
                 let mut last = Pair::default();
-                last.see(side, row.row_hash);
+                last.see(side, &row);
                 self.open.insert(row.key_hash, Candidate { key: row.key, last, same: 1 });
             }
         }
     }
 
-    /// The keys to look at again.
-    pub(super) fn open(&self) -> impl Iterator<Item = (i64, &[String])> {
-        self.open.iter().map(|(hash, candidate)| (*hash, candidate.key.as_slice()))
+    /// The keys to look at again, and whether the next look can be the one that names them: only
+    /// then their columns are asked for.
+    pub(super) fn open(&self) -> impl Iterator<Item = (i64, &[String], bool)> {
+        let mut room = self.shown.saturating_sub(self.differing.len());
+        self.open.iter().map(move |(hash, candidate)| {
+            let named = candidate.same + 1 >= STEADY && room > 0;
+            room -= usize::from(named);
+            (*hash, candidate.key.as_slice(), named)
+        })
     }
 
     pub(super) fn open_count(&self) -> usize {
@@ -150,22 +221,20 @@ impl Candidates {
     }
 
     /// Takes a new look at every open key; one that is absent from `seen` is absent on both sides.
-    pub(super) fn settle(&mut self, seen: &HashMap<i64, Pair>, names: &[String]) {
+    pub(super) fn settle(&mut self, mut seen: HashMap<i64, Look>, table: &TablePair) {
         for (hash, mut candidate) in std::mem::take(&mut self.open) {
-            let now = seen.get(&hash).copied().unwrap_or_default();
-            if now.agrees() {
+            let look = seen.remove(&hash).unwrap_or_default();
+            if look.pair.agrees() {
                 continue;
             }
-            candidate.same = if now == candidate.last { candidate.same + 1 } else { 1 };
-            candidate.last = now;
+            candidate.same = if look.pair == candidate.last { candidate.same + 1 } else { 1 };
+            candidate.last = look.pair;
             if candidate.same < STEADY {
                 self.open.insert(hash, candidate);
                 continue;
             }
             self.differing_total += 1;
-            if self.differing.len() < self.shown {
-                self.differing.push(KeyDifference::new(names, &candidate.key, now.difference()));
-            }
+            self.differing.extend(look.named(table, &candidate.key));
         }
     }
 
@@ -181,22 +250,35 @@ impl Candidates {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::table::{ColumnPair, Rendering},
+        *,
+    };
 
     fn row(key: i64, hash: i64) -> HashedRow {
-        HashedRow { key_hash: key, row_hash: hash, key: vec![key.to_string()] }
+        HashedRow { key_hash: key, row_hash: hash, key: vec![key.to_string()], ..HashedRow::default() }
     }
 
-    fn seen(looks: &[(i64, Side, i64)]) -> HashMap<i64, Pair> {
-        let mut seen: HashMap<i64, Pair> = HashMap::new();
+    /// What a look that asks for columns finds; a row's hash is that of its only other column.
+    fn seen(looks: &[(i64, Side, i64)]) -> HashMap<i64, Look> {
+        let mut seen: HashMap<i64, Look> = HashMap::new();
         for (key, side, hash) in looks {
-            seen.entry(*key).or_default().see(*side, *hash);
+            let columns = RowColumns { hashes: vec![*key, *hash], ..RowColumns::default() };
+            seen.entry(*key).or_default().see(*side, HashedRow { columns, ..row(*key, *hash) });
         }
         seen
     }
 
-    fn names() -> Vec<String> {
-        vec!["id".to_owned()]
+    fn table() -> TablePair {
+        TablePair {
+            schema: "public".into(),
+            name: "t".into(),
+            target: "t".into(),
+            key: vec!["id".into()],
+            log: None,
+            columns: ["id", "v"].map(|name| ColumnPair::new(name, Rendering::Integer)).into(),
+            filter: None,
+        }
     }
 
     #[test]
@@ -220,14 +302,19 @@ mod tests {
             (3, Side::Postgres, 30),
             (3, Side::ClickHouse, 31),
         ]);
-        candidates.settle(&look, &names());
+        candidates.settle(look.clone(), &table());
         assert_eq!(candidates.open_count(), 3);
-        candidates.settle(&look, &names());
+        candidates.settle(look.clone(), &table());
         let outcome = candidates.finish();
-        let found: Vec<_> = outcome.differing.iter().map(|d| (d.key.as_str(), d.difference)).collect();
+        let named = |d: &KeyDifference| (d.key.clone(), d.difference, d.columns.concat());
+        let expected = |key: &str, difference, columns: &str| (key.to_owned(), difference, columns.to_owned());
         assert_eq!(
-            found,
-            [("id=1", Difference::Missing), ("id=2", Difference::Extra), ("id=3", Difference::Different)]
+            outcome.differing.iter().map(named).collect::<Vec<_>>(),
+            [
+                expected("id=1", Difference::Missing, ""),
+                expected("id=2", Difference::Extra, ""),
+                expected("id=3", Difference::Different, "v"),
+            ]
         );
         assert_eq!((outcome.differing_total, outcome.still_changing), (3, 0));
     }
@@ -237,10 +324,37 @@ mod tests {
         let mut candidates = Candidates::new(10, 10);
         candidates.suspect(Side::Postgres, row(1, 10));
         for hash in 11..20 {
-            candidates.settle(&seen(&[(1, Side::Postgres, hash), (1, Side::ClickHouse, hash - 1)]), &names());
+            candidates.settle(seen(&[(1, Side::Postgres, hash), (1, Side::ClickHouse, hash - 1)]), &table());
         }
         let outcome = candidates.finish();
         assert_eq!((outcome.differing_total, outcome.still_changing), (0, 1));
+    }
+
+    #[test]
+    fn a_row_that_goes_back_and_forth_is_still_changing() {
+        let mut candidates = Candidates::new(10, 10);
+        candidates.suspect(Side::Postgres, row(1, 10));
+        for mark in 0..9 {
+            let mut look = Look::default();
+            look.see(Side::Postgres, HashedRow { mark, ..row(1, 10) });
+            look.see(Side::ClickHouse, row(1, 11));
+            candidates.settle(HashMap::from([(1, look)]), &table());
+        }
+        assert_eq!((candidates.differing_total, candidates.open_count()), (0, 1));
+    }
+
+    #[test]
+    fn columns_are_asked_for_when_a_key_may_be_named_and_never_of_more_keys() {
+        let mut candidates = Candidates::new(10, 2);
+        for key in 0..4 {
+            candidates.suspect(Side::Postgres, row(key, 1));
+        }
+        let asked = |candidates: &Candidates| candidates.open().map(|(_, _, named)| named).collect::<Vec<_>>();
+        assert_eq!(asked(&candidates), [false; 4]);
+        candidates.settle(seen(&[0, 1, 2, 3].map(|key| (key, Side::Postgres, 1))), &table());
+        assert_eq!(asked(&candidates), [true, true, false, false]);
+        candidates.settle(seen(&[(0, Side::Postgres, 1), (1, Side::Postgres, 2), (2, Side::Postgres, 2)]), &table());
+        assert_eq!((candidates.differing.len(), asked(&candidates)), (1, vec![false, false]));
     }
 
     #[test]
@@ -248,7 +362,7 @@ mod tests {
         let mut candidates = Candidates::new(10, 10);
         candidates.suspect(Side::Postgres, row(1, 10));
         candidates.suspect(Side::ClickHouse, row(2, 10));
-        candidates.settle(&seen(&[(1, Side::Postgres, 12), (1, Side::ClickHouse, 12)]), &names());
+        candidates.settle(seen(&[(1, Side::Postgres, 12), (1, Side::ClickHouse, 12)]), &table());
         assert_eq!(candidates.open_count(), 0);
     }
 
@@ -258,9 +372,9 @@ mod tests {
         candidates.suspect(Side::ClickHouse, row(1, 10));
         let look = seen(&[(1, Side::Postgres, 10), (1, Side::ClickHouse, 10), (1, Side::ClickHouse, 10)]);
         for _ in 0..3 {
-            candidates.settle(&look, &names());
+            candidates.settle(look.clone(), &table());
         }
-        assert_eq!(candidates.finish().differing[0].difference, Difference::Different);
+        assert_eq!(candidates.finish().differing[0].difference, Difference::Doubled);
     }
 
     #[test]
@@ -269,9 +383,15 @@ mod tests {
         for key in 0..5 {
             candidates.suspect(Side::Postgres, row(key, 1));
         }
-        let look = seen(&[(0, Side::Postgres, 1), (1, Side::Postgres, 1)]);
-        candidates.settle(&look, &names());
-        candidates.settle(&look, &names());
+        for _ in 1..STEADY {
+            let mut look = HashMap::new();
+            for (key, _, named) in candidates.open() {
+                let hashes = if named { vec![key, 1] } else { Vec::new() };
+                let columns = RowColumns { hashes, ..RowColumns::default() };
+                look.entry(key).or_insert_with(Look::default).see(Side::Postgres, HashedRow { columns, ..row(key, 1) });
+            }
+            candidates.settle(look, &table());
+        }
         let outcome = candidates.finish();
         assert_eq!((outcome.differing.len(), outcome.differing_total, outcome.unexamined), (1, 2, 3));
     }

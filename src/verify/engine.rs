@@ -13,11 +13,11 @@ use futures_util::{TryStreamExt, future::try_join};
 
 use super::{
     clickhouse::Target,
-    compare::{Buckets, Candidates, Pair, Side, differing_buckets},
+    compare::{Buckets, Candidates, Look, Side, differing_buckets},
     error::{CheckpointError, Error},
     postgres::Snapshot,
     report::TableReport,
-    sql::{ClickHouseSql, PostgresSql, Rows},
+    sql::{ClickHouseSql, Detail, PostgresSql, Rows},
     table::{ColumnPair, TablePair},
 };
 use crate::event::Lsn;
@@ -26,8 +26,12 @@ use crate::event::Lsn;
 const KEYS_PER_LOOKUP: usize = 1000;
 /// Bytes of keys in one lookup.
 const BYTES_PER_LOOKUP: usize = 1 << 20;
+/// Keys in one lookup that brings their columns too.
+const NAMED_PER_LOOKUP: usize = 100;
 /// Hashes in one lookup, which reads the whole table.
 const HASHES_PER_LOOKUP: usize = 10_000;
+/// Between two lines of progress about one thing.
+const STILL_AT_IT: Duration = Duration::from_secs(10);
 /// Between two looks at the checkpoint.
 const POLL: Duration = Duration::from_millis(100);
 
@@ -61,8 +65,10 @@ pub struct Options {
     pub pause: Duration,
     /// Keys that are followed per table.
     pub max_candidates: usize,
-    /// Keys that are named per table.
+    /// Keys that are named per table, with the columns that differ.
     pub max_named: usize,
+    /// Whether the report also has the beginning of each value that differs.
+    pub show_values: bool,
 }
 
 impl Default for Options {
@@ -73,7 +79,8 @@ impl Default for Options {
             max_rounds: 10,
             pause: Duration::from_millis(500),
             max_candidates: 50_000,
-            max_named: 20,
+            max_named: 100,
+            show_values: false,
         }
     }
 }
@@ -106,15 +113,16 @@ impl<C: Checkpoint> Verifier<'_, C> {
     pub async fn verify(&mut self, table: &TablePair) -> Result<TableReport, Error> {
         let started = Instant::now();
         let key = table.key_columns().ok_or_else(|| Error::NoKey { table: table.label() })?;
-        self.say(table, "comparing counts and checksums");
-        let (postgres, clickhouse) = self.sums(table, &key).await?;
+        let progress = Progress { tell: self.progress, table };
+        let sums = self.sums(table, &key);
+        let (postgres, clickhouse) = progress.during("comparing counts and checksums", sums).await?;
         let buckets = differing_buckets(&postgres, &clickhouse);
         let mut candidates = Candidates::new(self.options.max_candidates, self.options.max_named);
         let mut rounds = 1;
         if !buckets.is_empty() {
             let all = self.bucket_count();
-            self.say(table, &format!("{} of {all} buckets differ; comparing their rows", buckets.len()));
-            self.suspect(table, &key, &buckets, &mut candidates).await?;
+            let what = format!("{} of {all} buckets differ; comparing their rows", buckets.len());
+            progress.during(&what, self.suspect(table, &key, &buckets, &mut candidates)).await?;
             rounds = self.settle(table, &key, &mut candidates).await?;
         }
         let outcome = candidates.finish();
@@ -165,8 +173,9 @@ impl<C: Checkpoint> Verifier<'_, C> {
         let snapshot = Snapshot::open(self.postgres, table).await?;
         reach(self.checkpoint, snapshot.fence, self.options.fence_timeout).await?;
         {
-            let mut ours = target.rows(&ClickHouseSql::new(table, key).rows(&wanted))?;
-            let theirs = snapshot.rows(&PostgresSql::new(table, key, snapshot.source).rows(&wanted)).await?;
+            let mut ours = target.rows(&ClickHouseSql::new(table, key).rows(&wanted, Detail::Row))?;
+            let theirs =
+                snapshot.rows(&PostgresSql::new(table, key, snapshot.source).rows(&wanted, Detail::Row)).await?;
             let mut theirs = pin!(theirs);
             let (mut source, mut found) = try_join(theirs.try_next(), ours.next()).await?;
             loop {
@@ -204,23 +213,26 @@ impl<C: Checkpoint> Verifier<'_, C> {
     ) -> Result<u32, Error> {
         // 0 and -0 are one key and two values, so floats can not be looked up by their text.
         let floats = key.iter().any(|column| column.kind.is_float());
-        let mut lookup = if floats { Lookup::Hashes } else { Lookup::Keys };
+        let by_hash = floats || table.log.is_some();
+        let mut lookup = if by_hash { Lookup::Hashes } else { Lookup::Keys };
         let mut round = 1;
         while candidates.open_count() > 0 && round < self.options.max_rounds {
             tokio::time::sleep(self.options.pause).await;
             round += 1;
-            self.say(table, &format!("looking again at {} keys (round {round})", candidates.open_count()));
-            let seen = match self.look(table, key, candidates, lookup).await {
+            let what = format!("looking again at {} keys (round {round})", candidates.open_count());
+            let progress = Progress { tell: self.progress, table };
+            let seen = match progress.during(&what, self.look(table, key, candidates, lookup)).await {
                 // A key's text may be no literal of its type: of an extension's, out of an enum's
                 // labels, of another range. Its hash always works.
                 Err(error @ (Error::Postgres { .. } | Error::ClickHouse { .. })) if lookup == Lookup::Keys => {
                     tracing::debug!(%error, "looking keys up by hash instead");
                     lookup = Lookup::Hashes;
-                    self.look(table, key, candidates, lookup).await?
+                    let what = format!("{what}, which reads the whole table");
+                    progress.during(&what, self.look(table, key, candidates, lookup)).await?
                 }
                 seen => seen?,
             };
-            candidates.settle(&seen, &table.key);
+            candidates.settle(seen, table);
         }
         Ok(round)
     }
@@ -232,16 +244,17 @@ impl<C: Checkpoint> Verifier<'_, C> {
         key: &[&ColumnPair],
         candidates: &Candidates,
         lookup: Lookup,
-    ) -> Result<HashMap<i64, Pair>, Error> {
+    ) -> Result<HashMap<i64, Look>, Error> {
         let target = Target::new(self.clickhouse, table);
         let snapshot = Snapshot::open(self.postgres, table).await?;
         reach(self.checkpoint, snapshot.fence, self.options.fence_timeout).await?;
         let source_sql = PostgresSql::new(table, key, snapshot.source);
         let target_sql = ClickHouseSql::new(table, key);
-        let mut seen: HashMap<i64, Pair> = HashMap::new();
-        for wanted in lookups(candidates, lookup) {
-            let wanted = wanted.rows();
-            let (source_sql, target_sql) = (source_sql.rows(&wanted), target_sql.rows(&wanted));
+        let mut seen: HashMap<i64, Look> = HashMap::new();
+        let columns = if self.options.show_values { Detail::Values } else { Detail::Columns };
+        for Batch { keys, named } in lookups(candidates, lookup) {
+            let (wanted, detail) = (keys.rows(), if named { columns } else { Detail::Row });
+            let (source_sql, target_sql) = (source_sql.rows(&wanted, detail), target_sql.rows(&wanted, detail));
             let source = async { snapshot.rows(&source_sql).await?.try_collect::<Vec<_>>().await };
             let found = async {
                 let (mut rows, mut found) = (target.rows(&target_sql)?, Vec::new());
@@ -253,7 +266,7 @@ impl<C: Checkpoint> Verifier<'_, C> {
             let (source, found) = try_join(source, found).await?;
             for (side, rows) in [(Side::Postgres, source), (Side::ClickHouse, found)] {
                 for row in rows {
-                    seen.entry(row.key_hash).or_default().see(side, row.row_hash);
+                    seen.entry(row.key_hash).or_default().see(side, row);
                 }
             }
         }
@@ -264,22 +277,45 @@ impl<C: Checkpoint> Verifier<'_, C> {
     fn bucket_count(&self) -> u32 {
         self.options.buckets.clamp(1, 1 << 16).next_power_of_two()
     }
+}
 
-    fn say(&self, table: &TablePair, what: &str) {
-        (self.progress)(&format!("{}: {what}", table.label()));
+/// Says what is being done with a table.
+struct Progress<'a> {
+    tell: &'a (dyn Fn(&str) + Send + Sync),
+    table: &'a TablePair,
+}
+
+impl Progress<'_> {
+    /// Says it at once, and again every now and then until it is done.
+    async fn during<T>(&self, what: &str, work: impl Future<Output = T>) -> T {
+        let (label, started, mut work) = (self.table.label(), Instant::now(), pin!(work));
+        (self.tell)(&format!("{label}: {what}"));
+        loop {
+            match tokio::time::timeout(STILL_AT_IT, work.as_mut()).await {
+                Ok(done) => return done,
+                Err(_elapsed) => (self.tell)(&format!("{label}: {what}, for {} s", started.elapsed().as_secs())),
+            }
+        }
     }
 }
 
+/// One lookup.
+struct Batch<'a> {
+    keys: Keys<'a>,
+    /// Whether the columns of these keys are asked for.
+    named: bool,
+}
+
 /// The keys of one lookup.
-enum Batch<'a> {
-    Keys(Vec<&'a [String]>),
+enum Keys<'a> {
+    Texts(Vec<&'a [String]>),
     Hashes(Vec<i64>),
 }
 
-impl Batch<'_> {
+impl Keys<'_> {
     fn rows(&self) -> Rows<'_> {
         match self {
-            Self::Keys(keys) => Rows::Keys(keys),
+            Self::Texts(keys) => Rows::Keys(keys),
             Self::Hashes(hashes) => Rows::KeyHashes(hashes),
         }
     }
@@ -287,25 +323,29 @@ impl Batch<'_> {
 
 /// The open keys in lookups of bounded size.
 fn lookups(candidates: &Candidates, lookup: Lookup) -> Vec<Batch<'_>> {
-    let (mut batches, mut hashes) = (Vec::new(), Vec::new());
-    let (mut keys, mut bytes) = (Vec::new(), 0);
-    for (hash, key) in candidates.open() {
-        // The replacement stands for bytes that are no UTF-8: such a text finds nothing.
-        if lookup == Lookup::Hashes || key.iter().any(|part| part.contains('\u{fffd}')) {
-            hashes.push(hash);
-            continue;
+    let mut batches = Vec::new();
+    for named in [true, false] {
+        let (most_keys, most_hashes) =
+            if named { (NAMED_PER_LOOKUP, NAMED_PER_LOOKUP) } else { (KEYS_PER_LOOKUP, HASHES_PER_LOOKUP) };
+        let (mut hashes, mut keys, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for (hash, key, _) in candidates.open().filter(|open| open.2 == named) {
+            // The replacement stands for bytes that are no UTF-8: such a text finds nothing.
+            if lookup == Lookup::Hashes || key.iter().any(|part| part.contains('\u{fffd}')) {
+                hashes.push(hash);
+                continue;
+            }
+            keys.push(key);
+            bytes += key.iter().map(String::len).sum::<usize>();
+            if keys.len() >= most_keys || bytes >= BYTES_PER_LOOKUP {
+                batches.push(Batch { keys: Keys::Texts(std::mem::take(&mut keys)), named });
+                bytes = 0;
+            }
         }
-        keys.push(key);
-        bytes += key.iter().map(String::len).sum::<usize>();
-        if keys.len() >= KEYS_PER_LOOKUP || bytes >= BYTES_PER_LOOKUP {
-            batches.push(Batch::Keys(std::mem::take(&mut keys)));
-            bytes = 0;
+        if !keys.is_empty() {
+            batches.push(Batch { keys: Keys::Texts(keys), named });
         }
+        batches.extend(hashes.chunks(most_hashes).map(|chunk| Batch { keys: Keys::Hashes(chunk.to_vec()), named }));
     }
-    if !keys.is_empty() {
-        batches.push(Batch::Keys(keys));
-    }
-    batches.extend(hashes.chunks(HASHES_PER_LOOKUP).map(|chunk| Batch::Hashes(chunk.to_vec())));
     batches
 }
 

@@ -4,7 +4,7 @@ use futures_util::{Stream, TryStreamExt};
 use tokio_postgres::{Client, IsolationLevel, Row, Transaction, error::SqlState};
 
 use super::{
-    compare::{Bucket, Buckets, HashedRow},
+    compare::{Bucket, Buckets, HashedRow, RowColumns},
     error::Error,
     sql::SourceTraits,
     table::TablePair,
@@ -79,7 +79,13 @@ impl<'a> Snapshot<'a> {
         sql: &str,
     ) -> Result<impl Stream<Item = Result<HashedRow, Error>> + use<'_, 'a>, Error> {
         let hashed = |row: Row| -> Result<HashedRow, tokio_postgres::Error> {
-            Ok(HashedRow { key_hash: row.try_get(0)?, row_hash: row.try_get(1)?, key: row.try_get(2)? })
+            let columns = RowColumns {
+                hashes: row.try_get::<_, Option<_>>(4)?.unwrap_or_default(),
+                values: row.try_get::<_, Option<_>>(5)?.unwrap_or_default(),
+                source_key: row.try_get::<_, Option<_>>(6)?.unwrap_or_default(),
+            };
+            let (key_hash, row_hash, mark) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            Ok(HashedRow { key_hash, row_hash, mark, key: row.try_get(3)?, columns })
         };
         let table = self.table;
         let rows = self.stream(sql).await?;

@@ -15,6 +15,9 @@ pub struct TablePair {
     pub target: String,
     /// The columns that identify a row, each of which is in `columns` too.
     pub key: Vec<String>,
+    /// For a table without a key, the query of its rows in ClickHouse: what is compared is how often
+    /// each row is there.
+    pub log: Option<String>,
     /// The columns that are replicated, in any order.
     pub columns: Vec<ColumnPair>,
     /// The publication's row filter, as PostgreSQL prints it.
@@ -28,6 +31,9 @@ impl TablePair {
     }
 
     pub(super) fn key_columns(&self) -> Option<Vec<&ColumnPair>> {
+        if self.log.is_some() {
+            return Some(self.columns.iter().collect());
+        }
         let columns: Option<Vec<_>> =
             self.key.iter().map(|key| self.columns.iter().find(|column| column.name == *key)).collect();
         columns.filter(|columns| !columns.is_empty())
@@ -221,6 +227,7 @@ mod tests {
             name: "t".into(),
             target: "t".into(),
             key: key.iter().map(|name| name.to_string()).collect(),
+            log: None,
             columns: vec![id.clone()],
             filter: None,
         };

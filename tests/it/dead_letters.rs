@@ -297,6 +297,35 @@ async fn nothing_is_acknowledged_before_its_letter_is_durable() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_acknowledged_before_the_stop_of_its_table_is_stored() {
+    let db = TestDb::new("letters_stop").await;
+    create(&db, "t").await;
+    create(&db, "other").await;
+    let mut daemon = Daemon::spawn(&db, "[batch]\nunrepresentable = \"fail\"");
+    daemon.wait_ready().await;
+    // What is known of the tables has nowhere to go.
+    db.ch.query("RENAME TABLE _tables TO away").await;
+    let before = db.pg.value("SELECT pg_current_wal_lsn()").await;
+    db.pg
+        .execute(&format!(
+            "INSERT INTO t VALUES (1, 1, NULL), (2, 2, {ANCIENT}); INSERT INTO other VALUES (1, 1, NULL)"
+        ))
+        .await;
+    let (code, log) = daemon.wait_exit(Duration::from_secs(30)).await;
+    assert!(code == 3 && log.contains("UNKNOWN_TABLE"), "{code}: {log}");
+    let confirmed =
+        format!("SELECT confirmed_flush_lsn <= '{before}' FROM pg_replication_slots WHERE slot_name = '{}'", db.name);
+    assert_eq!(db.pg.value(&confirmed).await, "t", "a change was dropped and acknowledged, and nothing tells of it");
+    db.ch.query("RENAME TABLE away TO _tables").await;
+    daemon.start();
+    settled(&db).await;
+    assert!(stopped(&db).await.unwrap().starts_with("t\ta row has a value"));
+    assert_equal(&db, "other").await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_loses_too_many_rows_stops() {
     let db = TestDb::new("letters_cap").await;
     for table in ["few", "many", "copied", "good"] {

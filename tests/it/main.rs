@@ -7,9 +7,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod catchup;
+mod changelog;
 mod commands;
 mod copy;
 mod crash;
+mod ddl_trigger;
 mod dead_letters;
 mod gap;
 mod hostile;

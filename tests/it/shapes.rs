@@ -1,7 +1,11 @@
 //! Changes of shape: the target follows in place where nothing is in doubt, and else the table is copied anew, alone.
 
 mod anew;
+mod crossing;
+mod defaults;
+mod interrupted;
 mod names;
+mod nulls;
 mod partitions;
 
 use std::time::Duration;

@@ -2,6 +2,8 @@
 
 mod arrays;
 mod columns;
+mod command;
+mod named;
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -86,6 +88,7 @@ fn pair(name: &str, key: &[&str], columns: &[(&str, Rendering)]) -> TablePair {
         name: name.into(),
         target: name.into(),
         key: key.iter().map(|key| key.to_string()).collect(),
+        log: None,
         columns: columns.iter().map(|(name, kind)| ColumnPair::new(*name, *kind)).collect(),
         filter: None,
     }
@@ -162,8 +165,14 @@ async fn every_type_is_equal_and_a_change_of_any_is_named() {
                     "INSERT INTO every SELECT * REPLACE (CAST({value}, toTypeName({name})) AS {name}, toUInt128({base}) AS _version) FROM before"
                 ))
                 .await;
-            let report = sides.verify(&table).await;
+            let with_values = Options { show_values: true, ..options() };
+            let report = sides.try_verify(&table, with_values, &arrived).await.expect("the table is compared");
             assert_eq!(found(&report), [(format!("id={id}"), Difference::Different)], "{} {value}", column.name);
+            let named = &report.differing[0];
+            assert_eq!(named.columns, [column.name], "{value}");
+            let [shown] = &named.values[..] else { panic!("{named:?}") };
+            assert!(shown.column == column.name && shown.postgres.is_some(), "{shown:?}");
+            assert!(shown.clickhouse != shown.postgres && shown.clickhouse.is_none() == (value == "NULL"), "{shown:?}");
             assert!(!report.checksum_equal && report.differing_total == 1 && report.rounds == 3);
             sides
                 .target(&format!(
@@ -223,7 +232,7 @@ async fn missing_extra_and_deleted_rows_are_told_apart_and_a_few_are_named() {
 
     sides.target("TRUNCATE TABLE t").await;
     let report = sides.verify(&table).await;
-    assert_eq!((report.differing.len(), report.differing_total, report.rows_clickhouse), (20, 3000, 0));
+    assert_eq!((report.differing.len(), report.differing_total, report.rows_clickhouse), (100, 3000, 0));
     let few = Options { max_candidates: 1000, ..options() };
     let report = sides.try_verify(&table, few, &arrived).await.unwrap();
     assert_eq!((report.differing_total, report.unexamined), (1000, 2000));
@@ -424,6 +433,11 @@ async fn a_wide_table_is_compared_whole() {
     let table = pair("wide", &["c599"], &columns.iter().map(|c| (c.as_str(), Rendering::Integer)).collect::<Vec<_>>());
     let report = sides.verify(&table).await;
     assert!(report.checksum_equal, "{report:?}");
+    sides.target("INSERT INTO wide SELECT * REPLACE (-1 AS c234, 2 AS _version) FROM wide WHERE c599 = 3").await;
+    let asked = Options { show_values: true, ..options() };
+    let report = sides.try_verify(&table, asked, &arrived).await.unwrap();
+    assert_eq!(found(&report), [("c599=3".to_owned(), Difference::Different)]);
+    assert_eq!(report.differing[0].columns, ["c234"]);
     sides.cleanup().await;
 }
 

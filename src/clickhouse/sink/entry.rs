@@ -7,7 +7,7 @@ use crate::{
         job::Job,
         table::{Feed, Plan, Table},
     },
-    event::Lsn,
+    event::{Lsn, Version},
     telemetry::names,
 };
 use metrics::Counter;
@@ -49,13 +49,21 @@ pub(super) struct Entry {
     /// What is to be done, each with the table in the shape that it had then.
     pub(super) queue: VecDeque<(Arc<Table>, Job)>,
     pub(super) running: usize,
+    /// The statements with which a job that runs gives names to columns.
+    pub(super) naming: String,
     pub(super) exclusive: bool,
     pub(super) keyed: bool,
     pub(super) frozen: bool,
     pub(super) fresh: bool,
     /// The position of the last look at the catalog.
     pub(super) looked_at: Lsn,
+    /// The last transaction in which the source told of its shape, unless the catalog was read for it.
+    pub(super) told: Option<u32>,
+    /// Whether the source has told of its shape in this session.
+    pub(super) heard: bool,
     pub(super) received: Counter,
+    /// The record of the last entry of a changelog, and that entry's number in it.
+    last: (Version, u64),
 }
 
 impl Entry {
@@ -75,17 +83,36 @@ impl Entry {
             bytes: 0,
             queue: VecDeque::new(),
             running: 0,
+            naming: String::new(),
             exclusive: false,
             keyed: false,
             frozen,
             fresh,
             looked_at: Lsn::ZERO,
+            told: None,
+            heard: false,
             received,
+            last: (Version::COPY, 0),
         }
+    }
+
+    /// The number of the next change's first entry in a changelog: an update has two entries, and a
+    /// record may have many changes.
+    pub(super) fn ordinal(&mut self, version: Version) -> u64 {
+        if self.table.spec.changelog {
+            self.last = if self.last.0 == version { (version, self.last.1 + 2) } else { (version, 0) };
+        }
+        self.last.1
     }
 
     pub(super) fn push(&mut self, job: Job) {
         self.queue.push_back((Arc::clone(&self.table), job));
+    }
+
+    /// The statements with which columns get names that ClickHouse may not show yet.
+    pub(super) fn naming(&self) -> String {
+        let queued = self.queue.iter().map(|(table, job)| job.naming(table));
+        std::iter::once(self.naming.clone()).chain(queued).collect()
     }
 
     /// Whether nothing of it is on its way.

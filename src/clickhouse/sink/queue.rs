@@ -71,6 +71,7 @@ impl Sink {
                 let Some((table, job)) = entry.queue.pop_front() else { break };
                 entry.running += 1;
                 entry.exclusive = job.is_exclusive();
+                entry.naming = job.naming(&table);
                 let shared = Arc::clone(&self.shared);
                 self.running.spawn(async move { (index, job.run(&shared, &table).await) });
             }
@@ -98,13 +99,14 @@ impl Sink {
         if let Some(entry) = self.entries[index].as_mut() {
             entry.running -= 1;
             entry.exclusive = false;
+            entry.naming.clear();
         }
         if let Some(replaced) = done.replaced {
             self.entries[replaced] = None;
         }
         match done.result {
             Ok(()) => done.rows.into_iter().for_each(|row| self.ledger.close(row)),
-            Err(Failure::Table(reason)) => {
+            Err(failure @ (Failure::Table(_) | Failure::Anew(_))) => {
                 // Nothing that is queued behind a refused batch goes in. What concerns the target's name
                 // has to be done all the same.
                 let mut rows = done.rows;
@@ -118,7 +120,14 @@ impl Sink {
                         rows.extend(job.rows());
                     }
                 }
-                self.freeze(index, TableStatus::Stopped(format!("{reason}. {ANEW}")), rows);
+                let status = match failure {
+                    Failure::Anew(reason) => {
+                        self.count_copied(index);
+                        TableStatus::Resync(reason)
+                    }
+                    failure => TableStatus::Stopped(format!("{failure}. {ANEW}")),
+                };
+                self.freeze(index, status, rows);
             }
             Err(failure) => return Err(failure),
         }

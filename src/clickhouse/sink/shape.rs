@@ -9,7 +9,7 @@
 //! To alter a target is a barrier for it. Everything before is durable when it begins, so what is
 //! stored with it lets a replay leave that out: it could not be laid onto the new shape.
 
-use super::{Sink, entry::Entry};
+use super::{Command, Sink, entry::Entry};
 use crate::{
     clickhouse::{
         ddl,
@@ -18,11 +18,22 @@ use crate::{
         state::{Altering, TableStatus},
         table::{ANEW, Plan, TableSpec},
     },
-    event::{Lsn, SourceTable, Version},
+    event::{Lsn, SourceColumn, SourceTable, Version},
     quote,
     telemetry::names,
 };
 use std::collections::BTreeMap;
+
+/// From where it is known what shape a table has.
+pub(super) enum Known {
+    /// The catalog, read because the change of this transaction is the first in a shape that was
+    /// announced; it may be ahead of the stream.
+    Announced(u32),
+    /// The catalog at a position that the stream has passed.
+    Looked,
+    /// The catalog at this point of the stream.
+    Told,
+}
 
 impl Sink {
     /// Lays what was announced onto a target whose shape differs, and says whether it could be: a
@@ -34,7 +45,8 @@ impl Sink {
             self.stop(index, format!("it was dropped in PostgreSQL; what ClickHouse has of it stays. {ANEW}"));
             return Ok(false);
         };
-        self.evolve(index, &now, position, true, Some(xid), version).await?;
+        self.looked_at(index, position);
+        self.evolve(index, &now, Known::Announced(xid), version).await?;
         let Some(entry) = self.entries[index].as_ref() else { return Ok(false) };
         if !entry.frozen && entry.plan.is_none() {
             // The catalog is as the target is, and the stream is not: it is between two shapes.
@@ -48,40 +60,75 @@ impl Sink {
         let Some(route) = self.routes.get(&now.oid).copied() else { return Ok(()) };
         for index in route.members() {
             let known = |entry: &Entry| entry.frozen || entry.looked_at >= position;
-            if self.entries[index].as_ref().is_none_or(known) {
-                continue;
+            let Some(entry) = self.entries[index].as_ref().filter(|entry| !known(entry)) else { continue };
+            if let Some(xid) = entry.told.filter(|_| self.differs(entry, now)) {
+                return self.look_again(now.oid, xid).await;
             }
+            if entry.heard && self.differs(entry, now) {
+                tracing::info!(table = now.full_name(), "the catalog shows a change that was not told");
+            }
+            self.looked_at(index, position);
             let version = Version::new(self.epoch, self.position, Lsn::ZERO);
-            self.evolve(index, now, position, false, None, version).await?;
+            self.evolve(index, now, Known::Looked, version).await?;
         }
         Ok(())
     }
 
-    async fn evolve(
+    fn looked_at(&mut self, index: usize, position: Lsn) {
+        if let Some(entry) = self.entries[index].as_mut() {
+            entry.looked_at = entry.looked_at.max(position);
+        }
+    }
+
+    fn differs(&self, entry: &Entry, now: &SourceTable) -> bool {
+        let change = Change { old: &entry.table.spec, heaps: &entry.heaps, relation: None, xid: None, now };
+        !matches!(change.evolution(), Evolution::Same(_, false))
+    }
+
+    /// A look differs from what the source told in transaction `xid`. Its snapshot may be the older of
+    /// the two, whatever its position: a commit is written before it is seen. So the catalog is asked
+    /// once more, by somebody who sees that transaction.
+    async fn look_again(&mut self, oid: u32, xid: u32) -> Result<(), Failure> {
+        for index in self.routes.get(&oid).copied().into_iter().flat_map(|route| route.members()) {
+            if let Some(entry) = self.entries[index].as_mut() {
+                entry.told = None;
+            }
+        }
+        if let Some((now, position)) = self.shared.source.table(oid, xid).await? {
+            self.ahead.push((position, Command::Look(Box::new(now), position)));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn evolve(
         &mut self,
         index: usize,
         now: &SourceTable,
-        position: Lsn,
-        announced: bool,
-        xid: Option<u32>,
+        known: Known,
         version: Version,
     ) -> Result<(), Failure> {
-        let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
-        entry.looked_at = position;
-        let relation = self.announced.get(&now.oid).filter(|_| announced).cloned();
+        let Some(entry) = self.entries[index].as_ref() else { return Ok(()) };
+        let (relation, xid) = match known {
+            Known::Announced(xid) => (self.announced.get(&now.oid).cloned(), Some(xid)),
+            Known::Looked | Known::Told => (None, None),
+        };
+        let told = matches!(known, Known::Told);
         let change = Change { old: &entry.table.spec, heaps: &entry.heaps, relation: relation.as_deref(), xid, now };
         let heaps: BTreeMap<u32, u64> = now.heaps.iter().map(|heap| (heap.oid, heap.state())).collect();
-        match change.evolution() {
+        let evolution = change.evolution();
+        self.doubts.remove(&index);
+        match evolution {
             Evolution::Same(spec, stale) => {
-                if stale || heaps != entry.heaps {
-                    self.note(index, *spec, heaps);
+                if stale || self.entries[index].as_ref().is_some_and(|entry| entry.heaps != heaps) {
+                    self.note(index, *spec, heaps, version);
                 }
             }
-            Evolution::InPlace(spec, steps) => match self.obstacle(index, &spec, &steps).await? {
+            Evolution::InPlace(spec, steps) => match self.obstacle(index, &spec, &steps, told, version).await? {
                 Some(reason) => self.anew(index, reason),
-                None => self.alter(index, *spec, heaps, &steps, version),
+                None => self.alter(index, *spec, heaps, &steps, told, version),
             },
             Evolution::Anew(reason) => self.anew(index, reason),
+            Evolution::Stop(reason) if told => self.doubt(index, reason),
             Evolution::Stop(reason) => self.stop(index, format!("{reason}. {ANEW}")),
         }
         Ok(())
@@ -103,31 +150,39 @@ impl Sink {
                 return Ok(());
             }
         };
-        match self.obstacle(index, &loose, std::slice::from_ref(&step)).await? {
+        match self.obstacle(index, &loose, std::slice::from_ref(&step), false, version).await? {
             Some(reason) => self.anew(index, reason),
-            None => self.alter(index, loose, heaps, &[step], version),
+            None => self.alter(index, loose, heaps, &[step], false, version),
         }
         Ok(())
     }
 
-    /// Why a target can not be altered where it is.
-    async fn obstacle(&self, index: usize, new: &TableSpec, steps: &[Step]) -> Result<Option<String>, Failure> {
+    /// Why a target can not be altered where it is. What only is in the way is set aside, if the source
+    /// told of this change.
+    async fn obstacle(
+        &mut self,
+        index: usize,
+        new: &TableSpec,
+        steps: &[Step],
+        told: bool,
+        version: Version,
+    ) -> Result<Option<String>, Failure> {
         let Some(entry) = self.entries[index].as_ref() else { return Ok(None) };
         let record = self.shared.state.target(new.oid, &entry.table.uuid).await;
         let copying = record.is_some_and(|record| record.status == TableStatus::Copying);
         if copying && steps.iter().any(|step| !matches!(step, Step::Add { .. })) {
             return Ok(Some("its columns changed while it was copied".to_owned()));
         }
+        if told {
+            return self.clear(index, new, steps, version).await;
+        }
         let present = ddl::columns(&self.shared.client, &new.target).await?;
-        // What is still to be altered is not there yet.
-        let altering = entry.queue.iter().filter_map(|(_, job)| match job {
-            Job::Alter { altering, .. } => Some(altering.statements.join(";")),
-            _ => None,
-        });
-        let altering: String = altering.collect();
-        let is_taken = |name: &&str| present.iter().any(|n| n == name) || altering.contains(&quote::clickhouse(name));
-        let taken = steps.iter().filter_map(|step| step.new_name(new)).find(is_taken);
-        Ok(taken.map(|name| format!("its target has a column {name} already, which was dropped at the source")))
+        let altering = entry.naming();
+        let is_taken = |name: &String| present.iter().any(|n| n == name) || altering.contains(&quote::clickhouse(name));
+        let taken = steps.iter().flat_map(|step| step.new_names(new)).find(is_taken);
+        Ok(taken.map(|name| {
+            format!("its target has a column {name} already, which was dropped at the source or made in ClickHouse")
+        }))
     }
 
     fn alter(
@@ -136,12 +191,16 @@ impl Sink {
         spec: TableSpec,
         heaps: BTreeMap<u32, u64>,
         steps: &[Step],
+        told: bool,
         shaped_from: Version,
     ) {
         self.seal(index);
         let row = self.ledger.row();
         let Some(entry) = self.entries[index].as_mut() else { return };
         self.ledger.open(row);
+        let goes = |source: &SourceColumn| spec.sources.iter().all(|other| other.attnum != source.attnum);
+        let renames = steps.iter().any(|step| matches!(step, Step::Rename { .. }));
+        let by_name = told && (renames || entry.table.spec.sources.iter().any(goes));
         let mut statements: Vec<String> = steps.iter().map(|step| step.statement(&spec)).collect();
         if !entry.fresh {
             statements.push(ddl::create_view(&spec));
@@ -153,7 +212,7 @@ impl Sink {
         );
         metrics::counter!(names::SHAPE_CHANGES, "table" => spec.full_name(), "outcome" => "altered").increment(1);
         let altering = Altering { shape: spec.shape(), shaped_from, statements };
-        entry.push(Job::Alter { altering, heaps: heaps.clone(), row });
+        entry.push(Job::Alter { altering, heaps: heaps.clone(), row, by_name });
         self.queued.insert(index);
         entry.feed.floor = entry.feed.floor.max(shaped_from);
         Self::reshape(entry, spec, heaps);
@@ -161,10 +220,14 @@ impl Sink {
     }
 
     /// What is known of the source has changed, and neither its target nor what the stream says of it.
-    fn note(&mut self, index: usize, spec: TableSpec, heaps: BTreeMap<u32, u64>) {
+    fn note(&mut self, index: usize, spec: TableSpec, heaps: BTreeMap<u32, u64>, known_from: Version) {
+        self.seal(index);
+        let row = self.ledger.row();
         let Some(entry) = self.entries[index].as_mut() else { return };
-        entry.push(Job::Note { shape: spec.shape(), heaps: heaps.clone() });
+        self.ledger.open(row);
+        entry.push(Job::Note { shape: spec.shape(), heaps: heaps.clone(), known_from, row });
         self.queued.insert(index);
+        entry.feed.floor = entry.feed.floor.max(known_from);
         Self::reshape(entry, spec, heaps);
     }
 
@@ -175,11 +238,15 @@ impl Sink {
 
     /// Freezes a target until a copy beside it has taken its place.
     pub(super) fn anew(&mut self, index: usize, reason: String) {
+        self.count_copied(index);
+        self.end(index, TableStatus::Resync(reason));
+    }
+
+    pub(super) fn count_copied(&self, index: usize) {
         if let Some(entry) = self.entries[index].as_ref() {
             let table = entry.table.spec.full_name();
             metrics::counter!(names::SHAPE_CHANGES, "table" => table, "outcome" => "copied").increment(1);
         }
-        self.end(index, TableStatus::Resync(reason));
     }
 
     pub(super) fn stop(&mut self, index: usize, reason: String) {

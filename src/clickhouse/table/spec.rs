@@ -9,12 +9,13 @@ use super::{IS_DELETED, RESERVED, VERSION, VIEW_SUFFIX};
 use crate::{
     clickhouse::{
         block::ColumnSpec,
+        changelog::{OP_COLUMN, ORDINAL_COLUMN},
         column::Column,
         mask::{Hash, Mask},
         types::ColumnType,
     },
     config::{Masking, SettingValue, TableOptions, Unrepresentable},
-    event::{SourceColumn, SourceTable},
+    event::{KeyKind, ReplicaIdentity, SourceColumn, SourceTable},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
@@ -36,8 +37,10 @@ pub struct TableSpec {
     pub excluded: Vec<SourceColumn>,
     /// The target's columns, without those that every target has.
     pub columns: Arc<[ColumnSpec]>,
-    /// Indexes of the key's columns, in the order of the sorting key.
+    /// Indexes of the key's columns, in the order of the sorting key; none in a changelog.
     pub key: Vec<usize>,
+    /// Whether the target is a log of changes, since the source has no key.
+    pub changelog: bool,
     /// The publication's row filter, as PostgreSQL prints it.
     pub filter: Option<String>,
     /// What the configuration decided.
@@ -118,6 +121,8 @@ struct Shape {
     #[serde(default)]
     excluded: Vec<SourceColumn>,
     #[serde(default)]
+    changelog: bool,
+    #[serde(default)]
     filter: Option<String>,
     #[serde(default)]
     choices: Choices,
@@ -136,7 +141,7 @@ impl TableSpec {
     /// # Errors
     /// Why it can not be replicated, and what to do about it.
     pub fn new(table: &SourceTable, options: &TableOptions, time64: bool) -> Result<Self, String> {
-        table.key.clone()?;
+        let changelog = table.key.clone()? == KeyKind::FullWithoutKey;
         let target = target_name(&table.schema, &table.name, options);
         if RESERVED.contains(&target.as_str()) {
             return Err(format!(
@@ -165,7 +170,7 @@ impl TableSpec {
                 && options.unrepresentable(&column.name) == Unrepresentable::Null
         };
         let null_instead = sources.iter().filter(replaces).map(|column| column.name.clone()).collect();
-        let shape = Shape { sources, excluded, filter: table.filter.clone(), choices, time64, null_instead };
+        let shape = Shape { sources, excluded, changelog, filter: table.filter.clone(), choices, time64, null_instead };
         Self::of(table.oid, &table.schema, &table.name, target, shape, options)
     }
 
@@ -189,6 +194,7 @@ impl TableSpec {
             Shape {
                 sources,
                 excluded: Vec::new(),
+                changelog: false,
                 filter: None,
                 choices: Choices::default(),
                 time64: false,
@@ -208,8 +214,9 @@ impl TableSpec {
         shape: Shape,
         options: &TableOptions,
     ) -> Result<Self, String> {
-        let Shape { sources, excluded, filter, choices, time64, null_instead } = shape;
-        if let Some(column) = sources.iter().find(|column| [VERSION, IS_DELETED].contains(&column.name.as_str())) {
+        let Shape { sources, excluded, changelog, filter, choices, time64, null_instead } = shape;
+        let own: &[&str] = if changelog { &[VERSION, ORDINAL_COLUMN, OP_COLUMN] } else { &[VERSION, IS_DELETED] };
+        if let Some(column) = sources.iter().find(|column| own.contains(&column.name.as_str())) {
             return Err(format!(
                 "its column {} has a name that every table in ClickHouse needs: rename it, or exclude it with \
                  exclude_columns",
@@ -231,11 +238,14 @@ impl TableSpec {
                  it, exclude it with exclude_columns, or make the array a String with column_types"
             ));
         }
-        let key = key(&sources)?;
-        let key = if choices.order_by.is_empty() {
-            key
-        } else {
-            sorted(key, &sources, &choices.order_by).map_err(configured)?
+        let key = match (changelog, choices.order_by.is_empty()) {
+            (true, true) => Vec::new(),
+            (true, false) => {
+                let why = "order_by is for tables with a key; a log of changes is in the order of the changes";
+                return Err(configured(why.to_owned()));
+            }
+            (false, true) => key(&sources)?,
+            (false, false) => sorted(key(&sources)?, &sources, &choices.order_by).map_err(configured)?,
         };
         let (schema, name) = (schema.to_owned(), name.to_owned());
         let options = options.clone();
@@ -248,6 +258,7 @@ impl TableSpec {
             excluded,
             columns,
             key,
+            changelog,
             filter,
             choices,
             options,
@@ -258,7 +269,12 @@ impl TableSpec {
 
     /// The layout of `table` under the same options, for the same server.
     pub fn laid_onto(&self, table: &SourceTable) -> Result<Self, String> {
-        let new = Self::new(table, &self.options, self.time64)?;
+        let new = if self.changelog && table.replica_identity == ReplicaIdentity::Full {
+            // A log goes on as one when the table gets a key.
+            Self::new(&without_key(table), &self.options, self.time64)?
+        } else {
+            Self::new(table, &self.options, self.time64)?
+        };
         // What takes NULL once takes it, whatever is wished by now.
         let kept = |column: &&SourceColumn| {
             let old = self.sources.iter().find(|source| source.attnum == column.attnum);
@@ -274,8 +290,8 @@ impl TableSpec {
 
     /// The same layout for columns of which something else is known.
     pub fn with_sources(&self, sources: Vec<SourceColumn>) -> Result<Self, String> {
-        let Self { excluded, filter, choices, time64, null_instead, .. } = self.clone();
-        let shape = Shape { sources, excluded, filter, choices, time64, null_instead };
+        let Self { excluded, changelog, filter, choices, time64, null_instead, .. } = self.clone();
+        let shape = Shape { sources, excluded, changelog, filter, choices, time64, null_instead };
         Self::of(self.oid, &self.schema, &self.name, self.target.clone(), shape, &self.options)
     }
 
@@ -284,9 +300,10 @@ impl TableSpec {
         format!("{}{VIEW_SUFFIX}", self.target)
     }
 
-    /// Whether an update can leave a value out of the stream.
+    /// Whether an update can leave a value out of the stream. Under REPLICA IDENTITY FULL, as a
+    /// changelog needs it, the old row has it.
     pub fn toastable(&self) -> bool {
-        self.sources.iter().any(|column| column.storage_toastable)
+        !self.changelog && self.sources.iter().any(|column| column.storage_toastable)
     }
 
     /// The layout, to be stored.
@@ -294,6 +311,7 @@ impl TableSpec {
         let shape = Shape {
             sources: self.sources.clone(),
             excluded: self.excluded.clone(),
+            changelog: self.changelog,
             filter: self.filter.clone(),
             choices: self.choices.clone(),
             time64: self.time64,
@@ -383,6 +401,14 @@ fn policy(source: &SourceColumn, options: &TableOptions) -> Result<Unrepresentab
             source.name
         )),
     }
+}
+
+/// The table as if it had no key.
+fn without_key(table: &SourceTable) -> SourceTable {
+    let mut table = table.clone();
+    table.columns.iter_mut().for_each(|column| column.key_position = None);
+    table.key = table.key.map(|_| KeyKind::FullWithoutKey);
+    table
 }
 
 /// Indexes of the key's columns, in the order of its index.

@@ -8,6 +8,10 @@ use crate::{
 
 /// A line for each column of a table that can be replicated.
 pub(super) fn look_at_columns(spec: &TableSpec, report: &mut Report) {
+    if spec.changelog {
+        let what = "has no key: ClickHouse gets a log of its changes, which its _current view folds into rows";
+        report.push("tables", spec.full_name(), fine(what));
+    }
     for (source, column) in spec.sources.iter().zip(spec.columns.iter()) {
         let types: Vec<String> = column.native().map(|(_, ty)| ty).collect();
         let mut what = format!("{} → {}", source.type_name, types[0]);

@@ -2,7 +2,9 @@
 
 use tokio_postgres::{Client, Row};
 
-use super::{Found, Report, columns::look_at_columns, failed, failed_as_told, fine, plural, warning};
+use super::{
+    Found, Report, columns::look_at_columns, ddl::look_at_trigger, failed, failed_as_told, fine, plural, warning,
+};
 use crate::{
     clickhouse::table::TableSpec,
     config::{Config, SourceConfig},
@@ -52,6 +54,7 @@ async fn look(client: &Client, config: &Config, time64: bool, report: &mut Repor
     report.push(AREA, "slot", found);
     let (tables, _) = tables(client, source).await?;
     look_at_publication(client, source, &server, &tables, report).await?;
+    report.push(AREA, "DDL trigger", look_at_trigger(client).await?);
     look_at_tables(client, config, time64, &tables, report).await
 }
 

@@ -11,7 +11,7 @@
 use super::{SessionError, Tables, lock};
 use crate::{
     clickhouse::{
-        ddl,
+        ddl::{self, Present},
         job::Failure,
         reshape::fresh_name,
         sink::Command,
@@ -52,7 +52,11 @@ impl Tables {
         while !unknown.is_empty() {
             let batch: Vec<_> = unknown.drain(..unknown.len().min(ADOPTIONS)).collect();
             lock(&self.claimed).clear();
-            let adoptions = batch.iter().map(|table| self.adopt(control, table, memberships.get(&table.oid), present));
+            let specs: Vec<TableSpec> = batch.iter().filter_map(|table| (self.shared.layout)(table).ok()).collect();
+            let specs: Vec<&TableSpec> = specs.iter().collect();
+            let there = &ddl::present(&self.shared.client, &self.source.slot, &specs).await?;
+            let adoptions =
+                batch.iter().map(|table| self.adopt(control, table, memberships.get(&table.oid), present, there));
             let adopted = join_all(adoptions).await;
             for (source, adopted) in batch.into_iter().zip(adopted) {
                 match adopted? {
@@ -75,12 +79,13 @@ impl Tables {
         source: &SourceTable,
         membership: Option<&Membership>,
         present: &HashSet<u32>,
+        there: &Present,
     ) -> Result<Result<Option<Adopted>, String>, SessionError> {
         let spec = match (self.shared.layout)(source) {
             Ok(spec) => spec,
             Err(reason) => return Ok(Err(reason)),
         };
-        let gone = match self.clash(&spec, present).await? {
+        let gone = match self.clash(&spec, present, there).await? {
             Ok(gone) => gone,
             Err(reason) => return Ok(Err(reason)),
         };
@@ -189,6 +194,7 @@ impl Tables {
         &self,
         spec: &TableSpec,
         present: &HashSet<u32>,
+        there: &Present,
     ) -> Result<Result<Option<TableRecord>, String>, SessionError> {
         let in_use = |other: String| format!("its name in ClickHouse, {}, is in use for {other}", spec.target);
         if let Some(other) = self.shared.state.find(|other| clashes(other, spec)).await {
@@ -210,7 +216,7 @@ impl Tables {
                 return Ok(Err(in_use(first)));
             }
         }
-        let reason = match ddl::taken(&self.shared.client, &self.source.slot, spec).await? {
+        let reason = match there.taken(spec) {
             None => ddl::refused(&self.shared.client, spec).await?,
             taken => taken,
         };
@@ -252,7 +258,8 @@ impl Tables {
             }
             return Ok(false);
         }
-        if let Some(why) = ddl::taken(&self.shared.client, &self.source.slot, &named).await? {
+        let there = ddl::present(&self.shared.client, &self.source.slot, &[&named]).await?;
+        if let Some(why) = there.taken(&named) {
             if self.said.insert((source.oid, why.clone())) {
                 tracing::warn!(table = source.full_name(), why, "a target keeps its name for now");
             }

@@ -62,8 +62,7 @@ pub(in crate::pipeline) async fn known(
         // The reason is that of the fresh target too, if there is one.
         let given_up = |fresh: &TableRecord| freeze.is_some() || fresh.status.is_frozen() || !fresh.is_adopted();
         let record = if record.fresh.as_deref().is_some_and(given_up) {
-            shared.state.update_table(record.oid, |record| record.fresh = None).await?;
-            shared.state.table(record.oid).await.unwrap_or(record)
+            reshape::discard(&shared.client, &shared.state, record).await?
         } else {
             record
         };
@@ -110,9 +109,7 @@ async fn configured(shared: &Shared, record: TableRecord) -> Result<(TableRecord
         tracing::warn!(table = spec.full_name(), column, "{what}");
     }
     let Some(difference) = spec.differs_by_configuration(&options) else { return Ok((record, None)) };
-    let oid = *oid;
-    shared.state.update_table(oid, |record| record.fresh = None).await?;
-    let record = shared.state.table(oid).await.unwrap_or(record);
+    let record = reshape::discard(&shared.client, &shared.state, record).await?;
     Ok((record, Some(TableStatus::Stopped(format!("{difference}. {ANEW}")))))
 }
 

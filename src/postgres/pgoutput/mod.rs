@@ -94,8 +94,9 @@ pub enum Message<'a> {
         transactional: bool,
         /// Its own position.
         lsn: Lsn,
-        /// Who it is for.
-        prefix: &'a str,
+        /// Who it is for. Anybody can write one, in a database without an encoding with any bytes: that
+        /// must not end the stream.
+        prefix: &'a [u8],
         /// Anything at all.
         content: &'a [u8],
     },
@@ -251,7 +252,7 @@ fn truncate<'a>(r: &mut Reader<'a>) -> Decoded<'a> {
 fn logical<'a>(r: &mut Reader<'a>) -> Decoded<'a> {
     let transactional = r.u8("flags")? & 1 != 0;
     let lsn = r.lsn("LSN")?;
-    let prefix = r.str("prefix")?;
+    let prefix = r.until_nul("prefix")?;
     let length = r.length("content length")?;
     Ok(Message::Logical { transactional, lsn, prefix, content: r.bytes(length, "content")? })
 }
@@ -352,12 +353,17 @@ impl<'a> Reader<'a> {
         Ok(value)
     }
 
-    /// A string that ends with a NUL.
-    fn str(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
+    /// Bytes that end with a NUL, without it.
+    fn until_nul(&mut self, field: &'static str) -> Result<&'a [u8], DecodeError> {
         self.field = field;
         let value = CStr::from_bytes_until_nul(self.rest).map_err(|_| self.truncated())?;
         self.bytes(value.count_bytes() + 1, field)?;
-        value.to_str().map_err(|_| self.invalid())
+        Ok(value.to_bytes())
+    }
+
+    /// A string that ends with a NUL.
+    fn str(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
+        std::str::from_utf8(self.until_nul(field)?).map_err(|_| self.invalid())
     }
 
     /// The name of a schema, of which pgoutput shortens one to nothing.

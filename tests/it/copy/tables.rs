@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Daemon, TestDb, assert_equal, eventually, walhouse};
+use crate::support::{Daemon, TestDb, assert_equal, assert_settled_equal, eventually, walhouse};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_made_later_is_adopted_within_seconds_and_copied() {
@@ -211,5 +211,43 @@ async fn a_table_that_can_not_be_replicated_is_named_and_stops_nothing() {
     db.pg.execute("ALTER TABLE keyless ADD PRIMARY KEY (id); INSERT INTO keyless VALUES (2, 'b')").await;
     assert_equal(&db, "keyless").await;
     drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_others_under_the_same_names_are_left_alone() {
+    let db = TestDb::new("taken").await;
+    db.pg
+        .execute(
+            "CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY); CREATE TABLE mine (id int PRIMARY KEY);
+            INSERT INTO t VALUES (1); INSERT INTO u VALUES (1); INSERT INTO mine VALUES (1)",
+        )
+        .await;
+    db.ch.create_database().await;
+    db.ch.query("CREATE TABLE t (precious String) ENGINE = MergeTree ORDER BY ()").await;
+    db.ch.query("INSERT INTO t VALUES ('kept')").await;
+    db.ch.query("CREATE TABLE u_current (precious String) ENGINE = MergeTree ORDER BY ()").await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    assert_settled_equal(&db, &["mine"]).await;
+    for (table, theirs) in [("t", "t"), ("u", "u_current")] {
+        let why = format!("ClickHouse has a table {theirs} that is not walhouse's: rename that one");
+        let log = daemon.log();
+        let line = log.lines().find(|line| line.contains(&format!("table=\"public.{table}\""))).unwrap_or_default();
+        assert!(line.contains(&why), "{line}");
+    }
+    assert_eq!(db.ch.query("SELECT * FROM t").await, "kept");
+    // Freed, the name is taken.
+    db.ch.query("RENAME TABLE t TO elsewhere").await;
+    assert_equal(&db, "t").await;
+    daemon.sigterm(Duration::from_secs(20)).await;
+    // Another slot, and the same database.
+    let slot = format!("{}_other", db.name);
+    let mut other = Daemon::spawn(&db, &format!("[source]\nslot = \"{slot}\""));
+    other.wait_ready().await;
+    let why = format!("the table mine in ClickHouse belongs to the slot {}: choose another database", db.name);
+    assert!(other.log().contains(&why), "{}", other.log());
+    other.sigterm(Duration::from_secs(20)).await;
+    db.pg.query(&format!("SELECT pg_drop_replication_slot('{slot}')")).await;
     db.cleanup().await;
 }

@@ -46,6 +46,8 @@ struct Source {
     columns: Vec<Column>,
     /// How many of the columns, which come first, make the key.
     key: usize,
+    /// Whether the target is a log of changes; its view has the rows then.
+    log: bool,
 }
 
 struct Column {
@@ -109,7 +111,8 @@ impl Source {
             db.pg.query(&sql).await.into_iter().map(|row| row.into_iter().flatten().collect()).collect();
         let target = if schema == "public" { name.to_owned() } else { format!("{schema}_{name}") };
         let types = target_types(db, &target).await;
-        let mut source = Self { table: relation, target, columns: Vec::new(), key: 0 };
+        let log = types.contains_key("_op");
+        let mut source = Self { table: relation, target, columns: Vec::new(), key: 0, log };
         for row in rows {
             let [name, own, element, position] = row.as_slice() else { panic!("four columns were selected") };
             source.key += usize::from(position != "-1");
@@ -140,8 +143,11 @@ impl Source {
 
     async fn clickhouse_rows(&self, db: &TestDb) -> Result<Vec<TextRow>, String> {
         let values: Vec<_> = self.columns.iter().map(Column::in_clickhouse).collect();
-        let target = quoted(&self.target, '`');
-        let sql = format!("SELECT {} FROM {target} FINAL WHERE _is_deleted = 0", values.join(", "));
+        let from = match self.log {
+            false => format!("{} FINAL WHERE _is_deleted = 0", quoted(&self.target, '`')),
+            true => quoted(&format!("{}_current", self.target), '`'),
+        };
+        let sql = format!("SELECT {} FROM {from}", values.join(", "));
         let text = db.ch.try_query(&sql).await?;
         let lines = if text.is_empty() { Vec::new() } else { text.split('\n').collect() };
         Ok(self.canonical(lines.into_iter().map(|line| line.split('\t').map(unescaped).collect()).collect()))

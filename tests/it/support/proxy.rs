@@ -1,4 +1,5 @@
-//! Between walhouse and ClickHouse: loses the answer of an insert, and keeps the insert itself half sent.
+//! Between walhouse and ClickHouse: loses the answer of an insert, and keeps the insert itself half sent; or cuts the line
+//! once a statement has been answered, before the answer arrives.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,6 +24,10 @@ enum State {
     Armed(String),
     /// The server has all of the insert but its end, and whoever sent it was hung up on.
     Held(TcpStream),
+    /// The next statement that has this text.
+    Awaited(String),
+    /// Nothing goes through any more.
+    Cut,
 }
 
 impl Proxy {
@@ -64,6 +69,25 @@ impl Proxy {
         .await;
     }
 
+    /// The next statement with `text` in it is run, and its answer is lost: from then on nothing goes through.
+    pub(crate) fn cut_after(&self, text: &str) {
+        *self.state.lock().expect("nobody panics here") = State::Awaited(text.to_owned());
+    }
+
+    /// Waits until that has happened.
+    pub(crate) async fn is_cut(&self) {
+        eventually(Duration::from_secs(30), async || match *self.state.lock().expect("nobody panics here") {
+            State::Cut => Ok(()),
+            _ => Err("no such statement came by".to_owned()),
+        })
+        .await;
+    }
+
+    /// Lets everything through again.
+    pub(crate) fn mend(&self) {
+        *self.state.lock().expect("nobody panics here") = State::Forward;
+    }
+
     /// Sends the end of the insert that is held, and returns what the server says to that; nothing if it has hung up.
     pub(crate) async fn release(&self) -> String {
         let state = std::mem::replace(&mut *self.state.lock().expect("nobody panics here"), State::Forward);
@@ -79,6 +103,7 @@ impl Proxy {
 
 async fn forward(mut client: TcpStream, mut server: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let (mut to_server, mut to_client) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    let mut last = false;
     loop {
         tokio::select! {
             read = client.read(&mut to_server) => {
@@ -89,10 +114,19 @@ async fn forward(mut client: TcpStream, mut server: TcpStream, state: &Mutex<Sta
                 if is_awaited(bytes, state) {
                     return hold(client, server, bytes.to_vec(), state).await;
                 }
+                match &*state.lock().expect("nobody panics here") {
+                    State::Cut => return Ok(()),
+                    State::Awaited(text) => last |= bytes.windows(text.len()).any(|window| window == text.as_bytes()),
+                    _ => {}
+                }
                 server.write_all(bytes).await?;
             }
             read = server.read(&mut to_client) => match read? {
                 0 => return Ok(()),
+                _ if last => {
+                    *state.lock().expect("nobody panics here") = State::Cut;
+                    return Ok(());
+                }
                 length => client.write_all(&to_client[..length]).await?,
             },
         }

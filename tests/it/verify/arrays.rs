@@ -69,6 +69,7 @@ async fn arrays_are_compared_element_by_element_and_null_is_no_empty_array() {
             sides.target(&format!("INSERT INTO {name} VALUES ({id}, {value}, {is_null}, {version}, 0)")).await;
             let report = sides.verify(&table).await;
             assert_eq!(found(&report), [(format!("id={id}"), Difference::Different)], "{source} {value}");
+            assert_eq!(report.differing[0].columns, ["a"], "{source} {value}");
             let before = values.get(id).map_or("[]", |(_, ours)| ours);
             let restore = format!("INSERT INTO {name} VALUES ({id}, {before}, {}, {}, 0)", id == null, version + 1);
             sides.target(&restore).await;
