@@ -11,7 +11,7 @@
 
 use super::{
     assembler::StreamError,
-    catchup::{CatchUp, Ended, Gate, GivenUp},
+    catchup::{self, CatchUp, Ended, Gate, GivenUp},
     connection::{ConnectionError, ReplicationConnection},
     lock::SlotLock,
     outlet::{Outlet, Tap},
@@ -186,7 +186,13 @@ impl Source {
         match self.active.take() {
             Some(Active::Streaming(streaming)) => streaming.finish(&mut self.outlet).await,
             Some(Active::CatchUp(ready)) => ready.finish().await,
-            None => {}
+            // Stopped between the two: what was stored since the one ended, nobody has acknowledged.
+            None => {
+                let Settings { source, lock, .. } = self.settings;
+                if let Err(error) = catchup::acknowledge(&source, self.outlet.stored, lock).await {
+                    tracing::debug!(%error, "the slot was not moved after catching up");
+                }
+            }
         }
     }
 }

@@ -136,15 +136,18 @@ async fn behind_an_old_transaction_it_streams() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_is_too_much_for_a_window_is_streamed() {
-    let slow = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"4MiB\"\ncatch_up_lag = \"4MiB\"\ncatch_up_timeout = \"150ms\"\n";
+    let slow = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"16MiB\"\ncatch_up_lag = \"4MiB\"\ncatch_up_timeout = \"100ms\"\n";
     let large = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"1MiB\"\ncatch_up_lag = \"1MiB\"\n";
-    for (config, why) in [(large, "(SQLSTATE 53400)"), (slow, "did not answer within 0 s while to read a window")] {
+    for (config, rows, why) in
+        [(large, 60_000, "(SQLSTATE 53400)"), (slow, 250_000, "did not answer within 0 s while to read a window")]
+    {
         let db = with_item(Postgres::private(PostgresOptions::default()), "cu_giant").await;
         let mut daemon = Daemon::spawn(&db, config);
         daemon.wait_ready().await;
         daemon.kill9();
         write(&db, 0..10).await;
-        db.pg.execute("INSERT INTO item SELECT i, repeat('g', 100) FROM generate_series(1000000, 1060000) i").await;
+        let giant = format!("INSERT INTO item SELECT 1000000 + i, repeat('g', 100) FROM generate_series(1, {rows}) i");
+        db.pg.execute(&giant).await;
         write(&db, 10..30).await;
         daemon.start();
         daemon.wait_log(why, 1).await;

@@ -282,6 +282,17 @@ impl CatchUp {
     }
 }
 
+/// Moves a slot that nobody reads to the stored checkpoint.
+pub(crate) async fn acknowledge(
+    source: &SourceConfig,
+    stored: watch::Receiver<Lsn>,
+    lock: Arc<SlotLock>,
+) -> Result<(), SqlError> {
+    let client = sql::connect(source, "walhouse slot").await?;
+    Keeper::new(client, &source.slot, stored, lock).finish(&[]).await;
+    Ok(())
+}
+
 async fn read(front: &mut Option<Front>) -> Result<usize, ConnectionError> {
     match front {
         Some(front) => front.session.connection.read().await,

@@ -65,6 +65,24 @@ impl Scene {
         self.daemon.log().matches("INFO catching up slot=").count()
     }
 
+    /// Starts the daemon, and waits until it catches up. Where the server has noted down for too long no place at which
+    /// decoding can begin, as after crashes, it says that it streams instead.
+    async fn start(&mut self) {
+        let said = |daemon: &Daemon| {
+            let log = daemon.log();
+            log.matches("INFO catching up slot=").count() + log.matches("decoding has to begin").count()
+        };
+        let before = said(&self.daemon);
+        self.daemon.start();
+        eventually(
+            Duration::from_secs(60),
+            async || {
+                if said(&self.daemon) > before { Ok(()) } else { Err(self.daemon.log()) }
+            },
+        )
+        .await;
+    }
+
     async fn ends_equal(self) {
         self.load.stop().await;
         settled(&self.db).await;
@@ -85,16 +103,16 @@ async fn killed(db: TestDb) {
     let mut scene = Scene::new(db).await;
     for round in 0..8 {
         scene.daemon.kill9();
-        let before = scene.caught_up();
         scene.fall_behind().await;
-        scene.daemon.start();
         if round % 2 == 0 {
-            scene.daemon.wait_log("INFO catching up slot=", before + 1).await;
+            scene.start().await;
+        } else {
+            scene.daemon.start();
         }
         // In a window, between durable and acknowledged, at the change to the stream, or before all of it.
         scene.pass(0..2500).await;
     }
-    assert!(scene.caught_up() >= 4);
+    assert!(scene.caught_up() >= 2);
     scene.ends_equal().await;
 }
 
@@ -114,16 +132,15 @@ async fn server_killed(version: &'static str) {
     let mut scene = Scene::new(TestDb::on(postgres, ClickHouse::shared(), "cu_server").await).await;
     for _ in 0..4 {
         scene.daemon.kill9();
-        let before = scene.caught_up();
         scene.fall_behind().await;
-        scene.daemon.start();
-        scene.daemon.wait_log("INFO catching up slot=", before + 1).await;
+        scene.start().await;
         scene.pass(0..1500).await;
         scene.db.postgres.kill9();
         scene.pass(0..500).await;
         scene.db.postgres.start();
         scene.load.wait_commits(20).await;
     }
+    assert!(scene.caught_up() >= 2);
     scene.ends_equal().await;
 }
 
@@ -143,10 +160,8 @@ async fn windows_that_are_cancelled_or_ended_are_streamed() {
     let mut hit = 0;
     for round in 0..8 {
         scene.daemon.kill9();
-        let before = scene.caught_up();
         scene.fall_behind().await;
-        scene.daemon.start();
-        scene.daemon.wait_log("INFO catching up slot=", before + 1).await;
+        scene.start().await;
         scene.pass(0..600).await;
         let how = if round % 2 == 0 { "pg_cancel_backend" } else { "pg_terminate_backend" };
         let sql = format!(
@@ -168,10 +183,8 @@ async fn sigterm_while_it_catches_up_leaves_no_copy_of_the_slot_and_acknowledges
     let mut scene = Scene::new(TestDb::new("cu_term").await).await;
     for _ in 0..4 {
         scene.daemon.kill9();
-        let before = scene.caught_up();
         scene.fall_behind().await;
-        scene.daemon.start();
-        scene.daemon.wait_log("INFO catching up slot=", before + 1).await;
+        scene.start().await;
         scene.pass(0..800).await;
         assert_eq!(scene.daemon.sigterm(Duration::from_secs(20)).await.code(), Some(0));
         assert!(is_alone(&scene.db).await);

@@ -109,6 +109,9 @@ impl Script {
                     };
                     format!("{} {row} {}", change.record, self.shapes[&change.relation])
                 }
+                Event::Message { record, transactional, prefix, content } => {
+                    format!("message {record} {transactional} {} {}", hex(*prefix), hex(*content))
+                }
                 other => format!("{other:?}"),
             };
             self.lines.push(line);
@@ -208,7 +211,7 @@ async fn same(version: &'static str) {
         assert_eq!(caught.readers[0], Reader::CatchUp);
         assert_same(&streamed.script, &caught.script);
     }
-    let kinds = ["truncate", "insert", "update None", "update Some", "delete", "Begin", "commit"];
+    let kinds = ["message", "truncate", "insert", "update None", "update Some", "delete", "Begin", "commit"];
     for kind in kinds {
         let found = streamed.script.lines.iter().any(|line| line.to_lowercase().contains(&kind.to_lowercase()));
         assert!(found, "no {kind} was among it");
