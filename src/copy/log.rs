@@ -35,8 +35,6 @@ use std::{
 };
 use tokio_postgres::Client;
 
-/// How long a snapshot may take: as long as the longest transaction that is open.
-const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 3600);
 /// After so long, the log says what a snapshot waits for.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
 /// An entry's number in the copy: its leaf, the number of its chunk in that, the number of its row in
@@ -178,35 +176,26 @@ impl Copier {
     }
 }
 
-/// The consistent point of a temporary slot, and the name of the snapshot that it exports: what commits
-/// before that point is visible in it, and nothing else. Both the slot and the name are there until the
-/// connection's next command.
+/// A snapshot and its position; it is there for as long as the connection does nothing else.
 async fn exported(
     replication: &mut ReplicationConnection,
     source: &SourceTable,
 ) -> Result<(Lsn, String), ConnectionError> {
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     let slot = format!("walhouse_copy_{}_{:x}", source.oid, now.as_nanos());
-    // The one spelling that all supported versions know.
-    let command =
-        format!("CREATE_REPLICATION_SLOT {} TEMPORARY LOGICAL pgoutput EXPORT_SNAPSHOT", quote::postgres(&slot));
     let begun = tokio::time::Instant::now();
-    let exporting = replication.long_command("to export a snapshot", &command, NO_LIMIT);
+    let exporting = replication.export_snapshot(&slot);
     tokio::pin!(exporting);
-    let rows = loop {
+    loop {
         tokio::select! {
-            rows = &mut exporting => break rows?,
+            exported = &mut exporting => return exported,
             () = tokio::time::sleep(SNAPSHOT_PATIENCE) => tracing::warn!(
                 table = source.full_name(),
                 seconds = begun.elapsed().as_secs(),
                 "the copy of a table without a key waits for all transactions that were open before it"
             ),
         }
-    };
-    let mut fields = rows.into_iter().next().unwrap_or_default().into_iter().skip(1);
-    let position = fields.next().flatten().and_then(|position| position.parse().ok());
-    let exported = position.zip(fields.next().flatten());
-    exported.ok_or(ConnectionError::Protocol("an answer to CREATE_REPLICATION_SLOT that is not one"))
+    }
 }
 
 #[cfg(test)]
