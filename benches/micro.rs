@@ -81,7 +81,7 @@ fn text(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("text");
     group.throughput(Throughput::Elements(VALUES));
     for (ty, value) in types {
-        group.bench_function(ty.to_string(), |bencher| {
+        group.bench_function(format!("{ty:?}"), |bencher| {
             bencher.iter_with_large_drop(|| {
                 let mut column = Column::new(ty.clone(), false);
                 for _ in 0..VALUES {

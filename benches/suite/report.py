@@ -34,7 +34,6 @@ def summary(result):
         seconds = [one["seconds"] for one in runs]
         median = lambda pick: statistics.median(pick(one) for one in runs)
         million = runs[0]["rows"] / 1e6
-        cpus = result["machine"]["cpus"]
         entries.append({
             "scenario": scenario, "system": system, "rows": runs[0]["rows"], "runs": len(runs),
             "seconds": statistics.median(seconds), "fastest": min(seconds), "slowest": max(seconds),
@@ -45,7 +44,7 @@ def summary(result):
             "peak_rss": max(one.get("peak_rss", 0) for one in runs) or None,
             "parts": median(lambda one: one.get("parts", 0)) if "parts" in runs[0] else None,
             "confirmed_seconds": median(lambda one: one.get("confirmed_seconds", 0)) or None,
-            "others": max(one["cpu"]["other"] / (one["seconds"] * cpus) for one in runs),
+            "others": max(one["cpu"]["others_share"] for one in runs),
         })
     return entries
 

@@ -127,11 +127,16 @@ class ClickHouse:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
         self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3600)
+        self.used = time.monotonic()
 
     def send(self, sql, **settings):
+        # The server hangs up on a connection that rests; a closed one is opened again by itself.
+        if time.monotonic() - self.used > 2:
+            self.connection.close()
         self.connection.request("POST", "/?" + urllib.parse.urlencode(settings), body=sql.encode())
         answer = self.connection.getresponse()
         body = answer.read()
+        self.used = time.monotonic()
         if answer.status != 200:
             raise Failed(f"ClickHouse: {sql}: {body.decode(errors='replace').strip()}")
         return body
@@ -336,7 +341,8 @@ def peak_rss(pid):
 
 
 class Meter:
-    """CPU seconds between two moments, by who used them; `other` is what nobody of ours did."""
+    """CPU seconds between two moments, by who used them; `other` is what nobody of ours did, and `others_share` how much of
+    all processors that was."""
 
     def __init__(self, servers):
         self.servers = servers
@@ -345,6 +351,7 @@ class Meter:
     def read(self):
         own = os.times()
         return {
+            "window": time.perf_counter(),
             "postgres": postgres_cpu(self.servers.postmaster),
             "clickhouse": stat(self.servers.clickhouse_pid)[0],
             "suite": own.user + own.system,
@@ -355,5 +362,7 @@ class Meter:
         """`client` is what the process under test used: a child of ours, which nobody else counts."""
         used = {key: value - self.before[key] for key, value in self.read().items()}
         used[name] = client
-        used["other"] = max(0.0, used.pop("machine") - sum(used.values()))
+        window, machine = used.pop("window"), used.pop("machine")
+        used["other"] = max(0.0, machine - sum(used.values()))
+        used["others_share"] = used["other"] / (window * os.cpu_count())
         return used
