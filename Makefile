@@ -1,4 +1,4 @@
-.PHONY: build test lint demo
+.PHONY: build test lint demo bench bench-publish bench-micro bench-guard
 
 build:
 	cargo build --locked
@@ -15,3 +15,18 @@ lint:
 # KEEP=1 leaves everything running; DEMO_SECONDS is how long the load lasts.
 demo:
 	@docker/demo/run
+
+# benches/README.md says what is measured; BENCH=smoke only shows that it works.
+bench:
+	@python3 benches/suite
+
+# The last result, into benches/README.md.
+bench-publish:
+	@python3 benches/suite publish
+
+bench-micro:
+	cargo bench --locked --bench micro
+
+# Instructions per row, which do not depend on the machine's load.
+bench-guard:
+	@cargo bench --locked --bench guard
