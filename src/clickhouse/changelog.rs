@@ -20,9 +20,12 @@
 
 use super::{
     block::ColumnSpec,
+    job::MUTATION_PATIENCE,
+    retrying_within,
     table::{TableSpec, VERSION},
 };
-use crate::quote;
+use crate::{event::Version, quote};
+use clickhouse::{Client, error::Error};
 
 /// The column that numbers the entries of a changelog within a version.
 pub const ORDINAL_COLUMN: &str = "_ordinal";
@@ -96,4 +99,16 @@ pub fn current(spec: &TableSpec) -> String {
         named = named.join(", "),
         of_log = of_log.join(", "),
     )
+}
+
+/// Deletes the entries that do not count any more, since a copy of this version is complete. Entries
+/// that come again, or late, count as little as before.
+pub async fn forget_before(client: &Client, spec: &TableSpec, version: Version) -> Result<(), Error> {
+    let sql = format!(
+        "DELETE FROM {} WHERE {VERSION} < toUInt128('{}') SETTINGS lightweight_deletes_sync = 2",
+        quote::clickhouse(&spec.target),
+        version.0
+    );
+    let delete = || client.query_raw(&sql).execute();
+    retrying_within(MUTATION_PATIENCE, "delete what is older than a copy", delete).await
 }

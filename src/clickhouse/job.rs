@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::Notify;
 
 /// How long a statement may take that has work to do in every part of a table.
-pub(crate) const MUTATION_PATIENCE: Duration = Duration::from_secs(1800);
+pub(super) const MUTATION_PATIENCE: Duration = Duration::from_secs(1800);
 
 /// What every job needs.
 pub struct Shared {

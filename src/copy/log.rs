@@ -13,20 +13,17 @@ use super::{Copied, Copier, CopyError, FIRST_PAUSE, LONGEST_PAUSE, Progress};
 use crate::{
     clickhouse::{
         block::Block,
-        changelog::LogOp,
+        changelog::{self, LogOp},
         dead_letters::Letters,
-        job::MUTATION_PATIENCE,
         landing::land,
-        retrying_within,
         state::{TableRecord, TableStatus},
-        table::{Table, VERSION},
+        table::Table,
     },
     event::{Lsn, SourceTable, Version},
     postgres::{
         connection::{ConnectionError, ReplicationConnection},
         snapshot::{self, Leaf},
     },
-    quote,
     retry::{Backoff, Kind},
 };
 use std::{
@@ -119,14 +116,8 @@ impl Copier {
 
     /// Stores that the copy is complete, and deletes what is out of account by it.
     async fn log_copied(&self, table: &Table, version: Version) -> Result<(), CopyError> {
-        let sql = format!(
-            "DELETE FROM {} WHERE {VERSION} < toUInt128('{}') SETTINGS lightweight_deletes_sync = 2",
-            quote::clickhouse(&table.spec.target),
-            version.0
-        );
         if let Some(_writing) = table.begin_copy() {
-            let delete = || self.shared.client.query_raw(&sql).execute();
-            retrying_within(MUTATION_PATIENCE, "delete what is older than a copy", delete).await?;
+            changelog::forget_before(&self.shared.client, &table.spec, version).await?;
         }
         let copied = |record: &mut TableRecord| {
             if record.status == TableStatus::Copying {
