@@ -7,6 +7,7 @@
 //! of their key wins.
 
 mod log;
+mod progress;
 
 use crate::{
     clickhouse::{
@@ -29,11 +30,12 @@ use crate::{
 };
 use futures_util::{StreamExt, future::BoxFuture, stream};
 use log::LogLeaf;
+use progress::Progress;
 use std::{
     future::Future,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::sync::Semaphore;
 use tokio_postgres::{Client, CopyOutStream};
@@ -52,8 +54,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const LARGE_ROW: usize = 4 << 20;
 /// Sessions that are kept for the next chunk.
 const IDLE_SESSIONS: usize = 4;
-/// How often progress is logged.
-const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Copies tables.
 pub struct Copier {
@@ -95,17 +95,6 @@ impl From<clickhouse::error::Error> for CopyError {
     fn from(error: clickhouse::error::Error) -> Self {
         Self::Lane(Failure::ClickHouse(error))
     }
-}
-
-/// What has been copied of a table, for people.
-struct Progress {
-    table: String,
-    blocks: u64,
-    done_before: u64,
-    done: u64,
-    rows: u64,
-    begun: Instant,
-    said: Instant,
 }
 
 /// What was read of a chunk.
@@ -433,45 +422,6 @@ async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<(), Failure>>>) -> Res
         }
         None => Ok(()),
     }
-}
-
-impl Progress {
-    fn new(table: String, blocks: u64) -> Self {
-        let now = Instant::now();
-        Self { table, blocks, done_before: 0, done: 0, rows: 0, begun: now, said: now }
-    }
-
-    fn end(&self) {
-        metrics::gauge!(names::COPY_PROGRESS, "table" => self.table.clone()).set(1.0);
-        let seconds = self.begun.elapsed().as_secs_f64();
-        tracing::info!(table = self.table, rows = self.rows, seconds = round(seconds), "table copied");
-    }
-
-    fn add(&mut self, blocks: u64, rows: u64) {
-        self.done += blocks;
-        self.rows += rows;
-        let share = if self.blocks == 0 { 1.0 } else { self.done as f64 / self.blocks as f64 };
-        metrics::gauge!(names::COPY_PROGRESS, "table" => self.table.clone()).set(share.min(1.0));
-        if self.said.elapsed() < REPORT_INTERVAL {
-            return;
-        }
-        self.said = Instant::now();
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let per_block = seconds / (self.done - self.done_before).max(1) as f64;
-        let left = self.blocks.saturating_sub(self.done) as f64 * per_block;
-        tracing::info!(
-            table = self.table,
-            rows = self.rows,
-            percent = round(share * 100.0),
-            rows_per_second = (self.rows as f64 / seconds) as u64,
-            seconds_left = round(left),
-            "copying"
-        );
-    }
-}
-
-fn round(value: f64) -> f64 {
-    (value * 10.0).round() / 10.0
 }
 
 /// The chunks of a heap of `blocks` that `done` does not cover.
