@@ -1,5 +1,6 @@
 //! walhouse holds a PostgreSQL logical replication slot, turns the WAL into change events, and
-//! lands them in ClickHouse, where each table is a `ReplacingMergeTree` of versioned rows.
+//! lands them in ClickHouse, where each table is a `ReplacingMergeTree` of versioned rows, or, without a
+//! key, of the versioned entries of a log.
 //!
 //! # The way of one change
 //!
