@@ -115,6 +115,23 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
         WHERE t.typtype <> 'd' AND t.typinput = 'array_in'::regproc
       UNION ALL
         SELECT attnum, t.typbasetype, t.typtypmod FROM element JOIN pg_type t ON t.oid = element.type WHERE t.typtype = 'd'
+    ), made_of AS (
+        -- What comes with PostgreSQL has an oid below 16384, and never changes.
+        SELECT DISTINCT type AS whole, type AS part FROM attribute WHERE type >= 16384
+      UNION
+        SELECT whole, below.type FROM made_of JOIN pg_type t ON t.oid = part CROSS JOIN LATERAL (
+            SELECT unnest(ARRAY[t.typbasetype, t.typelem])
+            UNION ALL SELECT atttypid FROM pg_attribute WHERE attrelid = nullif(t.typrelid, 0) AND attnum > 0 AND NOT attisdropped
+            UNION ALL SELECT rngsubtype FROM pg_range WHERE t.oid IN (rngtypid, rngmultitypid)) below(type)
+        WHERE below.type >= 16384
+    ), parts AS (
+        SELECT whole, string_agg(left(md5(item.oid || ':' || item.text), 8), '' ORDER BY item.oid, item.text) AS digests
+        FROM made_of CROSS JOIN LATERAL (
+            SELECT oid, enumlabel::text FROM pg_enum WHERE enumtypid = part
+            UNION ALL SELECT t.oid, ARRAY(SELECT attnum || ' ' || atttypid FROM pg_attribute
+                WHERE attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped ORDER BY attnum)::text
+            FROM pg_type t WHERE t.oid = part AND t.typtype = 'c') item(oid, text)
+        GROUP BY whole
     ), leaf AS (
         -- A partition root has no rows and so no values for older ones: its leaves have them.
         SELECT a.attname, max(array_to_string(a.attmissingval, '')) AS missing
@@ -131,11 +148,10 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
         'dimensions', nullif(a.dimensions, 0), 'not_null', nullif(a.attnotnull, false), 'generated', nullif(a.generated, false),
         'storage_toastable', nullif(a.extended AND t.typlen = -1, false),
         'missing', coalesce(l.missing, a.missing), 'stamp', a.stamp::text::bigint,
-        'labels', CASE WHEN 'e' IN (t.typtype, et.typtype) THEN
-            (SELECT string_agg(left(md5(v.oid || ':' || v.enumlabel), 8), '' ORDER BY v.oid) FROM pg_enum v
-             WHERE v.enumtypid IN (t.oid, et.oid)) END)) ORDER BY a.attnum), '[]')
+        'parts', p.digests)) ORDER BY a.attnum), '[]')
     FROM attribute a JOIN pg_type t ON t.oid = a.type
     LEFT JOIN (element e JOIN pg_type et ON et.oid = e.type AND et.typtype <> 'd' AND et.typdelim = ',') ON e.attnum = a.attnum
+    LEFT JOIN parts p ON p.whole = a.type
     LEFT JOIN leaf l USING (attname)
     WHERE t.typtype <> 'd'
 $$;
@@ -195,7 +211,8 @@ BEGIN
     RETURN described;
 END $$;
 
--- Describes these relations, those that inherit from them, and the partition roots above them.
+-- Describes these relations, those that inherit from them, the partition roots above them, and the
+-- tables that have rows of them as values.
 CREATE OR REPLACE FUNCTION walhouse.ddl_tell(relations oid[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -203,7 +220,7 @@ DECLARE
 BEGIN
     FOR described IN
         WITH RECURSIVE below AS (
-            SELECT unnest(relations) AS oid
+            SELECT unnest(relations || walhouse.ddl_users(ARRAY(SELECT reltype FROM pg_class c WHERE c.oid = ANY (relations)))) AS oid
           UNION
             SELECT i.inhrelid FROM below JOIN pg_inherits i ON i.inhparent = below.oid
             JOIN pg_class c ON c.oid = i.inhrelid AND NOT c.relispartition
@@ -217,17 +234,19 @@ BEGIN
     END LOOP;
 END $$;
 
--- The tables with a column whose values are of one of these types, or made of such.
+-- The tables with a column whose values are of one of these types, or made of such: arrays, domains,
+-- ranges, composite types, and the rows of other tables.
 CREATE OR REPLACE FUNCTION walhouse.ddl_users(types oid[]) RETURNS oid[]
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     WITH RECURSIVE used AS (
-        SELECT unnest(types) AS oid
+        SELECT unnest(types) AS type, 0::oid AS relation
       UNION
-        SELECT t.oid FROM used JOIN pg_type t ON used.oid IN (t.typbasetype, t.typelem) WHERE used.oid <> 0
+        SELECT coalesce(c.reltype, d.objid), coalesce(c.oid, 0)
+        FROM used JOIN pg_depend d ON d.refclassid = 'pg_type'::regclass AND d.refobjid = used.type AND used.type <> 0
+        LEFT JOIN pg_class c ON d.classid = 'pg_class'::regclass AND c.oid = d.objid
+        WHERE d.classid = 'pg_type'::regclass OR d.objsubid > 0 AND c.relkind IN ('r', 'p', 'c')
     )
-    SELECT coalesce(array_agg(DISTINCT c.oid), '{}') FROM used
-    JOIN pg_attribute a ON a.atttypid = used.oid AND a.attnum > 0 AND NOT a.attisdropped
-    JOIN pg_class c ON c.oid = a.attrelid AND c.relkind IN ('r', 'p')
+    SELECT coalesce(array_agg(DISTINCT c.oid), '{}') FROM used JOIN pg_class c ON c.oid = used.relation AND c.relkind IN ('r', 'p')
 $$;
 
 -- After a command. With the rights of its owner, since the key is nobody else's; the settings are those
@@ -241,7 +260,7 @@ DECLARE
     relations oid[];
     types oid[];
 BEGIN
-    SELECT array_agg(coalesce(i.indrelid, c.oid)) FILTER (WHERE c.relkind IN ('r', 'p') OR i.indrelid IS NOT NULL),
+    SELECT array_agg(coalesce(i.indrelid, c.oid)) FILTER (WHERE c.relkind IN ('r', 'p', 'c') OR i.indrelid IS NOT NULL),
            array_agg(coalesce(t.oid, c.reltype)) FILTER (WHERE t.oid IS NOT NULL OR c.relkind = 'c')
     INTO relations, types
     FROM pg_event_trigger_ddl_commands() d
@@ -278,8 +297,8 @@ BEGIN
         PERFORM walhouse.ddl_emit(json_build_object('v', 1, 'xid', pg_current_xact_id()::text, 'dropped',
             (SELECT json_agg(o::bigint) FROM unnest(gone) o)));
     END IF;
-    -- ALTER TABLE has told of its own by itself when it ends.
-    IF shrunk IS NOT NULL AND tg_tag <> 'ALTER TABLE' THEN
+    -- These tell of their own by themselves when they end.
+    IF shrunk IS NOT NULL AND tg_tag NOT IN ('ALTER TABLE', 'ALTER TYPE') THEN
         PERFORM walhouse.ddl_tell(shrunk);
     END IF;
 EXCEPTION WHEN OTHERS THEN

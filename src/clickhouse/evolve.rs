@@ -187,9 +187,8 @@ impl Change<'_> {
             if new.columns[now].ty != *ty {
                 return Err(format!("the type of column {name} is another"));
             }
-            let labels = &new.sources[now].labels;
-            if !has_labels(labels, &source.labels) {
-                return Err(format!("a label of the enum of column {name} was renamed"));
+            if !has_parts(&new.sources[now].parts, &source.parts) {
+                return Err(format!("a label or the attributes of a type within column {name} were altered"));
             }
             if new.columns[now].nullable && !nullable {
                 steps.push(Step::Loosen { name: name.clone(), ty: ty.clone() });
@@ -250,10 +249,10 @@ fn attnums(spec: &TableSpec, key: &[usize]) -> Vec<i16> {
     key.iter().map(|&index| spec.sources[index].attnum).collect()
 }
 
-/// Whether every label that there was is there still; new ones make no difference.
-fn has_labels(now: &str, before: &str) -> bool {
+/// Whether every part that there was is there still; new ones, as labels are, make no difference.
+fn has_parts(now: &str, before: &str) -> bool {
     let digests =
-        |labels: &'_ str| labels.as_bytes().chunks(8).map(<[u8]>::to_vec).collect::<std::collections::HashSet<_>>();
+        |parts: &'_ str| parts.as_bytes().chunks(8).map(<[u8]>::to_vec).collect::<std::collections::HashSet<_>>();
     now.starts_with(before) || digests(before).is_subset(&digests(now))
 }
 

@@ -254,7 +254,7 @@ async fn wanted(
     config: &Config,
     args: &VerifyArgs,
 ) -> Result<Vec<SourceTable>, Error> {
-    let (mut tables, _) = catalog::tables(source, &config.source).await?;
+    let mut tables = catalog::tables(source, &config.source).await?.tables;
     if tables.is_empty() {
         return Err(Error::NoTable("source.tables"));
     }

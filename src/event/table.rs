@@ -104,8 +104,9 @@ pub struct SourceColumn {
     /// The transaction that wrote the column's row of the catalog last. A rewrite that computes
     /// values writes it; one that only moves rows does not.
     pub stamp: u32,
-    /// Short digests of an enum's labels with their oids, eight letters each, in order of oids.
-    pub labels: String,
+    /// What the text of a value is made of besides the value: short digests, eight letters each, of
+    /// the enum labels and of the lists of attributes that are anywhere within the type.
+    pub parts: String,
 }
 
 /// What an array holds, a domain resolved to its base type.

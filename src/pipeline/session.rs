@@ -252,7 +252,7 @@ async fn stream(
         source: Arc::new(Lookup::new(source.clone())),
         status: Arc::clone(status),
     });
-    let known = tables::known(&control, source, &publication, &shared).await?;
+    let known = tables::known(&control, source, &shared).await?;
 
     let (sender, receiver, durable) = lane(start);
     let (commands, command_receiver) = mpsc::channel(16);

@@ -22,7 +22,7 @@ use crate::{
     copy::{Copier, CopyError},
     event::{Lsn, SourceTable},
     postgres::{
-        catalog,
+        catalog::{self, Listing},
         publication::{self, Membership, Publication},
         slot,
     },
@@ -144,8 +144,7 @@ impl Tables {
         if let Some(gap) = slot::publication_gap(&self.publication.identity, present, &self.source.slot) {
             return Err(gap.into());
         }
-        let (tables, position) = catalog::tables(control, &self.source).await?;
-        let memberships = publication::memberships(control, &self.publication, None).await?;
+        let Listing { tables, memberships, position } = catalog::tables(control, &self.source).await?;
         let present: HashSet<u32> = tables.iter().map(|table| table.oid).collect();
         for record in self.shared.state.tables().await {
             if record.is_adopted() && !present.contains(&record.oid) {

@@ -8,27 +8,43 @@
 //! A key is usable when old rows carry it and it is unique at every moment:
 //! <https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-REPLICA-IDENTITY>.
 
+mod columns;
+
 use std::collections::HashMap;
 
 use tokio_postgres::Client;
 
-use super::{publication, sql::SqlError};
+use super::{
+    publication::{self, Membership},
+    sql::SqlError,
+};
 use crate::{
     config::SourceConfig,
-    event::{ElementType, Heap, KeyKind, Lsn, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
+    event::{Heap, KeyKind, Lsn, ReplicaIdentity, SourceColumn, SourceTable, TableKind},
     quote,
 };
 
-/// The tables that `filter` matches, by schema and name, and a WAL position that the read is not
-/// newer than.
-pub async fn tables(client: &Client, source: &SourceConfig) -> Result<(Vec<SourceTable>, Lsn), SqlError> {
+/// What one snapshot of the catalog shows: a table that is in it and not among the members was not
+/// dropped, it is not published.
+pub struct Listing {
+    /// The tables that are meant, by schema and name.
+    pub tables: Vec<SourceTable>,
+    /// What the publication carries, by oid; of tables that are not meant too.
+    pub memberships: HashMap<u32, Membership>,
+    /// A WAL position that the read is not newer than.
+    pub position: Lsn,
+}
+
+/// The tables that `source.tables` matches.
+pub async fn tables(client: &Client, source: &SourceConfig) -> Result<Listing, SqlError> {
     let filter = source.table_filter();
     let read = async {
         client.batch_execute(SNAPSHOT).await?;
         let position = position(client).await?;
         let mut listed = relations(client, None).await?;
         listed.retain(|relation| filter.matches(&relation.schema, &relation.name));
-        Ok((described(client, source, listed).await?, position))
+        let (tables, memberships) = described(client, source, listed).await?;
+        Ok(Listing { tables, memberships, position })
     };
     ended(client, read.await).await
 }
@@ -83,22 +99,23 @@ async fn position(client: &Client) -> Result<Lsn, SqlError> {
 async fn one(client: &Client, source: &SourceConfig, oid: u32) -> Result<Option<(SourceTable, Lsn)>, SqlError> {
     let position = position(client).await?;
     let listed = relations(client, Some(oid)).await?;
-    Ok(described(client, source, listed).await?.pop().map(|table| (table, position)))
+    let (mut described, _) = described(client, source, listed).await?;
+    Ok(described.pop().map(|table| (table, position)))
 }
 
 async fn described(
     client: &Client,
     source: &SourceConfig,
     listed: Vec<Relation>,
-) -> Result<Vec<SourceTable>, SqlError> {
+) -> Result<(Vec<SourceTable>, HashMap<u32, Membership>), SqlError> {
     let oids: Vec<u32> = listed.iter().map(|relation| relation.oid).collect();
-    let mut columns = columns(client, &oids).await?;
+    let mut columns = columns::read(client, &oids).await?;
     let partitions = partitions(client, &oids).await?;
     let below = partitions.values().flatten().map(|partition| partition.oid);
     let with_partitions: Vec<u32> = oids.iter().copied().chain(below).collect();
     let keys = keys(client, &with_partitions).await?;
     let mut heaps = heaps(client, &with_partitions).await?;
-    note_missing(client, &oids, &mut columns).await?;
+    columns::note_missing(client, &oids, &mut columns).await?;
     let tables = listed.into_iter().map(|relation| {
         let columns = columns.remove(&relation.oid).unwrap_or_default();
         let own = partitions.get(&relation.oid).map_or(&[][..], Vec::as_slice);
@@ -146,70 +163,6 @@ pub(super) fn identity(letter: &str) -> ReplicaIdentity {
     letter.bytes().next().and_then(ReplicaIdentity::from_letter).unwrap_or(ReplicaIdentity::Nothing)
 }
 
-async fn columns(client: &Client, oids: &[u32]) -> Result<HashMap<u32, Vec<SourceColumn>>, SqlError> {
-    // A domain over a domain has its modifier where the chain ends. An array's modifier is that of its
-    // elements, unless these are of a domain. `array_in` tells arrays from what is only like one. A
-    // virtual generated column is in no row, and so in no publication.
-    let statement = "WITH RECURSIVE attribute AS ( \
-                         SELECT attrelid, attnum, attname, atttypid AS declared, atttypmod AS declared_modifier, \
-                                atttypid AS type, atttypmod AS modifier, attnotnull, attgenerated <> '' AS generated, \
-                                attstorage <> 'p' AS extended, attndims::int4 AS dimensions, \
-                                array_to_string(attmissingval, '') AS missing, xmin AS stamp \
-                         FROM pg_attribute WHERE attrelid = ANY($1) AND attnum > 0 AND NOT attisdropped AND attgenerated <> 'v' \
-                       UNION ALL \
-                         SELECT attrelid, attnum, attname, declared, declared_modifier, t.typbasetype, t.typtypmod, \
-                                attnotnull, generated, extended, greatest(dimensions, t.typndims), missing, stamp \
-                         FROM attribute JOIN pg_type t ON t.oid = attribute.type WHERE t.typtype = 'd'), \
-                     element AS ( \
-                         SELECT attrelid, attnum, t.typelem AS type, modifier \
-                         FROM attribute JOIN pg_type t ON t.oid = attribute.type \
-                         WHERE t.typtype <> 'd' AND t.typinput = 'pg_catalog.array_in'::regproc \
-                       UNION ALL \
-                         SELECT attrelid, attnum, t.typbasetype, t.typtypmod \
-                         FROM element JOIN pg_type t ON t.oid = element.type WHERE t.typtype = 'd') \
-                     SELECT a.attrelid, a.attnum, attname::text, a.type, a.modifier, t.typtype = 'e', attnotnull, generated, \
-                            extended AND t.typlen = -1, declared, declared_modifier, \
-                            format_type(declared, declared_modifier), t.typname = 'vector' AND t.typtype = 'b', \
-                            dimensions, e.type, e.modifier, et.typtype = 'e', missing, stamp::text::bigint, \
-                            CASE WHEN 'e' IN (t.typtype, et.typtype) THEN \
-                                (SELECT string_agg(left(md5(l.oid || ':' || l.enumlabel), 8), '' ORDER BY l.oid) FROM pg_enum l \
-                                 WHERE l.enumtypid IN (t.oid, et.oid)) END \
-                     FROM attribute a JOIN pg_type t ON t.oid = a.type \
-                     LEFT JOIN (element e JOIN pg_type et ON et.oid = e.type AND et.typtype <> 'd' AND et.typdelim = ',') \
-                         ON e.attrelid = a.attrelid AND e.attnum = a.attnum \
-                     WHERE t.typtype <> 'd' ORDER BY a.attrelid, a.attnum";
-    let mut columns: HashMap<u32, Vec<SourceColumn>> = HashMap::new();
-    for row in client.query(statement, &[&oids]).await? {
-        let column = SourceColumn {
-            attnum: row.try_get(1)?,
-            name: row.try_get(2)?,
-            type_oid: row.try_get(3)?,
-            type_modifier: row.try_get(4)?,
-            type_name: row.try_get(11)?,
-            is_enum: row.try_get(5)?,
-            is_vector: row.try_get(12)?,
-            element: element(&row)?,
-            dimensions: u16::try_from(row.try_get::<_, i32>(13)?).unwrap_or_default(),
-            not_null: row.try_get(6)?,
-            generated: row.try_get(7)?,
-            key_position: None,
-            storage_toastable: row.try_get(8)?,
-            declared_oid: row.try_get(9)?,
-            declared_modifier: row.try_get(10)?,
-            missing: row.try_get(17)?,
-            stamp: u32::try_from(row.try_get::<_, i64>(18)?).unwrap_or_default(),
-            labels: row.try_get::<_, Option<String>>(19)?.unwrap_or_default(),
-        };
-        columns.entry(row.try_get(0)?).or_default().push(column);
-    }
-    Ok(columns)
-}
-
-fn element(row: &tokio_postgres::Row) -> Result<Option<ElementType>, SqlError> {
-    let Some(type_oid) = row.try_get(14)? else { return Ok(None) };
-    Ok(Some(ElementType { type_oid, type_modifier: row.try_get(15)?, is_enum: row.try_get(16)? }))
-}
-
 /// A partition below a listed root, on any level.
 pub(super) struct Partition {
     pub(super) oid: u32,
@@ -229,26 +182,6 @@ async fn partitions(client: &Client, roots: &[u32]) -> Result<HashMap<u32, Vec<P
         partitions.entry(row.try_get(0)?).or_default().push(partition);
     }
     Ok(partitions)
-}
-
-/// A partition root has no rows and so no values for older ones: its leaves have them.
-async fn note_missing(
-    client: &Client,
-    roots: &[u32],
-    columns: &mut HashMap<u32, Vec<SourceColumn>>,
-) -> Result<(), SqlError> {
-    let statement = "SELECT root.oid, a.attname::text, max(array_to_string(a.attmissingval, '')) \
-                     FROM unnest($1::oid[]) AS root(oid), pg_partition_tree(root.oid) AS leaf \
-                     JOIN pg_attribute a ON a.attrelid = leaf.relid \
-                     WHERE leaf.isleaf AND leaf.level > 0 AND a.atthasmissing AND NOT a.attisdropped GROUP BY 1, 2";
-    for row in client.query(statement, &[&roots]).await? {
-        let (root, name): (u32, &str) = (row.try_get(0)?, row.try_get(1)?);
-        let column = columns.get_mut(&root).and_then(|columns| columns.iter_mut().find(|column| column.name == name));
-        if let Some(column) = column {
-            column.missing = row.try_get(2)?;
-        }
-    }
-    Ok(())
 }
 
 /// The heaps among these relations.

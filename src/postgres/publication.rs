@@ -169,13 +169,13 @@ pub async fn memberships(
     Ok(found)
 }
 
-/// The tables with what of them is published, or would be if they were added. One that is published
-/// without its key has none.
+/// The tables with what of them is published, or would be if they were added, and the publication's
+/// own. One that is published without its key has none.
 pub(super) async fn published(
     client: &Client,
     name: &str,
     tables: Vec<SourceTable>,
-) -> Result<Vec<SourceTable>, SqlError> {
+) -> Result<(Vec<SourceTable>, HashMap<u32, Membership>), SqlError> {
     let publication = match publication(client, name).await {
         Ok(publication) => publication,
         // Its settings are refused, not the question: nothing is streamed through it.
@@ -188,7 +188,8 @@ pub(super) async fn published(
     };
     let whole = Membership::whole(publication.is_some_and(|publication| publication.generated));
     let narrowed = |table: SourceTable| memberships.get(&table.oid).unwrap_or(&whole).narrowed(table);
-    Ok(tables.into_iter().map(narrowed).collect())
+    let tables = tables.into_iter().map(narrowed).collect();
+    Ok((tables, memberships))
 }
 
 /// How long the lock that [`add_to_publication`] needs is waited for. While it waits, so does every

@@ -7,6 +7,7 @@ mod interrupted;
 mod names;
 mod nulls;
 mod partitions;
+mod within;
 
 use std::time::Duration;
 

@@ -178,7 +178,7 @@ fn an_enum_may_gain_labels_and_not_change_one() {
     let labels = |labels: &str| {
         let mut table = table(&two());
         table.columns[1].is_enum = true;
-        table.columns[1].labels = labels.to_owned();
+        table.columns[1].parts = labels.to_owned();
         table
     };
     let old = labels("aaaaaaaabbbbbbbb");

@@ -52,7 +52,7 @@ async fn look(client: &Client, config: &Config, time64: bool, report: &mut Repor
         None => fine(format!("{:?} will be created", source.slot)),
     };
     report.push(AREA, "slot", found);
-    let (tables, _) = tables(client, source).await?;
+    let tables = tables(client, source).await?.tables;
     look_at_publication(client, source, &server, &tables, report).await?;
     report.push(AREA, "DDL trigger", look_at_trigger(client).await?);
     look_at_tables(client, config, time64, &tables, report).await

@@ -13,8 +13,8 @@ use crate::{
     config::SourceConfig,
     event::SourceTable,
     postgres::{
-        catalog,
-        publication::{self, Membership, Publication},
+        catalog::{self, Listing},
+        publication::Membership,
     },
 };
 use std::{collections::HashMap, sync::Arc};
@@ -26,15 +26,13 @@ use tokio_postgres::Client;
 pub(in crate::pipeline) async fn known(
     control: &Client,
     source: &SourceConfig,
-    publication: &Publication,
     shared: &Arc<Shared>,
 ) -> Result<Vec<Member>, SessionError> {
-    let (present, _) = catalog::tables(control, source).await?;
-    let present: HashMap<u32, _> = present.into_iter().map(|table| (table.oid, table)).collect();
+    let Listing { tables, memberships, .. } = catalog::tables(control, source).await?;
+    let present: HashMap<u32, _> = tables.into_iter().map(|table| (table.oid, table)).collect();
     for absent in shared.config.without_table(present.values().map(SourceTable::full_name)) {
         tracing::warn!(table = absent, "options are given for a table that is not there; is its name misspelt?");
     }
-    let memberships = publication::memberships(control, publication, None).await?;
     let mut uuids = ddl::uuids(&shared.client).await?;
     let mut known = Vec::new();
     for record in shared.state.tables().await.into_iter().filter(TableRecord::is_adopted) {
