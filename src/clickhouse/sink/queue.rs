@@ -13,7 +13,7 @@ use crate::{
     },
     telemetry::names,
 };
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{cmp::Reverse, collections::VecDeque, sync::Arc, time::Instant};
 
 impl Sink {
     /// Freezes a target: its open entries close when that is stored, and no earlier. A fresh one is
@@ -54,31 +54,64 @@ impl Sink {
         }
     }
 
-    pub(super) fn seal_where(&mut self, which: impl Fn(&Entry, &Batch) -> bool) {
-        let chosen = |index: &&usize| {
-            let entry = self.entries[**index].as_ref();
-            entry.is_some_and(|entry| entry.batch.as_ref().is_some_and(|batch| which(entry, batch)))
-        };
-        let chosen: Vec<usize> = self.open.iter().filter(chosen).copied().collect();
-        chosen.into_iter().for_each(|index| self.seal(index));
+    pub(super) fn seal_all(&mut self) {
+        self.open.clone().into_iter().for_each(|index| self.seal(index));
     }
 
-    /// Starts what may start.
+    /// Closes batches that are old enough, those first that have been so for longest.
+    pub(super) fn seal_due(&mut self) {
+        let now = Instant::now();
+        let due = |(index, entry, batch): (usize, &Entry, &Batch)| (due(&self.limits, entry, batch), index);
+        let mut chosen: Vec<_> = self.open_batches().map(due).filter(|(due, _)| *due <= now).collect();
+        chosen.sort_unstable();
+        chosen.into_iter().take(self.vacant()).for_each(|(_, index)| self.seal(index));
+    }
+
+    /// Closes the batches that hold most.
+    pub(super) fn seal_largest(&mut self) {
+        let mut chosen: Vec<_> = self.open_batches().map(|(index, entry, _)| (Reverse(entry.bytes), index)).collect();
+        chosen.sort_unstable();
+        chosen.into_iter().take(self.vacant()).for_each(|(_, index)| self.seal(index));
+    }
+
+    fn open_batches(&self) -> impl Iterator<Item = (usize, &Entry, &Batch)> {
+        let entries = self.open.iter().filter_map(|&index| self.entries[index].as_ref().map(|entry| (index, entry)));
+        entries.filter_map(|(index, entry)| entry.batch.as_ref().map(|batch| (index, entry, batch)))
+    }
+
+    /// How many more jobs may be queued behind those that run, besides the ones that have to be.
+    fn vacant(&self) -> usize {
+        let next = self.queued.iter().filter(|&&index| self.may_start(index)).count();
+        MAX_RUNNING.saturating_sub(next)
+    }
+
+    /// Starts what may start, of each target in turn.
     pub(super) fn start_jobs(&mut self) {
-        for index in self.queued.clone() {
-            while self.running.len() < MAX_RUNNING && self.may_start(index) {
-                let Some(entry) = self.entries[index].as_mut() else { break };
-                let Some((table, job)) = entry.queue.pop_front() else { break };
-                entry.running += 1;
-                entry.exclusive = job.is_exclusive();
-                entry.naming = job.naming(&table);
-                let shared = Arc::clone(&self.shared);
-                self.running.spawn(async move { (index, job.run(&shared, &table).await) });
-            }
-            if self.entries[index].as_ref().is_none_or(|entry| entry.queue.is_empty()) {
-                self.queued.remove(&index);
+        let mut may_more = true;
+        while may_more && self.running.len() < MAX_RUNNING {
+            may_more = false;
+            let behind = self.queued.range(self.last_begun + 1..).chain(self.queued.range(..=self.last_begun));
+            for index in behind.copied().collect::<Vec<_>>() {
+                if self.running.len() < MAX_RUNNING && self.may_start(index) {
+                    self.start(index);
+                    may_more = true;
+                }
             }
         }
+    }
+
+    fn start(&mut self, index: usize) {
+        let Some(entry) = self.entries[index].as_mut() else { return };
+        let Some((table, job)) = entry.queue.pop_front() else { return };
+        entry.running += 1;
+        entry.exclusive = job.is_exclusive();
+        entry.naming = job.naming(&table);
+        if entry.queue.is_empty() {
+            self.queued.remove(&index);
+        }
+        self.last_begun = index;
+        let shared = Arc::clone(&self.shared);
+        self.running.spawn(async move { (index, job.run(&shared, &table).await) });
     }
 
     fn may_start(&self, index: usize) -> bool {
@@ -147,9 +180,10 @@ impl Sink {
         }
     }
 
+    /// When a batch has to be closed for its age.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let entries = self.open.iter().filter_map(|&index| self.entries[index].as_ref());
-        entries.filter_map(|entry| Some(due(&self.limits, entry, entry.batch.as_ref()?))).min()
+        let due = |(_, entry, batch): (usize, &Entry, &Batch)| due(&self.limits, entry, batch);
+        if self.vacant() > 0 { self.open_batches().map(due).min() } else { None }
     }
 
     pub(super) fn measure(&self) {
