@@ -125,12 +125,12 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
             UNION ALL SELECT rngsubtype FROM pg_range WHERE t.oid IN (rngtypid, rngmultitypid)) below(type)
         WHERE below.type >= 16384
     ), parts AS (
-        SELECT whole, string_agg(left(md5(item.oid || ':' || item.text), 8), '' ORDER BY item.oid, item.text) AS digests
+        SELECT whole, string_agg(item.digest, '' ORDER BY item.oid, item.digest) AS digests
         FROM made_of CROSS JOIN LATERAL (
-            SELECT oid, enumlabel::text FROM pg_enum WHERE enumtypid = part
-            UNION ALL SELECT t.oid, ARRAY(SELECT attnum || ' ' || atttypid FROM pg_attribute
-                WHERE attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped ORDER BY attnum)::text
-            FROM pg_type t WHERE t.oid = part AND t.typtype = 'c') item(oid, text)
+            SELECT oid, left(md5(oid || ':' || enumlabel), 8) FROM pg_enum WHERE enumtypid = part
+            UNION ALL SELECT t.oid, left(md5(t.oid || ':' || ARRAY(SELECT attnum || ' ' || atttypid FROM pg_attribute
+                WHERE attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped ORDER BY attnum)::text), 8)
+            FROM pg_type t WHERE t.oid = part AND t.typtype = 'c') item(oid, digest)
         GROUP BY whole
     ), leaf AS (
         -- A partition root has no rows and so no values for older ones: its leaves have them.

@@ -9,6 +9,7 @@
 //! <https://www.postgresql.org/docs/current/sql-altertable.html#SQL-ALTERTABLE-REPLICA-IDENTITY>.
 
 mod columns;
+mod types;
 
 use std::collections::HashMap;
 
