@@ -181,7 +181,7 @@ impl Target {
                 Event::Change(change) => change,
                 _ => continue,
             };
-            let tuple = |span: Span| Tuple::parse(span.bytes(&group.data)).expect("the tuple is whole").0;
+            let tuple = |span: Span| Tuple::parsed(span.bytes(&group.data)).expect("the tuple is whole");
             let row = match change.op {
                 Op::Insert { new } => RowChange::Insert(tuple(new)),
                 Op::Update { old, old_is_key, new } => {

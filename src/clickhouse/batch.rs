@@ -249,7 +249,12 @@ impl Batch {
         if tuple.len() != plan.columns.len() {
             return Err(CellError::protocol());
         }
-        for (&column, value) in plan.columns.iter().zip(tuple.values()) {
+        let mut values = tuple.values();
+        for &column in &plan.columns {
+            let Some(value) = values.next() else {
+                self.block.rollback_row();
+                return Err(CellError::protocol());
+            };
             let Some(column) = column else { continue };
             let into = self.block.column_mut(column);
             let pushed = match value {
@@ -276,7 +281,12 @@ impl Batch {
         if old.len() != plan.columns.len() {
             return Err(CellError::protocol());
         }
-        for (&column, value) in plan.columns.iter().zip(old.values()) {
+        let mut values = old.values();
+        for &column in &plan.columns {
+            let Some(value) = values.next() else {
+                self.block.rollback_row();
+                return Err(CellError::protocol());
+            };
             let Some(column) = column else { continue };
             let into = self.block.column_mut(column);
             let pushed = match value {

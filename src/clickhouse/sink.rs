@@ -340,7 +340,7 @@ impl Sink {
             Batch::new(table, *keyed, row, at.time)
         });
         // The assembler has checked every tuple of the group.
-        let tuple = |span: crate::event::Span| Tuple::parse(span.bytes(data)).map(|(tuple, _)| tuple);
+        let tuple = |span: crate::event::Span| Tuple::parsed(span.bytes(data));
         let empty = |_| CellError::protocol();
         let row = match change.op {
             Op::Insert { new } => RowChange::Insert(tuple(new).map_err(empty)?),

@@ -167,6 +167,13 @@ impl<'a> Tuple<'a> {
         Ok((Tuple { columns, bytes: &body[..body.len() - rest.len()] }, rest))
     }
 
+    /// The tuple of bytes that [`parse`](Self::parse) has taken, which are not looked at once more: of
+    /// any others its values end where they are malformed.
+    pub fn parsed(bytes: &'a [u8]) -> Result<Tuple<'a>, TupleError> {
+        let (count, bytes) = bytes.split_first_chunk::<2>().ok_or(TupleError::Truncated)?;
+        Ok(Tuple { columns: u16::from_be_bytes(*count), bytes })
+    }
+
     /// How many columns it has.
     pub fn len(&self) -> usize {
         usize::from(self.columns)
@@ -211,17 +218,16 @@ impl ExactSizeIterator for Values<'_> {}
 #[inline]
 fn next(bytes: &[u8]) -> Result<(Value<'_>, &[u8]), TupleError> {
     let (&kind, rest) = bytes.split_first().ok_or(TupleError::Truncated)?;
-    let make = match kind {
+    match kind {
         b'n' => return Ok((Value::Null, rest)),
         b'u' => return Ok((Value::Unchanged, rest)),
-        b't' => Value::Text as fn(_) -> _,
-        b'b' => Value::Binary as fn(_) -> _,
+        b't' | b'b' => {}
         other => return Err(TupleError::Kind(other)),
-    };
+    }
     let (length, rest) = rest.split_first_chunk::<4>().ok_or(TupleError::Truncated)?;
     let length = usize::try_from(i32::from_be_bytes(*length)).map_err(|_| TupleError::Truncated)?;
     let (value, rest) = rest.split_at_checked(length).ok_or(TupleError::Truncated)?;
-    Ok((make(value), rest))
+    Ok((if kind == b't' { Value::Text(value) } else { Value::Binary(value) }, rest))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-use super::ValueError;
+use super::{ValueError, number};
 
 const MALFORMED: ValueError = ValueError::Malformed("a numeric is digits, perhaps with a minus sign and a point");
 
@@ -26,6 +26,10 @@ pub fn clamped_decimal(text: &[u8], precision: u8, scale: u8) -> Result<[u64; 4]
 /// `precision` is at most 76 and `scale` at most `precision`.
 pub fn decimal(text: &[u8], precision: u8, scale: u8) -> Result<[u64; 4], ValueError> {
     debug_assert!(precision <= 76 && scale <= precision);
+    if let Some(number) = short(text, precision, scale) {
+        let sign = (number >> 63) as u64;
+        return Ok([number as u64, sign, sign, sign]);
+    }
     let (negative, unsigned) = match text {
         b"NaN" => return Err(ValueError::Unrepresentable("a Decimal has no NaN")),
         b"Infinity" | b"-Infinity" => return Err(INFINITE),
@@ -56,6 +60,44 @@ pub fn decimal(text: &[u8], precision: u8, scale: u8) -> Result<[u64; 4], ValueE
         number.push(digit - b'0');
     }
     Ok(number.finish(negative))
+}
+
+/// A number that needs no more than 64 bits, which is most of them; `None` where more has to be looked
+/// at, errors among it.
+#[inline]
+fn short(text: &[u8], precision: u8, scale: u8) -> Option<i64> {
+    let (negative, unsigned) = match text {
+        [b'-', unsigned @ ..] => (true, unsigned),
+        unsigned => (false, unsigned),
+    };
+    let point = unsigned.iter().position(|&byte| byte == b'.').unwrap_or(unsigned.len());
+    let (whole, fraction) = (&unsigned[..point], unsigned.get(point + 1..).unwrap_or_default());
+    let scale = usize::from(scale);
+    let padding = scale.checked_sub(fraction.len())?;
+    if whole.is_empty() || whole.len() + scale > usize::from(precision).min(18) {
+        return None;
+    }
+    let ((whole, is_number), (fraction, is_fraction)) = (number::short(whole), number::short(fraction));
+    if !is_number || !is_fraction {
+        return None;
+    }
+    let magnitude = whole * power_of_ten(scale) + fraction * power_of_ten(padding);
+    Some(if negative { -magnitude } else { magnitude })
+}
+
+/// Of an exponent of up to 18.
+#[inline]
+fn power_of_ten(exponent: usize) -> i64 {
+    const POWERS: [i64; 19] = {
+        let mut powers = [1; 19];
+        let mut exponent = 1;
+        while exponent < 19 {
+            powers[exponent] = powers[exponent - 1] * 10;
+            exponent += 1;
+        }
+        powers
+    };
+    POWERS[exponent]
 }
 
 /// A 256-bit number that grows digit by digit, in chunks that one 64-bit number holds.

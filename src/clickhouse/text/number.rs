@@ -1,7 +1,7 @@
 use super::ValueError;
 
 /// An integer type that [`integer`] reads.
-pub trait Integer: TryFrom<i128> {}
+pub trait Integer: TryFrom<i128> + TryFrom<i64> {}
 
 impl Integer for i16 {}
 impl Integer for i32 {}
@@ -16,12 +16,30 @@ pub fn integer<T: Integer>(text: &[u8]) -> Result<T, ValueError> {
         [b'-', digits @ ..] => (true, digits),
         digits => (false, digits),
     };
+    // Most are short: so many digits fit into 64 bits.
+    if (1..=18).contains(&digits.len()) {
+        let (value, is_number) = short(digits);
+        let value = if negative { -value } else { value };
+        return if is_number { T::try_from(value).map_err(|_| OUT_OF_RANGE) } else { Err(MALFORMED) };
+    }
     let magnitude = i128::from(magnitude(digits)?);
     T::try_from(if negative { -magnitude } else { magnitude }).map_err(|_| OUT_OF_RANGE)
 }
 
 const MALFORMED: ValueError = ValueError::Malformed("an integer is digits, perhaps after a minus sign");
 const OUT_OF_RANGE: ValueError = ValueError::Unrepresentable("the integer is out of the type's range");
+
+/// The number that up to eighteen digits make, and whether they all are digits.
+#[inline]
+pub(super) fn short(digits: &[u8]) -> (i64, bool) {
+    let mut highest = 0;
+    let value = digits.iter().fold(0_i64, |value, byte| {
+        let digit = byte.wrapping_sub(b'0');
+        highest = digit.max(highest);
+        value.wrapping_mul(10).wrapping_add(i64::from(digit))
+    });
+    (value, highest <= 9)
+}
 
 #[inline]
 fn magnitude(digits: &[u8]) -> Result<u64, ValueError> {
