@@ -19,6 +19,7 @@ mod memory;
 mod operations;
 mod options;
 mod outage;
+mod pace;
 mod privileges;
 mod publications;
 mod releases;

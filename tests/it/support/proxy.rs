@@ -1,11 +1,13 @@
 //! Between walhouse and ClickHouse: loses the answer of an insert, and keeps the insert itself half sent; or cuts the line
-//! once a statement has been answered, before the answer arrives.
+//! once a statement has been answered, before the answer arrives; or is slow.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 use super::eventually;
 
@@ -16,6 +18,32 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 pub(crate) struct Proxy {
     port: u16,
     state: Arc<Mutex<State>>,
+    pace: Arc<Pace>,
+}
+
+/// How fast bytes go to the server, over all connections.
+#[derive(Default)]
+struct Pace {
+    /// In bytes a second; 0 is as fast as they come.
+    limit: AtomicU64,
+    passed: AtomicU64,
+    free_at: tokio::sync::Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    /// Waits until so many bytes may go on.
+    async fn pass(&self, bytes: usize) {
+        self.passed.fetch_add(bytes as u64, Ordering::Relaxed);
+        let limit = self.limit.load(Ordering::Relaxed);
+        if limit > 0 {
+            let mut free_at = self.free_at.lock().await;
+            let begun = free_at.map_or_else(Instant::now, |at| at.max(Instant::now()));
+            let end = begun + Duration::from_secs_f64(bytes as f64 / limit as f64);
+            *free_at = Some(end);
+            drop(free_at);
+            tokio::time::sleep_until(end).await;
+        }
+    }
 }
 
 enum State {
@@ -35,24 +63,35 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let port = listener.local_addr().expect("a listener has an address").port();
         let state = Arc::new(Mutex::new(State::Forward));
-        let shared = state.clone();
+        let (shared, pace) = (state.clone(), Arc::<Pace>::default());
+        let paced = pace.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let server = TcpStream::connect(("127.0.0.1", server)).await;
-                let state = shared.clone();
+                let (state, pace) = (shared.clone(), paced.clone());
                 tokio::spawn(async move {
                     if let Ok(server) = server {
                         // Either side hanging up is the end of it.
-                        let _ = forward(client, server, &state).await;
+                        let _ = forward(client, server, &state, &pace).await;
                     }
                 });
             }
         });
-        Self { port, state }
+        Self { port, state, pace }
     }
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// From now on so many bytes a second go to the server, and no more.
+    pub(crate) fn slow_down(&self, bytes_per_second: u64) {
+        self.pace.limit.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// How many bytes went to the server so far.
+    pub(crate) fn passed(&self) -> u64 {
+        self.pace.passed.load(Ordering::Relaxed)
     }
 
     /// The next insert into `table` reaches the server all but its end, and is never answered.
@@ -101,7 +140,12 @@ impl Proxy {
     }
 }
 
-async fn forward(mut client: TcpStream, mut server: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
+async fn forward(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    state: &Mutex<State>,
+    pace: &Pace,
+) -> std::io::Result<()> {
     let (mut to_server, mut to_client) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     let mut last = false;
     loop {
@@ -119,6 +163,7 @@ async fn forward(mut client: TcpStream, mut server: TcpStream, state: &Mutex<Sta
                     State::Awaited(text) => last |= bytes.windows(text.len()).any(|window| window == text.as_bytes()),
                     _ => {}
                 }
+                pace.pass(bytes.len()).await;
                 server.write_all(bytes).await?;
             }
             read = server.read(&mut to_client) => match read? {
