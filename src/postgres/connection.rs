@@ -1,5 +1,5 @@
-//! The replication connection: startup, authentication, the few commands of replication mode,
-//! and the raw frames of a copy in both directions.
+//! The connection that the slot is read over: startup, authentication, the few commands of
+//! replication mode, and the raw frames of a copy.
 //!
 //! It is ours because tokio-postgres as published has no CopyBoth mode. The library alternative
 //! (`pgwire-replication`) hands out one event per row and owns the acknowledgement; both are what
@@ -32,6 +32,8 @@ use tokio_postgres::{config::Host, error::SqlState};
 
 /// How long connecting and authenticating may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much is read at once, at most. Larger rows make the buffer grow to their size.
+const GULP: usize = 512 * 1024;
 /// How long a command of replication mode may take. Creating a slot is not one of them.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -130,23 +132,41 @@ impl ReplicationConnection {
     /// Transient when the network or a starting server is in the way, definite for credentials,
     /// unknown databases and hosts.
     pub async fn connect(config: &tokio_postgres::Config, application: &str) -> Result<Self, ConnectionError> {
+        Self::session(config, application, true).await
+    }
+
+    /// As [`connect`](Self::connect), but an ordinary session: it reads the slot with a COPY.
+    pub async fn connect_for_copy(config: &tokio_postgres::Config, application: &str) -> Result<Self, ConnectionError> {
+        Self::session(config, application, false).await
+    }
+
+    async fn session(
+        config: &tokio_postgres::Config,
+        application: &str,
+        replication: bool,
+    ) -> Result<Self, ConnectionError> {
         let (stream, endpoint) = within("connecting", "source.url", CONNECT_TIMEOUT, open(config)).await?;
         let mut connection = Self { stream, endpoint, buffer: BytesMut::with_capacity(8 * 1024) };
         let endpoint = connection.endpoint.clone();
-        within("authenticating", &endpoint, CONNECT_TIMEOUT, connection.start(config, application)).await?;
+        within("authenticating", &endpoint, CONNECT_TIMEOUT, connection.start(config, application, replication))
+            .await?;
         connection.command("to set up the session", super::sql::ADAPT).await?;
         Ok(connection)
     }
 
-    async fn start(&mut self, config: &tokio_postgres::Config, application: &str) -> Result<(), ConnectionError> {
+    async fn start(
+        &mut self,
+        config: &tokio_postgres::Config,
+        application: &str,
+        replication: bool,
+    ) -> Result<(), ConnectionError> {
         let user = config.get_user().unwrap_or("postgres").to_owned();
         let database = config.get_dbname().unwrap_or(&user).to_owned();
-        let mut parameters = vec![
-            ("user", user.as_str()),
-            ("database", database.as_str()),
-            ("replication", "database"),
-            ("application_name", application),
-        ];
+        let mut parameters =
+            vec![("user", user.as_str()), ("database", database.as_str()), ("application_name", application)];
+        if replication {
+            parameters.push(("replication", "database"));
+        }
         parameters.extend_from_slice(&super::sql::PINNED);
         let mut out = BytesMut::new();
         frontend::startup_message(parameters, &mut out).map_err(|source| self.io(source))?;
@@ -213,10 +233,20 @@ impl ReplicationConnection {
         }
     }
 
-    /// Runs a command of replication mode that answers with rows, such as IDENTIFY_SYSTEM.
+    /// Runs a command that answers with rows, such as IDENTIFY_SYSTEM.
     pub async fn command(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {
+        self.long_command(doing, command, COMMAND_TIMEOUT).await
+    }
+
+    /// As [`command`](Self::command), with a time limit of its own.
+    pub async fn long_command(
+        &mut self,
+        doing: &'static str,
+        command: &str,
+        limit: Duration,
+    ) -> Result<Vec<Row>, ConnectionError> {
         let endpoint = self.endpoint.clone();
-        within(doing, &endpoint, COMMAND_TIMEOUT, self.rows(doing, command)).await
+        within(doing, &endpoint, limit, self.rows(doing, command)).await
     }
 
     /// Makes a temporary slot, and returns its consistent point and the name of the snapshot that it
@@ -236,7 +266,19 @@ impl ReplicationConnection {
         exported.ok_or(ConnectionError::Protocol("an answer to CREATE_REPLICATION_SLOT that is not one"))
     }
 
+    /// After an error of the server the session can go on.
     async fn rows(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {
+        match self.answer(doing, command).await {
+            Err(error @ ConnectionError::Server { .. }) => {
+                // If the session ended with it, whoever uses it next is told.
+                while !matches!(self.message(doing).await, Ok(Message::ReadyForQuery(_)) | Err(_)) {}
+                Err(error)
+            }
+            answer => answer,
+        }
+    }
+
+    async fn answer(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {
         let mut out = BytesMut::new();
         frontend::query(command, &mut out).map_err(|source| self.io(source))?;
         self.write(&mut out).await?;
@@ -261,9 +303,29 @@ impl ReplicationConnection {
     /// Sends START_REPLICATION and waits until the server streams. From here on only
     /// [`read`](Self::read), [`buffer`](Self::buffer) and [`write`](Self::write) make sense.
     pub async fn start_replication(&mut self, command: &str) -> Result<(), ConnectionError> {
-        const DOING: &str = "to stream from the slot";
+        self.begin_copy("to stream from the slot", command, COMMAND_TIMEOUT, b'W').await
+    }
+
+    /// Sends a COPY to standard output and waits for its first bytes, which come when the server has something to say.
+    /// From here on only [`read`](Self::read) and [`buffer`](Self::buffer) make sense, up to ReadyForQuery.
+    pub async fn copy_out(
+        &mut self,
+        doing: &'static str,
+        command: &str,
+        limit: Duration,
+    ) -> Result<(), ConnectionError> {
+        self.begin_copy(doing, command, limit, b'H').await
+    }
+
+    async fn begin_copy(
+        &mut self,
+        doing: &'static str,
+        command: &str,
+        limit: Duration,
+        answer: u8,
+    ) -> Result<(), ConnectionError> {
         let endpoint = self.endpoint.clone();
-        within(DOING, &endpoint, COMMAND_TIMEOUT, async {
+        within(doing, &endpoint, limit, async {
             let mut out = BytesMut::new();
             frontend::query(command, &mut out).map_err(|source| self.io(source))?;
             self.write(&mut out).await?;
@@ -274,17 +336,32 @@ impl ReplicationConnection {
                     continue;
                 };
                 match tag {
-                    b'W' => {
+                    _ if tag == answer => {
                         self.buffer.advance(length);
                         return Ok(());
                     }
                     b'S' | b'N' => self.buffer.advance(length),
-                    b'E' => self.message(DOING).await.map(|_| ())?,
-                    _ => return Err(ConnectionError::Protocol("no copy mode after START_REPLICATION")),
+                    b'E' => self.message(doing).await.map(|_| ())?,
+                    _ => return Err(ConnectionError::Protocol("no copy mode after the command that begins it")),
                 }
             }
         })
         .await
+    }
+
+    /// Makes room for the next read: for the whole of a message that has begun, or for a gulp.
+    pub fn make_room(&mut self, delivered: usize) -> Result<(), ConnectionError> {
+        let buffer = &mut self.buffer;
+        let whole = wire::frame_len(buffer)?.unwrap_or(0);
+        // What was handed over lives as long as its group. This end would keep a large row's memory beyond that.
+        if buffer.is_empty() && delivered > 2 * GULP {
+            *buffer = BytesMut::new();
+        }
+        let missing = whole.saturating_sub(buffer.len()).max(GULP / 4);
+        if buffer.capacity() - buffer.len() < missing {
+            buffer.reserve(missing.max(GULP));
+        }
+        Ok(())
     }
 
     /// The next whole message; errors of the server become errors here, notices are skipped.
@@ -426,10 +503,10 @@ fn server_error(doing: &'static str, mut fields: ErrorFields<'_>) -> ConnectionE
     ConnectionError::Server { doing, code, message }
 }
 
-/// Reads an ErrorResponse that arrived in the middle of the stream.
-pub fn stream_error(frame: &[u8]) -> ConnectionError {
+/// Reads an ErrorResponse that arrived in the middle of a copy.
+pub fn stream_error(doing: &'static str, frame: &[u8]) -> ConnectionError {
     match Message::parse(&mut BytesMut::from(frame)) {
-        Ok(Some(Message::ErrorResponse(body))) => server_error("to go on streaming", body.fields()),
+        Ok(Some(Message::ErrorResponse(body))) => server_error(doing, body.fields()),
         _ => ConnectionError::Protocol("an error that is none"),
     }
 }
