@@ -136,7 +136,7 @@ async fn behind_an_old_transaction_it_streams() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_is_too_much_for_a_window_is_streamed() {
-    let slow = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"16MiB\"\ncatch_up_lag = \"4MiB\"\ncatch_up_timeout = \"100ms\"\n";
+    let slow = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"16MiB\"\ncatch_up_lag = \"16MiB\"\ncatch_up_timeout = \"100ms\"\n";
     let large = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"1MiB\"\ncatch_up_lag = \"1MiB\"\n";
     for (config, rows, why) in
         [(large, 60_000, "(SQLSTATE 53400)"), (slow, 250_000, "did not answer within 100ms while to read a window")]
