@@ -10,6 +10,7 @@ use crate::support::{
 };
 
 mod faults;
+mod keeper;
 mod readers;
 
 /// Small windows, so that little WAL is many of them; and no catching up at the least of distances.

@@ -2,7 +2,8 @@
 //!
 //! Nobody holds it then. It is moved to the stored checkpoint, seldom, because that decodes from its
 //! `restart_lsn`; and it is touched all the while, also when the checkpoint stands still, because from
-//! PostgreSQL 18 on `idle_replication_slot_timeout` counts from its last use.
+//! PostgreSQL 18 on `idle_replication_slot_timeout` counts from its last use. Who has lost the slot's
+//! lock does neither: where the slot stands is another's business then.
 
 use super::GivenUp;
 use crate::{
@@ -13,7 +14,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_postgres::{Client, NoTls};
 
+/// The longest time between two uses of the slot.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// So many times it is used before the server may take it for idle.
+const USES: u32 = 3;
+/// Before the next attempt, if the slot was still in use at first.
+const FIRST: Duration = Duration::from_secs(1);
 /// How long its end may take, and that of the sessions.
 const END: Duration = Duration::from_secs(4);
 /// Between two looks at what is to end.
@@ -38,18 +44,18 @@ impl Keeper {
         let (client, slot, stored, lock) =
             (Arc::clone(&self.client), self.slot.clone(), self.stored.clone(), Arc::clone(&self.lock));
         self.task = Some(tokio::spawn(async move {
-            let mut tick = tokio::time::interval(INTERVAL);
+            let mut pause = FIRST;
             loop {
-                tick.tick().await;
                 // Who lost the lock moves nothing; the next checkpoint tells of it.
-                let to = *stored.borrow();
-                if !lock.is_held().await {
-                    continue;
+                if lock.is_held().await {
+                    let to = *stored.borrow();
+                    match advance(&client, &slot, to).await {
+                        Ok(next) => pause = next,
+                        Err(error) if is_passing(&error) => {}
+                        Err(error) => return error,
+                    }
                 }
-                match advance(&client, &slot, to).await {
-                    Err(error) if !is_passing(&error) => return error,
-                    _ => {}
-                }
+                tokio::time::sleep(pause).await;
             }
         }));
     }
@@ -74,9 +80,7 @@ impl Keeper {
                 let _ = self.client.cancel_token().cancel_query(NoTls).await;
             }
             loop {
-                let ended = end(&self.client, sessions).await;
-                let to = *self.stored.borrow();
-                match ended.and(advance(&self.client, &self.slot, to).await) {
+                match self.end_and_move(sessions).await {
                     // The cancellation reaches a later statement if the one it was meant for has ended.
                     Err(error) if is_passing(&error) => tokio::time::sleep(PAUSE).await,
                     ended => return ended,
@@ -89,6 +93,15 @@ impl Keeper {
             Err(_) => _ = self.client.cancel_token().cancel_query(NoTls).await,
         }
     }
+
+    async fn end_and_move(&self, sessions: &[i32]) -> Result<(), SqlError> {
+        end(&self.client, sessions).await?;
+        if self.lock.is_held().await {
+            let to = *self.stored.borrow();
+            advance(&self.client, &self.slot, to).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Keeper {
@@ -99,21 +112,23 @@ impl Drop for Keeper {
     }
 }
 
-/// Moves the slot to `to`, or uses it where it is.
-async fn advance(client: &Client, slot: &str, to: Lsn) -> Result<(), SqlError> {
+/// Moves the slot to `to`, or uses it where it is, and says for how long that will do.
+async fn advance(client: &Client, slot: &str, to: Lsn) -> Result<Duration, SqlError> {
     let moved = client
-        .execute(
-            "SELECT pg_replication_slot_advance(slot_name, greatest(confirmed_flush_lsn, $2::text::pg_lsn)) \
+        .query_opt(
+            "SELECT pg_replication_slot_advance(slot_name, greatest(confirmed_flush_lsn, $2::text::pg_lsn))::text, \
+                    (SELECT setting::int8 FROM pg_settings WHERE name = 'idle_replication_slot_timeout') \
              FROM pg_replication_slots WHERE slot_name = $1",
             &[&slot, &to.to_string()],
         )
-        .await
-        .map_err(SqlError::from);
-    match moved {
-        Ok(0) => Err(SqlError::definite(format!("the replication slot {slot} is gone"))),
-        Ok(_) => Ok(()),
-        Err(error) => Err(error),
-    }
+        .await?;
+    let Some(row) = moved else {
+        return Err(SqlError::definite(format!("the replication slot {slot} is gone")));
+    };
+    // In seconds; 0 is never, and before PostgreSQL 18 there is none.
+    let idle = row.try_get::<_, Option<i64>>(1)?.and_then(|seconds| u64::try_from(seconds).ok());
+    let idle = idle.filter(|seconds| *seconds > 0).map(Duration::from_secs);
+    Ok(idle.map_or(INTERVAL, |idle| INTERVAL.min(idle / USES)))
 }
 
 /// The slot is in use by what ends just now, or the statement was cancelled: the next time will do.

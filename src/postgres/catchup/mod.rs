@@ -211,10 +211,9 @@ impl CatchUp {
                     match fetched {
                         Ok(fetched) => {
                             plan.repeated(fetched.repeated);
-                            // Announcements, and what is left out of a commit that was seen, are of a call.
-                            outlet.assembler.begin_anew();
                             let Fetched { session, bounds, since, .. } = fetched;
-                            self.front = Some(Front { session, window: Window::new(bounds), since });
+                            let window = Window::begin(bounds, &mut outlet.assembler);
+                            self.front = Some(Front { session, window, since });
                         }
                         Err(why) => return Ok(Ended::GivenUp(why)),
                     }

@@ -41,7 +41,10 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn new(bounds: Bounds) -> Self {
+    /// A window of its own call, which goes on where the assembler is.
+    pub(super) fn begin(bounds: Bounds, assembler: &mut Assembler) -> Self {
+        // Announcements, and what is left out of a commit that was seen, are of a call.
+        assembler.begin_anew();
         Self { bounds, begun: false, open: None, ended: false }
     }
 
@@ -221,7 +224,7 @@ mod tests {
 
     fn read(from: u64, chunk: usize) -> (Vec<Event>, bool) {
         let mut assembler = Assembler::new(Lsn(from));
-        let mut window = Window::new(Bounds { from: Lsn(from), upto: Lsn(200) });
+        let mut window = Window::begin(Bounds { from: Lsn(from), upto: Lsn(200) }, &mut assembler);
         let (mut buffer, mut events) = (BytesMut::new(), Vec::new());
         for part in answer().chunks(chunk) {
             buffer.extend_from_slice(part);
@@ -260,10 +263,22 @@ mod tests {
     }
 
     #[test]
+    fn what_was_announced_in_one_window_does_not_hold_for_the_next() {
+        let mut assembler = Assembler::new(Lsn(100));
+        let mut window = Window::begin(Bounds { from: Lsn(100), upto: Lsn(160) }, &mut assembler);
+        window.take(&mut BytesMut::from(&answer()[..]), &mut assembler).unwrap();
+        let mut window = Window::begin(Bounds { from: Lsn(160), upto: Lsn(200) }, &mut assembler);
+        let mut next = BytesMut::from(&copy_data(&[HEADER, &row(160, &begin(170))])[..]);
+        next.extend(copy_data(&[&row(160, INSERT)]));
+        let refused = window.take(&mut next, &mut assembler);
+        assert!(matches!(refused, Err(StreamError::Order { .. })), "{refused:?}");
+    }
+
+    #[test]
     fn what_came_before_an_error_is_handed_over_before_it() {
         let whole = answer();
         let (mut assembler, mut buffer) = (Assembler::new(Lsn(100)), BytesMut::new());
-        let mut window = Window::new(Bounds { from: Lsn(100), upto: Lsn(200) });
+        let mut window = Window::begin(Bounds { from: Lsn(100), upto: Lsn(200) }, &mut assembler);
         buffer.extend_from_slice(&whole[..whole.len() - END.len()]);
         buffer.extend_from_slice(b"E\0\0\0\x16SFATAL\0C57P01\0Mm\0\0");
         let group = window.take(&mut buffer, &mut assembler).unwrap().expect("two transactions");
@@ -275,7 +290,7 @@ mod tests {
     #[test]
     fn what_is_no_row_is_refused() {
         for body in [&b""[..], b"PGCOPY", &[HEADER, &[0, 3]].concat(), &[HEADER, &row(1, b"x")[..18]].concat()] {
-            let mut window = Window::new(Bounds { from: Lsn(1), upto: Lsn(2) });
+            let mut window = Window::begin(Bounds { from: Lsn(1), upto: Lsn(2) }, &mut Assembler::default());
             assert!(window.row(body).is_err(), "{body:?}");
         }
         let critical = [SIGNATURE, &[0, 1, 0, 0], &[0; 4]].concat();

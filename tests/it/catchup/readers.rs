@@ -53,7 +53,7 @@ const LARGE: &str =
 const TERMINATE: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
     WHERE application_name = 'walhouse catch-up' AND datname = current_database()";
 
-fn source(db: &TestDb, slot: &str, sessions: usize) -> SourceConfig {
+pub(super) fn source(db: &TestDb, slot: &str, sessions: usize) -> SourceConfig {
     let mut source = SourceConfig::new(db.pg.url().parse().expect("a URL"));
     source.slot = slot.to_owned();
     source.catch_up_sessions = Some(sessions);
@@ -62,12 +62,12 @@ fn source(db: &TestDb, slot: &str, sessions: usize) -> SourceConfig {
     source
 }
 
-async fn position(pg: &Pg, what: &str) -> Lsn {
+pub(super) async fn position(pg: &Pg, what: &str) -> Lsn {
     pg.value(&format!("SELECT ({what})::text")).await.parse().expect("an LSN")
 }
 
 /// A slot of the database that nobody else reads, and where it stands.
-async fn slot(db: &TestDb, name: &str) -> (String, Lsn) {
+pub(super) async fn slot(db: &TestDb, name: &str) -> (String, Lsn) {
     let slot = format!("{}_{name}", db.name);
     let made = format!("SELECT lsn FROM pg_create_logical_replication_slot('{slot}', 'pgoutput')");
     let at = db.pg.value(&made).await;
@@ -120,50 +120,73 @@ impl Script {
 }
 
 /// How a reading went.
-struct Reading {
+pub(super) struct Reading {
     script: Script,
-    readers: Vec<Reader>,
+    pub(super) readers: Vec<Reader>,
 }
 
 /// Reads a slot from `start` up to `end`; `meet` sees every group before it is taken, with the number of those before.
-async fn read(source: SourceConfig, start: Lsn, end: Lsn, room: usize, mut meet: impl AsyncFnMut(usize)) -> Reading {
-    let connection = ReplicationConnection::connect(source.url.connection(), "test").await.expect("a connection");
-    let client = sql::connect(&source, "test lock").await.expect("a session");
-    let lock = Arc::new(SlotLock::take(client, &source.slot).await.expect("nobody else has it"));
-    let (sender, receiver, _durable) = lane(start);
-    let LaneReceiver { mut deliveries, .. } = receiver;
-    let (_stored, watched) = watch::channel(start);
-    let (_flushed, flushed) = watch::channel(end);
-    let readers = Arc::new(std::sync::Mutex::new(Vec::new()));
-    let told = Arc::clone(&readers);
-    let began = Box::new(move |reader| told.lock().expect("nobody panics here").push(reader));
-    let settings = Settings { source, lock, flushed, began };
-    let outlet = Outlet::new(start, vec![sender], Room::new(room), watched);
-    let mut source = Source::start(connection, outlet, settings).await.expect("the slot can be read");
-    let stop = CancellationToken::new();
-    let mut script = Script::default();
-    let reading = Box::pin(async {
-        let ended = source.run(&stop).await;
-        source.release_lanes();
-        source.finish().await;
-        ended
-    });
-    let taking = async {
-        let mut count = 0;
-        while let Some(delivery) = deliveries.recv().await {
-            meet(count).await;
-            count += 1;
-            script.add(&delivery);
-            if script.end >= end {
-                stop.cancel();
+async fn read(source: SourceConfig, start: Lsn, end: Lsn, room: usize, meet: impl AsyncFnMut(usize)) -> Reading {
+    Drive { room, ..Drive::new(source, start, end) }.run(meet).await
+}
+
+/// What a slot is read with.
+pub(super) struct Drive {
+    pub(super) source: SourceConfig,
+    pub(super) start: Lsn,
+    pub(super) end: Lsn,
+    /// The end of the WAL.
+    pub(super) flushed: Lsn,
+    pub(super) room: usize,
+    /// The checkpoint.
+    pub(super) stored: watch::Sender<Lsn>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Drive {
+    pub(super) fn new(source: SourceConfig, start: Lsn, end: Lsn) -> Self {
+        let (stored, stop) = (watch::channel(start).0, CancellationToken::new());
+        Self { source, start, end, flushed: end, room: 1 << 20, stored, stop }
+    }
+
+    pub(super) async fn run(self, mut meet: impl AsyncFnMut(usize)) -> Reading {
+        let Self { source, start, end, flushed, room, stored, stop } = self;
+        let connection = ReplicationConnection::connect(source.url.connection(), "test").await.expect("a connection");
+        let client = sql::connect(&source, "test lock").await.expect("a session");
+        let lock = Arc::new(SlotLock::take(client, &source.slot).await.expect("nobody else has it"));
+        let (sender, receiver, _durable) = lane(start);
+        let LaneReceiver { mut deliveries, .. } = receiver;
+        let (_flushed, flushed) = watch::channel(flushed);
+        let readers = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let told = Arc::clone(&readers);
+        let began = Box::new(move |reader| told.lock().expect("nobody panics here").push(reader));
+        let settings = Settings { source, lock, flushed, began };
+        let outlet = Outlet::new(start, vec![sender], Room::new(room), stored.subscribe());
+        let mut source = Source::start(connection, outlet, settings).await.expect("the slot can be read");
+        let mut script = Script::default();
+        let reading = Box::pin(async {
+            let ended = source.run(&stop).await;
+            source.release_lanes();
+            source.finish().await;
+            ended
+        });
+        let taking = async {
+            let mut count = 0;
+            while let Some(delivery) = deliveries.recv().await {
+                meet(count).await;
+                count += 1;
+                script.add(&delivery);
+                if script.end >= end {
+                    stop.cancel();
+                }
             }
-        }
-    };
-    let both = async { tokio::join!(reading, taking) };
-    let (ended, ()) = tokio::time::timeout(Duration::from_secs(120), both).await.expect("it comes to an end");
-    ended.expect("the slot was read");
-    let readers = readers.lock().expect("nobody panics here").clone();
-    Reading { script, readers }
+        };
+        let both = async { tokio::join!(reading, taking) };
+        let (ended, ()) = tokio::time::timeout(Duration::from_secs(120), both).await.expect("it comes to an end");
+        ended.expect("the slot was read");
+        let readers = readers.lock().expect("nobody panics here").clone();
+        Reading { script, readers }
+    }
 }
 
 fn assert_same(streamed: &Script, other: &Script) {
@@ -173,12 +196,14 @@ fn assert_same(streamed: &Script, other: &Script) {
     assert_eq!(streamed.lines.len(), other.lines.len());
 }
 
-async fn publish(db: &TestDb) {
+async fn publish(db: &TestDb, version: &str) {
+    // Column lists came with PostgreSQL 15.
+    let columns = if version == "14" { "" } else { "(id, v)" };
     db.pg
-        .execute(
-            "CREATE PUBLICATION walhouse FOR TABLE item, line, account, whole, event, apart, filtered (id, v)
-            WITH (publish_via_partition_root = true)",
-        )
+        .execute(&format!(
+            "CREATE PUBLICATION walhouse FOR TABLE item, line, account, whole, event, apart, filtered {columns}
+            WITH (publish_via_partition_root = true)"
+        ))
         .await;
 }
 
@@ -190,7 +215,7 @@ async fn same(version: &'static str) {
     let mut rng = seeded_rng();
     db.pg.execute(PREPARE).await;
     Load::prepare(&db, &mut rng).await;
-    publish(&db).await;
+    publish(&db, version).await;
     let (main, start) = slot(&db, "main").await;
     let load = Load::start(&db, &mut rng, 6);
     load.wait_commits(60).await;
@@ -220,8 +245,18 @@ async fn same(version: &'static str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn both_readers_hand_over_the_same_on_postgres_14() {
+    same("14").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn both_readers_hand_over_the_same_on_postgres_15() {
     same("15").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_readers_hand_over_the_same_on_postgres_17() {
+    same("17").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -265,4 +300,66 @@ async fn a_transaction_that_was_interrupted_comes_once() {
         assert_same(&streamed.script, &broken.script);
     }
     db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_a_transaction_that_was_opened_on_the_way_it_streams() {
+    let db = TestDb::new("opened").await;
+    db.pg.execute("CREATE TABLE item (id int PRIMARY KEY, v text); CREATE PUBLICATION walhouse FOR TABLE item").await;
+    let (main, start) = slot(&db, "main").await;
+    let old = db.pg.connect().await.expect("PostgreSQL takes connections");
+    old.batch_execute("BEGIN; INSERT INTO item VALUES (-1, 'old')").await.expect("a row can be inserted");
+    let mut ends = Vec::new();
+    // Far more than the server shall decode again for one window, and then as much once more.
+    for id in 0..60 {
+        let rows = format!("INSERT INTO item SELECT {id}000 + i, repeat('v', 400) FROM generate_series(1, 200) i");
+        db.pg.execute(&rows).await;
+        db.pg.execute("CHECKPOINT").await;
+        ends.push(position(&db.pg, "pg_current_wal_flush_lsn()").await);
+    }
+    old.batch_execute("COMMIT").await.expect("it can be committed");
+    let (end, flushed) = (ends[ends.len() / 2], position(&db.pg, "pg_current_wal_flush_lsn()").await);
+    let mut streamed = read(source(&db, &main, 0), start, flushed, 1 << 20, async |_| {}).await;
+    let caught = Drive { flushed, ..Drive::new(source(&db, &main, 1), start, end) }.run(async |_| {}).await;
+    assert_eq!(caught.readers, [Reader::CatchUp, Reader::Streaming]);
+    // It stopped somewhere behind the end.
+    streamed.script.lines.truncate(caught.script.lines.len());
+    assert_same(&streamed.script, &caught.script);
+    db.cleanup().await;
+}
+
+/// The end of a segment, and behind it at once a commit of a transaction that began before: a bound within the segment's
+/// header has the commit begin behind it, and yet it is the first record that ends there.
+async fn commit_behind_a_header(db: &TestDb) -> Option<(Lsn, Lsn)> {
+    const HEADER: u64 = 40;
+    let begun = db.pg.connect().await.expect("PostgreSQL takes connections");
+    begun.batch_execute("BEGIN; INSERT INTO item VALUES (random() * 1e9, 'v')").await.expect("a row can be inserted");
+    db.pg.query("SELECT pg_switch_wal()").await;
+    begun.batch_execute("COMMIT").await.expect("it can be committed");
+    let end = position(&db.pg, "pg_current_wal_insert_lsn()").await;
+    let segment = end.0 & !((16 << 20) - 1);
+    // Nothing else was written: a commit with nothing beside it is short.
+    (end.0 - segment < HEADER + 100).then_some((Lsn(segment + 16), Lsn(segment + HEADER)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_two_windows_have_comes_once() {
+    let db = TestDb::new("twice").await;
+    db.pg.execute("CREATE TABLE item (id int, v text); CREATE PUBLICATION walhouse FOR TABLE item").await;
+    for _ in 0..5 {
+        let (main, start) = slot(&db, &format!("main_{:08x}", rand::random::<u32>())).await;
+        let Some((bound, commit)) = commit_behind_a_header(&db).await else { continue };
+        db.pg.execute("INSERT INTO item SELECT i, repeat('v', 900) FROM generate_series(1, 20000) i").await;
+        let end = position(&db.pg, "pg_current_wal_flush_lsn()").await;
+        let streamed = read(source(&db, &main, 0), start, end, 1 << 20, async |_| {}).await;
+        let begin = format!("commit: {commit:?}");
+        assert!(streamed.script.lines[0].contains(&begin), "{begin} {:?}", streamed.script.lines[0]);
+        let mut source = source(&db, &main, 2);
+        source.catch_up_window = ByteSize(bound.since(start));
+        let caught = read(source, start, end, 1 << 20, async |_| {}).await;
+        assert_eq!(caught.readers[0], Reader::CatchUp);
+        assert_same(&streamed.script, &caught.script);
+        return db.cleanup().await;
+    }
+    panic!("something else was written each time");
 }
