@@ -103,6 +103,8 @@ async fn with_fewer_free_slots_than_sessions_it_catches_up_with_fewer() {
     let daemon = behind(&db, "").await;
     daemon.wait_log("sessions=1", 1).await;
     assert_settled_equal(&db, &["item"]).await;
+    let log = std::fs::read_to_string(db.postgres.directory().with_extension("log")).expect("the server has a log");
+    assert!(!log.contains("all replication slots are in use"), "a slot was asked for that was not free");
     drop(daemon);
     db.cleanup().await;
 }
@@ -129,8 +131,10 @@ async fn behind_an_old_transaction_it_streams() {
     settled(&db).await;
     daemon.kill9();
     write(&db, 60..75).await;
+    let tried = daemon.log().matches("INFO catching up").count();
     daemon.start();
     settled(&db).await;
+    assert_eq!(daemon.log().matches("INFO catching up").count(), tried, "the slot was copied in vain");
     old.batch_execute("COMMIT").await.expect("it can be committed");
     is_streamed(db, daemon, "open_transaction", "a transaction is open since then").await;
 }
