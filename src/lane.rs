@@ -45,6 +45,11 @@ impl Room {
         Share { _permit: permit.expect("a room's semaphore is never closed") }
     }
 
+    /// How many bytes there are.
+    pub fn bytes(&self) -> usize {
+        self.units as usize * UNIT
+    }
+
     /// How many bytes are taken.
     pub fn taken(&self) -> usize {
         (self.units as usize).saturating_sub(self.free.available_permits()) * UNIT

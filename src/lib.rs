@@ -5,14 +5,15 @@
 //! # The way of one change
 //!
 //! ```text
-//! PostgreSQL ──▶ postgres::streaming ──▶ lane ──▶ clickhouse::sink ──▶ ReplacingMergeTree tables
-//!                (assembler decodes pgoutput)     (batch → block → insert)
+//! PostgreSQL ──▶ postgres::source ──▶ lane ──▶ clickhouse::sink ──▶ ReplacingMergeTree tables
+//!                (streaming or catchup;           (batch → block → insert)
+//!                assembler decodes pgoutput)
 //!            ◀── status ── checkpoint ◀── durable position of every lane
 //! ```
 //!
 //! Data goes one way. What comes back is one number: the position up to which everything is
-//! durable. To follow a change, read [`pipeline`], then [`postgres::streaming`],
-//! [`postgres::assembler`], [`lane`], [`clickhouse::sink`], [`clickhouse::batch`],
+//! durable. To follow a change, read [`pipeline`], then [`postgres::source`] and the two readers that it
+//! chooses from, [`postgres::streaming`] and [`postgres::catchup`], [`postgres::assembler`], [`lane`], [`clickhouse::sink`], [`clickhouse::batch`],
 //! [`clickhouse::insert`] and [`checkpoint`], in this order. What was there before the stream
 //! began comes through [`copy`].
 //!
@@ -20,7 +21,8 @@
 //!
 //! 1. Durable before acknowledged: what PostgreSQL is told ≤ the stored checkpoint ≤ what every
 //!    lane has made durable.
-//! 2. Commits only: the checkpoint moves forward, and only to ends of commits and idle marks.
+//! 2. Commits only: the checkpoint moves forward, and only to ends of commits and to positions before
+//!    which nothing is left: idle marks, and the bounds of windows.
 //! 3. Replay converges: a row's version is where its change stands in the WAL, so every write may be
 //!    repeated in any grouping.
 //! 4. Nothing is changed silently: a row that its table can not hold goes to the dead letters, or

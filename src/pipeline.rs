@@ -73,7 +73,7 @@ impl SessionError {
         match self {
             Self::Sql(error) => error.kind(),
             Self::Connection(error) | Self::Stream(StreamError::Connection(error)) => error.kind(),
-            Self::Stream(StreamError::Ended) => Kind::Transient,
+            Self::Stream(StreamError::Ended | StreamError::Again { .. }) => Kind::Transient,
             Self::Stream(StreamError::Decode { .. } | StreamError::Order { .. }) => Kind::Definite,
             Self::Lane(failure) => failure.kind(),
             Self::Gap(_) | Self::Definite(_) | Self::Panic(_) => Kind::Definite,

@@ -40,8 +40,14 @@ where
 pub mod names {
     /// Bytes read from the slot.
     pub const SOURCE_BYTES: &str = "walhouse_source_bytes_total";
-    /// The position up to which the server has read its WAL for the slot, as far as it said.
+    /// The position up to which the WAL was read for the slot, as far as it is known.
     pub const SOURCE_POSITION: &str = "walhouse_source_position_bytes";
+    /// Which of the two readers is at work: 1 for it, 0 for the other.
+    pub const READER: &str = "walhouse_reader";
+    /// Windows of WAL that were read to their end by the catch-up reader.
+    pub const CATCH_UP_WINDOWS: &str = "walhouse_catch_up_windows_total";
+    /// Times that the catch-up reader left the rest to the stream, by reason.
+    pub const CATCH_UP_GIVEN_UP: &str = "walhouse_catch_up_given_up_total";
     /// The server's WAL position minus the stored checkpoint.
     pub const LAG_BYTES: &str = "walhouse_source_lag_bytes";
     /// The age of the oldest commit that is received and not yet durable; 0 when there is none.
@@ -106,7 +112,10 @@ pub fn metrics() -> Result<PrometheusHandle, Box<dyn std::error::Error + Send + 
 fn describe() {
     use metrics::{Unit, describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
     counter!(names::SOURCE_BYTES, Unit::Bytes, "Bytes read from the replication slot");
-    gauge!(names::SOURCE_POSITION, Unit::Bytes, "WAL position up to which the server has read for the slot");
+    gauge!(names::SOURCE_POSITION, Unit::Bytes, "WAL position up to which it was read for the slot");
+    gauge!(names::READER, "1 for the reader that is at work, streaming or catch_up, 0 for the other");
+    counter!(names::CATCH_UP_WINDOWS, "Windows of WAL read by the catch-up reader");
+    counter!(names::CATCH_UP_GIVEN_UP, "Times that the catch-up reader left the rest to the stream, by reason");
     gauge!(names::LAG_BYTES, Unit::Bytes, "WAL of the source that is not yet durable in ClickHouse");
     gauge!(names::LAG_SECONDS, Unit::Seconds, "Age of the oldest commit received and not yet durable");
     gauge!(names::CHECKPOINT, Unit::Bytes, "WAL position of the stored checkpoint");

@@ -204,7 +204,7 @@ pub(crate) fn groups(mut stream: BytesMut, gulp: usize, mut each: impl FnMut(Gro
     while !stream.is_empty() {
         let part = stream.split_to(gulp.min(stream.len()));
         buffer.extend_from_slice(&part);
-        let taken = assembler.take(&mut buffer).expect("the stream is in order");
+        let taken = assembler.take(&mut buffer, false).expect("the stream is in order");
         taken.group.into_iter().for_each(&mut each);
     }
     assert!(buffer.is_empty(), "the stream ends with a whole message");

@@ -87,6 +87,19 @@ pub struct SourceConfig {
     /// Tables that are not, although `tables` matches them.
     #[serde(default, deserialize_with = "tables::list")]
     pub exclude: Vec<Glob>,
+    /// Sessions that decode ahead when the slot is far behind; 0 always streams. [`SourceConfig::sessions`] has the
+    /// number that applies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub catch_up_sessions: Option<usize>,
+    /// So much WAL has to lie ahead before they are of use.
+    #[serde(default = "catch_up_lag")]
+    pub catch_up_lag: ByteSize,
+    /// The WAL that one of them decodes in one statement.
+    #[serde(default = "catch_up_window")]
+    pub catch_up_window: ByteSize,
+    /// How long such a statement may take.
+    #[serde(default = "catch_up_timeout")]
+    pub catch_up_timeout: Timespan,
     /// The initial copy.
     #[serde(default)]
     pub snapshot: SnapshotConfig,
@@ -161,6 +174,8 @@ pub struct LogConfig {
     pub format: LogFormat,
 }
 
+/// More sessions than this have to be asked for: the server has other things to do.
+const DEFAULT_SESSIONS: usize = 4;
 /// How many batches the budget must hold: one that fills, one that is encoded, one on its way.
 const BATCHES_IN_FLIGHT: u64 = 3;
 
@@ -211,6 +226,7 @@ impl Config {
             let why = "the list is empty; name what to replicate, such as \"public.*\"";
             return Err(at("source.tables")(why.to_owned()));
         }
+        self.source.check_catch_up()?;
         within(self.source.snapshot.workers, 1, 64).map_err(at("source.snapshot.workers"))?;
         http_url(&self.clickhouse.url).map_err(at("clickhouse.url"))?;
         database_name(&self.clickhouse.database).map_err(at("clickhouse.database"))?;
@@ -273,14 +289,48 @@ impl SourceConfig {
             publication: walhouse(),
             tables: public(),
             exclude: Vec::new(),
+            catch_up_sessions: None,
+            catch_up_lag: catch_up_lag(),
+            catch_up_window: catch_up_window(),
+            catch_up_timeout: catch_up_timeout(),
             snapshot: SnapshotConfig::default(),
         }
+    }
+
+    /// How many sessions catch up. Unless it is configured, as many as this machine has cores, up to four: whatever can
+    /// be connected to is on this machine.
+    pub fn sessions(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.catch_up_sessions.unwrap_or_else(|| cores().min(DEFAULT_SESSIONS))
+    }
+
+    fn check_catch_up(&self) -> Result<(), (Cow<'static, str>, String)> {
+        let at = |key: &'static str| move |message| (Cow::from(key), message);
+        within(self.catch_up_sessions.unwrap_or_default(), 0, 32).map_err(at("source.catch_up_sessions"))?;
+        let (least, most) = (ByteSize(64 << 10), ByteSize::mib(4096));
+        within(self.catch_up_window, least, most).map_err(at("source.catch_up_window"))?;
+        // Otherwise it would begin again as soon as it has ended.
+        within(self.catch_up_lag, self.catch_up_window, ByteSize(1 << 50)).map_err(at("source.catch_up_lag"))?;
+        let (shortest, longest) = (Timespan(Duration::from_millis(100)), Timespan(Duration::from_secs(3600)));
+        within(self.catch_up_timeout, shortest, longest).map_err(at("source.catch_up_timeout"))
     }
 
     /// Which tables are meant.
     pub fn table_filter(&self) -> TableFilter {
         TableFilter::new(self.tables.clone(), self.exclude.clone())
     }
+}
+
+fn catch_up_lag() -> ByteSize {
+    ByteSize::mib(256)
+}
+
+fn catch_up_window() -> ByteSize {
+    ByteSize::mib(128)
+}
+
+fn catch_up_timeout() -> Timespan {
+    Timespan(Duration::from_secs(60))
 }
 
 fn walhouse() -> String {

@@ -63,6 +63,8 @@ fn the_example_is_the_defaults() {
 fn every_commented_key_of_the_example_is_its_default() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/walhouse.example.toml");
     let text = fs::read_to_string(path).expect("the example");
+    // Secrets, and what the machine decides.
+    let without = ["password", "salt", "catch_up_sessions"];
     let is_key = |line: &str| {
         line.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
     };
@@ -70,7 +72,7 @@ fn every_commented_key_of_the_example_is_its_default() {
         .lines()
         .map(|line| {
             line.strip_prefix("# ")
-                .filter(|rest| is_key(rest) && !["password", "salt"].iter().any(|secret| rest.starts_with(secret)))
+                .filter(|rest| is_key(rest) && !without.iter().any(|key| rest.starts_with(key)))
                 .unwrap_or(line)
         })
         .collect();
@@ -94,6 +96,7 @@ fn the_environment_lies_over_the_file() {
         ("WALHOUSE__BATCH__MAX_DELAY", "250ms"),
         ("WALHOUSE__BATCH__MAX_ROWS", "7"),
         ("walhouse__source__snapshot__workers", "5"),
+        ("WALHOUSE__SOURCE__CATCH_UP_SESSIONS", "0"),
         ("WALHOUSE__SOURCE__TABLES", "public.{a,b}, crm.Contact"),
         ("WALHOUSE__CLICKHOUSE__PASSWORD", "00123"),
         ("WALHOUSE__CLICKHOUSE__USER", ""),
@@ -103,6 +106,7 @@ fn the_environment_lies_over_the_file() {
     assert_eq!(config.batch.max_delay, Timespan(Duration::from_millis(250)));
     assert_eq!(config.batch.max_rows, 7);
     assert_eq!(config.source.snapshot.workers, 5);
+    assert_eq!(config.source.sessions(), 0);
     assert_eq!(config.source.tables.iter().map(Glob::to_string).collect::<Vec<_>>(), ["public.{a,b}", "crm.Contact"]);
     assert_eq!(config.clickhouse.password.map(|secret| secret.expose_secret().to_owned()).as_deref(), Some("00123"));
     assert_eq!(config.clickhouse.user, "default");
@@ -148,6 +152,10 @@ fn an_error_names_the_file_the_key_and_what_is_accepted() {
         ("[clickhouse]\nurl = \"http://u:canary@ch\"", ["clickhouse.url: ", "clickhouse.user"]),
         ("[clickhouse]\ndatabase = \"system\"", ["clickhouse.database: ", "of its own"]),
         ("[clickhouse]\ndatabase = \"\"", ["clickhouse.database: ", "1 to 200"]),
+        ("catch_up_sessions = 33", ["source.catch_up_sessions: ", "0 to 32"]),
+        ("catch_up_window = \"1kB\"", ["source.catch_up_window: ", "64KiB to 4GiB"]),
+        ("catch_up_lag = \"1MiB\"", ["source.catch_up_lag: ", "128MiB to "]),
+        ("catch_up_timeout = \"0s\"", ["source.catch_up_timeout: ", "100ms to "]),
         ("[source.snapshot]\nworkers = 65", ["source.snapshot.workers: ", "1 to 64"]),
     ] {
         let error = refusal(&format!("{MINIMAL}{text}"));

@@ -23,10 +23,11 @@ use crate::{
         connection::ReplicationConnection,
         lock::SlotLock,
         lookup::Lookup,
+        outlet::Outlet,
         publication::{self, Publication},
         slot::{self, Remembered, Server},
+        source::{Reader, Settings, Source},
         sql,
-        streaming::Streaming,
     },
     status::Status,
     telemetry::names,
@@ -57,6 +58,8 @@ struct Ready {
     state: Arc<State>,
     clickhouse: Client,
     start: Lsn,
+    /// The end of the source's WAL.
+    flushed: Lsn,
     epoch: Epoch,
 }
 
@@ -101,8 +104,8 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
         }
         None => begin(config, &control, &server, found, &state).await?,
     };
-    let (start, epoch) = (checkpoint.lsn, checkpoint.epoch);
-    Ok(Ready { control, lock, replication, publication, state, clickhouse, start, epoch })
+    let (start, epoch, flushed) = (checkpoint.lsn, checkpoint.epoch, server.position);
+    Ok(Ready { control, lock, replication, publication, state, clickhouse, start, flushed, epoch })
 }
 
 /// Whether the server can be a source at all.
@@ -234,7 +237,7 @@ async fn stream(
     stop: &CancellationToken,
     ready: Ready,
 ) -> Result<(), SessionError> {
-    let Ready { control, lock, replication, publication, state, clickhouse, start, epoch } = ready;
+    let Ready { control, lock, replication, publication, state, clickhouse, start, flushed, epoch } = ready;
     let source = &config.source;
     let budget = config.memory.budget.as_usize();
     let allowed = Arc::new(AtomicBool::new(true));
@@ -281,25 +284,25 @@ async fn stream(
     );
     let sink = Sink::new(Arc::clone(&shared), limits, epoch, start, receiver, command_receiver, known);
     let (stored, watched) = watch::channel(start);
-    let room = Room::new(budget / 4);
-    let streaming =
-        Streaming::start(replication, &source.slot, &source.publication, start, vec![sender], room, watched.clone());
-    let mut streaming = streaming.await?;
-    tracing::info!(slot = source.slot, position = %start, "streaming");
-    status.update(|account| {
-        account.phase = "streaming".to_owned();
-        account.streaming = true;
-    });
+    let outlet = Outlet::new(start, vec![sender], Room::new(budget / 4), watched.clone());
+    let (flushed, head) = watch::channel(flushed);
+    let settings = Settings {
+        source: source.clone(),
+        lock: Arc::clone(&lock),
+        flushed: head,
+        began: Box::new(reading(Arc::clone(status))),
+    };
+    let mut reader = Source::start(replication, outlet, settings).await?;
 
     let settled = CancellationToken::new();
     let guarded = Guarded { state: Arc::clone(&state), lock, allowed };
     let mut sink = Task::spawn("sink", sink.run());
     let mut checkpoints = Task::spawn("checkpoint", checkpoint::run(guarded, vec![durable], stored, settled.clone()));
     let mut tables = Task::spawn("tables", tables.run(control));
-    let mut monitor = Task::spawn("monitor", monitor(Arc::clone(config), Arc::clone(status), watched));
+    let mut monitor = Task::spawn("monitor", monitor(Arc::clone(config), Arc::clone(status), watched, flushed));
 
     tokio::select! {
-        ended = streaming.run(stop) => {
+        ended = reader.run(stop) => {
             if let Err(error) = ended {
                 // What ended a lane says more than that it has gone.
                 for task in [&mut sink, &mut checkpoints] {
@@ -321,7 +324,7 @@ async fn stream(
     status.update(|account| account.phase = "stopping".to_owned());
     tracing::info!("stopping: sending what is in memory");
     drop((tables, monitor));
-    streaming.release_lanes();
+    reader.release_lanes();
     let drain = async {
         sink.join().await?;
         settled.cancel();
@@ -333,7 +336,7 @@ async fn stream(
         Ok(drained) => drained?,
         Err(_) => tracing::warn!("what is not durable yet is left to the next start, which replays it"),
     }
-    streaming.finish().await;
+    reader.finish().await;
     Ok(())
 }
 
@@ -350,24 +353,50 @@ fn compression(url: &str) -> Compression {
     if local { Compression::None } else { Compression::Lz4 }
 }
 
-/// Measures the lag. It is of no use to anybody but people, so it never ends a session.
-async fn monitor(config: Arc<Config>, status: Arc<Status>, stored: watch::Receiver<Lsn>) -> Result<(), Failure> {
+/// What is told of a reader that begins.
+fn reading(status: Arc<Status>) -> impl Fn(Reader) {
+    move |reader| {
+        let phase = match reader {
+            Reader::Streaming => "streaming",
+            Reader::CatchUp => "catching up",
+        };
+        status.update(|account| {
+            account.phase = phase.to_owned();
+            account.streaming = true;
+        });
+    }
+}
+
+/// Measures the lag. Without it there are no figures and the reader stays the same, so it never ends a session.
+async fn monitor(
+    config: Arc<Config>,
+    status: Arc<Status>,
+    stored: watch::Receiver<Lsn>,
+    flushed: watch::Sender<Lsn>,
+) -> Result<(), Failure> {
     loop {
-        if let Err(error) = measure(&config, &status, &stored).await {
+        if let Err(error) = measure(&config, &status, &stored, &flushed).await {
             tracing::debug!(%error, "the lag can not be measured");
         }
         tokio::time::sleep(MONITOR_INTERVAL * 5).await;
     }
 }
 
-async fn measure(config: &Config, status: &Status, stored: &watch::Receiver<Lsn>) -> Result<(), sql::SqlError> {
+async fn measure(
+    config: &Config,
+    status: &Status,
+    stored: &watch::Receiver<Lsn>,
+    flushed: &watch::Sender<Lsn>,
+) -> Result<(), sql::SqlError> {
     let client = sql::connect(&config.source, "walhouse monitor").await?;
     let mut tick = tokio::time::interval(MONITOR_INTERVAL);
     loop {
         tick.tick().await;
         let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?;
         let end: &str = row.try_get(0)?;
-        let lag = end.parse::<Lsn>().unwrap_or_default().since(*stored.borrow());
+        let end: Lsn = end.parse().unwrap_or_default();
+        let lag = end.since(*stored.borrow());
+        flushed.send_replace(end);
         metrics::gauge!(names::LAG_BYTES).set(lag as f64);
         status.update(|account| account.lag_bytes = lag);
     }

@@ -1,5 +1,5 @@
-//! The replication connection: startup, authentication, the few commands of replication mode,
-//! and the raw frames of a copy in both directions.
+//! The connection that the slot is read over: startup, authentication, the few commands of
+//! replication mode, and the raw frames of a copy.
 //!
 //! It is ours because tokio-postgres as published has no CopyBoth mode. The library alternative
 //! (`pgwire-replication`) hands out one event per row and owns the acknowledgement; both are what
@@ -9,106 +9,35 @@
 //! The session pins every setting that shapes text, because pgoutput writes values with the output
 //! functions of this very session, and a role or a database may have other defaults.
 
-use super::wire::{self, WireError};
-use crate::{event::Lsn, retry::Kind};
+mod error;
+
+pub use error::{ConnectionError, stream_error};
+
+use super::wire;
+use crate::event::Lsn;
 use bytes::{Buf, BytesMut};
+use error::server_error;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::{
     authentication::{
         md5_hash,
         sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256},
     },
-    message::{
-        backend::{ErrorFields, Message},
-        frontend,
-    },
+    message::{backend::Message, frontend},
 };
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
-use tokio_postgres::{config::Host, error::SqlState};
+use tokio_postgres::config::Host;
 
 /// How long connecting and authenticating may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much is read at once, at most. Larger rows make the buffer grow to their size.
+const GULP: usize = 512 * 1024;
 /// How long a command of replication mode may take. Creating a slot is not one of them.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The replication connection failed.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectionError {
-    /// The network did, or the server closed the connection.
-    #[error("connection to PostgreSQL at {endpoint}: {source}")]
-    Io {
-        /// Host and port, or the socket's path.
-        endpoint: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// TLS is not there yet.
-    #[error(
-        "{0} is not a loopback address, and this version has no TLS towards PostgreSQL: it refuses to send data over a \
-         network in the clear; connect through a Unix socket, loopback or a tunnel"
-    )]
-    NotLoopback(SocketAddr),
-    /// The server answered with an error.
-    #[error("PostgreSQL refused {doing}: {message} (SQLSTATE {code})")]
-    Server {
-        /// What walhouse asked for.
-        doing: &'static str,
-        /// SQLSTATE.
-        code: String,
-        /// The server's primary message.
-        message: String,
-    },
-    /// Bytes that are no frame.
-    #[error("the replication stream is not understood: {0}")]
-    Wire(#[from] WireError),
-    /// A message at a moment at which the protocol has none.
-    #[error("the server broke the protocol: {0}")]
-    Protocol(&'static str),
-    /// An authentication method that walhouse does not have.
-    #[error(
-        "the server asks for {0}, which walhouse does not speak: use scram-sha-256, md5, password or trust in pg_hba.conf"
-    )]
-    Authentication(&'static str),
-    /// No password where one is needed.
-    #[error("the server asks for a password: set it in source.url, source.password or source.password_file")]
-    NoPassword,
-    /// The server did not answer.
-    #[error("PostgreSQL at {endpoint} did not answer within {seconds} s while {doing}")]
-    TimedOut {
-        /// Host and port, or the socket's path.
-        endpoint: String,
-        /// What walhouse asked for.
-        doing: &'static str,
-        /// The deadline.
-        seconds: u64,
-    },
-}
-
-impl ConnectionError {
-    /// Whether another try can help.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Io { .. } | Self::TimedOut { .. } => Kind::Transient,
-            // The slot or the publication is gone: the next session finds out which, and halts with
-            // the way out.
-            Self::Server { code, .. } if code == "42704" => Kind::Transient,
-            Self::Server { code, .. } => super::sql::kind_of(&SqlState::from_code(code)),
-            _ => Kind::Definite,
-        }
-    }
-
-    /// SQLSTATE, where the server gave one.
-    pub fn code(&self) -> Option<&str> {
-        match self {
-            Self::Server { code, .. } => Some(code),
-            _ => None,
-        }
-    }
-}
 
 trait Transport: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
@@ -130,23 +59,41 @@ impl ReplicationConnection {
     /// Transient when the network or a starting server is in the way, definite for credentials,
     /// unknown databases and hosts.
     pub async fn connect(config: &tokio_postgres::Config, application: &str) -> Result<Self, ConnectionError> {
+        Self::session(config, application, true).await
+    }
+
+    /// As [`connect`](Self::connect), but an ordinary session: it reads the slot with a COPY.
+    pub async fn connect_for_copy(config: &tokio_postgres::Config, application: &str) -> Result<Self, ConnectionError> {
+        Self::session(config, application, false).await
+    }
+
+    async fn session(
+        config: &tokio_postgres::Config,
+        application: &str,
+        replication: bool,
+    ) -> Result<Self, ConnectionError> {
         let (stream, endpoint) = within("connecting", "source.url", CONNECT_TIMEOUT, open(config)).await?;
         let mut connection = Self { stream, endpoint, buffer: BytesMut::with_capacity(8 * 1024) };
         let endpoint = connection.endpoint.clone();
-        within("authenticating", &endpoint, CONNECT_TIMEOUT, connection.start(config, application)).await?;
+        within("authenticating", &endpoint, CONNECT_TIMEOUT, connection.start(config, application, replication))
+            .await?;
         connection.command("to set up the session", super::sql::ADAPT).await?;
         Ok(connection)
     }
 
-    async fn start(&mut self, config: &tokio_postgres::Config, application: &str) -> Result<(), ConnectionError> {
+    async fn start(
+        &mut self,
+        config: &tokio_postgres::Config,
+        application: &str,
+        replication: bool,
+    ) -> Result<(), ConnectionError> {
         let user = config.get_user().unwrap_or("postgres").to_owned();
         let database = config.get_dbname().unwrap_or(&user).to_owned();
-        let mut parameters = vec![
-            ("user", user.as_str()),
-            ("database", database.as_str()),
-            ("replication", "database"),
-            ("application_name", application),
-        ];
+        let mut parameters =
+            vec![("user", user.as_str()), ("database", database.as_str()), ("application_name", application)];
+        if replication {
+            parameters.push(("replication", "database"));
+        }
         parameters.extend_from_slice(&super::sql::PINNED);
         let mut out = BytesMut::new();
         frontend::startup_message(parameters, &mut out).map_err(|source| self.io(source))?;
@@ -213,10 +160,20 @@ impl ReplicationConnection {
         }
     }
 
-    /// Runs a command of replication mode that answers with rows, such as IDENTIFY_SYSTEM.
+    /// Runs a command that answers with rows, such as IDENTIFY_SYSTEM.
     pub async fn command(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {
+        self.long_command(doing, command, COMMAND_TIMEOUT).await
+    }
+
+    /// As [`command`](Self::command), with a time limit of its own.
+    pub async fn long_command(
+        &mut self,
+        doing: &'static str,
+        command: &str,
+        limit: Duration,
+    ) -> Result<Vec<Row>, ConnectionError> {
         let endpoint = self.endpoint.clone();
-        within(doing, &endpoint, COMMAND_TIMEOUT, self.rows(doing, command)).await
+        within(doing, &endpoint, limit, self.rows(doing, command)).await
     }
 
     /// Makes a temporary slot, and returns its consistent point and the name of the snapshot that it
@@ -236,7 +193,19 @@ impl ReplicationConnection {
         exported.ok_or(ConnectionError::Protocol("an answer to CREATE_REPLICATION_SLOT that is not one"))
     }
 
+    /// After an error of the server the session can go on.
     async fn rows(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {
+        match self.answer(doing, command).await {
+            Err(error @ ConnectionError::Server { .. }) => {
+                // If the session ended with it, whoever uses it next is told.
+                while !matches!(self.message(doing).await, Ok(Message::ReadyForQuery(_)) | Err(_)) {}
+                Err(error)
+            }
+            answer => answer,
+        }
+    }
+
+    async fn answer(&mut self, doing: &'static str, command: &str) -> Result<Vec<Row>, ConnectionError> {
         let mut out = BytesMut::new();
         frontend::query(command, &mut out).map_err(|source| self.io(source))?;
         self.write(&mut out).await?;
@@ -261,9 +230,29 @@ impl ReplicationConnection {
     /// Sends START_REPLICATION and waits until the server streams. From here on only
     /// [`read`](Self::read), [`buffer`](Self::buffer) and [`write`](Self::write) make sense.
     pub async fn start_replication(&mut self, command: &str) -> Result<(), ConnectionError> {
-        const DOING: &str = "to stream from the slot";
+        self.begin_copy("to stream from the slot", command, COMMAND_TIMEOUT, b'W').await
+    }
+
+    /// Sends a COPY to standard output and waits for its first bytes, which come when the server has something to say.
+    /// From here on only [`read`](Self::read) and [`buffer`](Self::buffer) make sense, up to ReadyForQuery.
+    pub async fn copy_out(
+        &mut self,
+        doing: &'static str,
+        command: &str,
+        limit: Duration,
+    ) -> Result<(), ConnectionError> {
+        self.begin_copy(doing, command, limit, b'H').await
+    }
+
+    async fn begin_copy(
+        &mut self,
+        doing: &'static str,
+        command: &str,
+        limit: Duration,
+        answer: u8,
+    ) -> Result<(), ConnectionError> {
         let endpoint = self.endpoint.clone();
-        within(DOING, &endpoint, COMMAND_TIMEOUT, async {
+        within(doing, &endpoint, limit, async {
             let mut out = BytesMut::new();
             frontend::query(command, &mut out).map_err(|source| self.io(source))?;
             self.write(&mut out).await?;
@@ -274,17 +263,32 @@ impl ReplicationConnection {
                     continue;
                 };
                 match tag {
-                    b'W' => {
+                    _ if tag == answer => {
                         self.buffer.advance(length);
                         return Ok(());
                     }
                     b'S' | b'N' => self.buffer.advance(length),
-                    b'E' => self.message(DOING).await.map(|_| ())?,
-                    _ => return Err(ConnectionError::Protocol("no copy mode after START_REPLICATION")),
+                    b'E' => self.message(doing).await.map(|_| ())?,
+                    _ => return Err(ConnectionError::Protocol("no copy mode after the command that begins it")),
                 }
             }
         })
         .await
+    }
+
+    /// Makes room for the next read: for the whole of a message that has begun, or for a gulp.
+    pub fn make_room(&mut self, delivered: usize) -> Result<(), ConnectionError> {
+        let buffer = &mut self.buffer;
+        let whole = wire::frame_len(buffer)?.unwrap_or(0);
+        // What was handed over lives as long as its group. This end would keep a large row's memory beyond that.
+        if buffer.is_empty() && delivered > 2 * GULP {
+            *buffer = BytesMut::new();
+        }
+        let missing = whole.saturating_sub(buffer.len()).max(GULP / 4);
+        if buffer.capacity() - buffer.len() < missing {
+            buffer.reserve(missing.max(GULP));
+        }
+        Ok(())
     }
 
     /// The next whole message; errors of the server become errors here, notices are skipped.
@@ -355,9 +359,9 @@ async fn within<T>(
     limit: Duration,
     work: impl Future<Output = Result<T, ConnectionError>>,
 ) -> Result<T, ConnectionError> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(ConnectionError::TimedOut { endpoint: endpoint.to_owned(), doing, seconds: limit.as_secs() })
-    })
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(ConnectionError::TimedOut { endpoint: endpoint.to_owned(), doing, limit }))
 }
 
 /// Opens the first host of `config` that answers.
@@ -405,31 +409,4 @@ async fn open_tcp(name: &str, port: u16) -> Result<(TcpStream, String), Connecti
         }
     }
     Err(failure)
-}
-
-/// Reads an ErrorResponse's fields.
-fn server_error(doing: &'static str, mut fields: ErrorFields<'_>) -> ConnectionError {
-    let (mut code, mut message) = (String::new(), String::new());
-    while let Ok(Some(field)) = fields.next() {
-        match field.type_() {
-            b'C' => code = String::from_utf8_lossy(field.value_bytes()).into_owned(),
-            b'M' => message = String::from_utf8_lossy(field.value_bytes()).into_owned(),
-            _ => {}
-        }
-    }
-    // What is wrong with a value may quote it.
-    let message = match code.as_str() {
-        code if super::sql::NO_UTF8.contains(&code) => super::sql::NO_UTF8_SAID.to_owned(),
-        code if code.starts_with("22") => "an error in a value".to_owned(),
-        _ => message,
-    };
-    ConnectionError::Server { doing, code, message }
-}
-
-/// Reads an ErrorResponse that arrived in the middle of the stream.
-pub fn stream_error(frame: &[u8]) -> ConnectionError {
-    match Message::parse(&mut BytesMut::from(frame)) {
-        Ok(Some(Message::ErrorResponse(body))) => server_error("to go on streaming", body.fields()),
-        _ => ConnectionError::Protocol("an error that is none"),
-    }
 }

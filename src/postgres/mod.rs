@@ -3,14 +3,18 @@
 
 pub mod assembler;
 pub mod catalog;
+pub mod catchup;
 pub mod connection;
 mod ddl;
 pub mod lock;
 pub mod lookup;
+pub mod outlet;
 pub mod pgoutput;
+pub mod plugin;
 pub mod publication;
 pub mod slot;
 pub mod snapshot;
+pub mod source;
 pub mod sql;
 pub mod streaming;
 pub mod wire;

@@ -1,0 +1,115 @@
+//! What can go wrong with a connection, and whether another try can help.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use bytes::BytesMut;
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::{ErrorFields, Message};
+use tokio_postgres::error::SqlState;
+
+use crate::{
+    postgres::{sql, wire::WireError},
+    retry::Kind,
+};
+
+/// The replication connection failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The network did, or the server closed the connection.
+    #[error("connection to PostgreSQL at {endpoint}: {source}")]
+    Io {
+        /// Host and port, or the socket's path.
+        endpoint: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// TLS is not there yet.
+    #[error(
+        "{0} is not a loopback address, and this version has no TLS towards PostgreSQL: it refuses to send data over a \
+         network in the clear; connect through a Unix socket, loopback or a tunnel"
+    )]
+    NotLoopback(SocketAddr),
+    /// The server answered with an error.
+    #[error("PostgreSQL refused {doing}: {message} (SQLSTATE {code})")]
+    Server {
+        /// What walhouse asked for.
+        doing: &'static str,
+        /// SQLSTATE.
+        code: String,
+        /// The server's primary message.
+        message: String,
+    },
+    /// Bytes that are no frame.
+    #[error("the replication stream is not understood: {0}")]
+    Wire(#[from] WireError),
+    /// A message at a moment at which the protocol has none.
+    #[error("the server broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// An authentication method that walhouse does not have.
+    #[error(
+        "the server asks for {0}, which walhouse does not speak: use scram-sha-256, md5, password or trust in pg_hba.conf"
+    )]
+    Authentication(&'static str),
+    /// No password where one is needed.
+    #[error("the server asks for a password: set it in source.url, source.password or source.password_file")]
+    NoPassword,
+    /// The server did not answer.
+    #[error("PostgreSQL at {endpoint} did not answer within {limit:?} while {doing}")]
+    TimedOut {
+        /// Host and port, or the socket's path.
+        endpoint: String,
+        /// What walhouse asked for.
+        doing: &'static str,
+        /// The deadline.
+        limit: Duration,
+    },
+}
+
+impl ConnectionError {
+    /// Whether another try can help.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Io { .. } | Self::TimedOut { .. } => Kind::Transient,
+            // The slot or the publication is gone: the next session finds out which, and halts with
+            // the way out.
+            Self::Server { code, .. } if code == "42704" => Kind::Transient,
+            Self::Server { code, .. } => sql::kind_of(&SqlState::from_code(code)),
+            _ => Kind::Definite,
+        }
+    }
+
+    /// SQLSTATE, where the server gave one.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Server { code, .. } => Some(code),
+            _ => None,
+        }
+    }
+}
+
+/// Reads an ErrorResponse's fields.
+pub(super) fn server_error(doing: &'static str, mut fields: ErrorFields<'_>) -> ConnectionError {
+    let (mut code, mut message) = (String::new(), String::new());
+    while let Ok(Some(field)) = fields.next() {
+        match field.type_() {
+            b'C' => code = String::from_utf8_lossy(field.value_bytes()).into_owned(),
+            b'M' => message = String::from_utf8_lossy(field.value_bytes()).into_owned(),
+            _ => {}
+        }
+    }
+    // What is wrong with a value may quote it.
+    let message = match code.as_str() {
+        code if sql::NO_UTF8.contains(&code) => sql::NO_UTF8_SAID.to_owned(),
+        code if code.starts_with("22") => "an error in a value".to_owned(),
+        _ => message,
+    };
+    ConnectionError::Server { doing, code, message }
+}
+
+/// Reads an ErrorResponse that arrived in the middle of a copy.
+pub fn stream_error(doing: &'static str, frame: &[u8]) -> ConnectionError {
+    match Message::parse(&mut BytesMut::from(frame)) {
+        Ok(Some(Message::ErrorResponse(body))) => server_error(doing, body.fields()),
+        _ => ConnectionError::Protocol("an error that is none"),
+    }
+}

@@ -1,0 +1,67 @@
+//! Where every reader of the slot hands over what it reads: one stream, whoever reads it.
+
+use super::assembler::{Assembler, StreamError};
+use crate::{
+    event::{Group, Lsn},
+    lane::{Delivery, LaneSender, Room, Share},
+};
+use tokio::sync::watch;
+
+/// The lanes, what was handed to them, and what of it may be acknowledged.
+pub struct Outlet {
+    pub(super) assembler: Assembler,
+    pub(super) room: Room,
+    /// What was read and waits for room; the next reader hands it over if this one ends.
+    pub(super) held: Option<Group>,
+    /// The stored checkpoint: all that the server is ever told.
+    pub(super) stored: watch::Receiver<Lsn>,
+    lanes: Vec<LaneSender>,
+    position: watch::Sender<Lsn>,
+}
+
+impl Outlet {
+    /// An outlet whose stream begins at `start`, the stored checkpoint.
+    pub fn new(start: Lsn, lanes: Vec<LaneSender>, room: Room, stored: watch::Receiver<Lsn>) -> Self {
+        Self { assembler: Assembler::new(start), room, held: None, stored, lanes, position: watch::channel(start).0 }
+    }
+
+    /// Hands what is held to every lane, with the room that was taken for it.
+    pub(super) fn deliver(&mut self, share: Share) -> Result<(), StreamError> {
+        let Some(group) = self.held.take() else { return Ok(()) };
+        let delivery = Delivery::new(group, share);
+        for lane in &self.lanes {
+            lane.send(&delivery).map_err(|_| StreamError::Ended)?;
+        }
+        self.position.send_replace(self.assembler.position());
+        Ok(())
+    }
+
+    /// A look at it, for who decides beside the reader.
+    pub(super) fn tap(&self) -> Tap {
+        Tap { position: self.position.subscribe(), stored: self.stored.clone(), room: self.room.clone() }
+    }
+
+    /// Lets the lanes end: nothing more will come.
+    pub(super) fn release(&mut self) {
+        self.lanes.clear();
+    }
+}
+
+/// How far an [`Outlet`] is.
+pub(super) struct Tap {
+    position: watch::Receiver<Lsn>,
+    pub(super) stored: watch::Receiver<Lsn>,
+    room: Room,
+}
+
+impl Tap {
+    /// Up to where whole transactions were handed over.
+    pub(super) fn position(&self) -> Lsn {
+        *self.position.borrow()
+    }
+
+    /// Whether the lanes take less than they are given.
+    pub(super) fn is_backed_up(&self) -> bool {
+        self.room.taken() > self.room.bytes() / 2
+    }
+}
