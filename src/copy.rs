@@ -34,7 +34,7 @@ use progress::Progress;
 use std::{
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 use tokio::sync::Semaphore;
@@ -60,7 +60,7 @@ pub struct Copier {
     shared: Arc<Shared>,
     config: SourceConfig,
     epoch: Epoch,
-    block_bytes: usize,
+    budget: usize,
     workers: Semaphore,
     /// Tables that are looked at before their first chunk, or wait for writers: a few at once, since
     /// each takes a connection.
@@ -127,15 +127,15 @@ enum Copied {
 }
 
 impl Copier {
-    /// A copier with as many chunks at once as are configured, each with blocks of at most
-    /// `block_bytes`.
-    pub fn new(shared: Arc<Shared>, config: SourceConfig, epoch: Epoch, block_bytes: usize) -> Self {
+    /// A copier with as many chunks at once as are configured, within `budget`, in bytes, of which the
+    /// lane has the first half, as far as it needs it.
+    pub fn new(shared: Arc<Shared>, config: SourceConfig, epoch: Epoch, budget: usize) -> Self {
         let workers = config.snapshot.workers;
         Self {
             shared,
             config,
             epoch,
-            block_bytes,
+            budget,
             workers: Semaphore::new(workers),
             preparing: Semaphore::new(workers),
             sessions: Mutex::default(),
@@ -336,6 +336,14 @@ impl Copier {
         Ok(if same { Copied::Done(count) } else { Copied::Rewritten })
     }
 
+    /// When a block is full. Large blocks are what a copy is fast by: each costs ClickHouse some files to
+    /// sync, and a part that is merged. Every worker holds one that it builds and one that is on its way.
+    fn block_bytes(&self) -> usize {
+        let held = self.shared.lane_bytes.load(Ordering::Relaxed);
+        let free = (self.budget / 4 * 3).saturating_sub(held).max(self.budget / 4);
+        (free / 2 / self.config.snapshot.workers).min(self.shared.config.batch.max_bytes.as_usize())
+    }
+
     /// Reads a chunk to its end, sending each block that is full while it goes on reading; what is
     /// left is in `copied`. `None` if ClickHouse is too slow to go on.
     async fn read<'a>(
@@ -368,7 +376,7 @@ impl Copier {
                 continue;
             }
             unweighed = 0;
-            if copied.bytes() >= self.block_bytes {
+            if copied.bytes() >= self.block_bytes() {
                 match tokio::time::timeout(patience, wait_for(ahead)).await {
                     Ok(inserted) => inserted?,
                     Err(_) => return Ok(None),

@@ -119,9 +119,8 @@ impl Block {
     pub fn bytes(&self) -> usize {
         let columns: usize = self.columns.iter().map(Column::bytes).sum();
         columns
-            + self.versions.capacity() * size_of::<u128>()
-            + self.marks.capacity()
-            + self.ordinals.as_ref().map_or(0, |ordinals| ordinals.capacity() * size_of::<u64>())
+            + self.versions.len() * (size_of::<u128>() + 1)
+            + self.ordinals.as_ref().map_or(0, |ordinals| ordinals.len() * size_of::<u64>())
     }
 
     /// Bytes of its values, without what is held in reserve.

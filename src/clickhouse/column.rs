@@ -100,12 +100,12 @@ impl Column {
         self.rows == 0
     }
 
-    /// Bytes of memory that it holds.
+    /// Bytes of its values and marks. What is reserved beyond them is not touched, and so is no memory.
     pub fn bytes(&self) -> usize {
-        let nulls = self.nulls.as_ref().map_or(0, Vec::capacity);
-        let words = self.ends.capacity() + self.replaced.capacity();
+        let nulls = self.nulls.as_ref().map_or(0, Vec::len);
+        let words = self.ends.len() + self.replaced.len();
         let elements = self.elements.as_ref().map_or(0, |elements| elements.bytes());
-        self.data.capacity() + words * size_of::<usize>() + nulls + elements
+        self.data.len() + words * size_of::<usize>() + nulls + elements
     }
 
     /// Adds a value in PostgreSQL's text form, or what its mask makes of it. On error the column is

@@ -11,10 +11,22 @@ use super::{
     text::DateTimeRange,
     toast::{Resolver, ToastError},
 };
-use crate::{config::Config, event::Version, lane::RowSource, quote, retry::Kind, status::Status, telemetry::names};
+use crate::{
+    config::Config,
+    event::{Lsn, Version},
+    lane::RowSource,
+    quote,
+    retry::Kind,
+    status::Status,
+    telemetry::names,
+};
 use clickhouse::Client;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
-use tokio::sync::Notify;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+use tokio::sync::{Notify, watch};
 
 /// How long a statement may take that has work to do in every part of a table.
 pub(super) const MUTATION_PATIENCE: Duration = Duration::from_secs(1800);
@@ -41,6 +53,10 @@ pub struct Shared {
     pub layout: Box<Layout>,
     /// Where the lane's lag is told.
     pub status: Arc<Status>,
+    /// The end of the WAL that is durable at the source.
+    pub head: watch::Receiver<Lsn>,
+    /// Bytes of all batches of the lane, open and on their way.
+    pub lane_bytes: AtomicUsize,
 }
 
 /// Why the lane can not go on, or why a table can not.

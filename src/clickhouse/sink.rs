@@ -8,8 +8,8 @@
 //! A batch is closed when it is large enough, when it is old enough, or, once it has rested for a
 //! moment, when nothing else of its table is on its way; for its age never before its turn to be sent
 //! comes. So batches are small and quick when it is calm, and grow by themselves when ClickHouse is
-//! busy: an insert costs it about the same whether it has one row or a thousand, and with hundreds of
-//! tables that cost is all there is.
+//! busy, or walhouse far behind: an insert costs it about the same whether it has one row or a
+//! thousand, and with hundreds of tables that cost is all there is.
 //!
 //! When too many bytes are held, nothing more is received; the room of the lane does the rest.
 

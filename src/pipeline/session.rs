@@ -35,7 +35,10 @@ use crate::{
 use clickhouse::{Client, Compression};
 use std::{
     future::Future,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     time::Duration,
 };
 use tokio::{
@@ -243,6 +246,7 @@ async fn stream(
     let allowed = Arc::new(AtomicBool::new(true));
     let ids = QueryIds::new(&source.slot, epoch.0);
     let inserter = Inserter::new(clickhouse.clone(), Arc::clone(&state), ids, Arc::clone(&allowed));
+    let (flushed, head) = watch::channel(flushed);
     let shared = Arc::new(Shared {
         config: Arc::clone(config),
         range: ddl::datetime_range(&clickhouse).await?,
@@ -254,25 +258,22 @@ async fn stream(
         inserter: Arc::new(inserter),
         source: Arc::new(Lookup::new(source.clone())),
         status: Arc::clone(status),
+        head: head.clone(),
+        lane_bytes: AtomicUsize::new(0),
     });
     let known = tables::known(&control, source, &shared).await?;
 
     let (sender, receiver, durable) = lane(start);
     let (commands, command_receiver) = mpsc::channel(16);
-    // A quarter of the budget for what is on its way, half for batches, a quarter for the copy.
+    // A quarter of the budget for what is on its way, half for batches, a quarter for the copy, which
+    // takes what the batches leave.
     let limits = Limits {
         max_delay: config.batch.max_delay.0,
         max_rows: config.batch.max_rows,
         max_bytes: config.batch.max_bytes.as_usize(),
         budget: budget / 2,
     };
-    // Each worker of the copy holds a block that it builds and one that is on its way.
-    let copier = Copier::new(
-        Arc::clone(&shared),
-        source.clone(),
-        epoch,
-        (budget / 8 / source.snapshot.workers).min(config.batch.max_bytes.as_usize()),
-    );
+    let copier = Copier::new(Arc::clone(&shared), source.clone(), epoch, budget);
     let tables = Tables::new(
         source.clone(),
         publication,
@@ -285,7 +286,6 @@ async fn stream(
     let sink = Sink::new(Arc::clone(&shared), limits, epoch, start, receiver, command_receiver, known);
     let (stored, watched) = watch::channel(start);
     let outlet = Outlet::new(start, vec![sender], Room::new(budget / 4), watched.clone());
-    let (flushed, head) = watch::channel(flushed);
     let settings = Settings {
         source: source.clone(),
         lock: Arc::clone(&lock),

@@ -135,8 +135,9 @@ impl Route {
     }
 }
 
-/// When a batch is to be sent because of its age.
-pub(super) fn due(limits: &Limits, entry: &Entry, batch: &Batch) -> Instant {
-    let rest = if entry.is_idle() { limits.max_delay / REST } else { limits.max_delay };
+/// When a batch is to be sent because of its age. Who is behind gains more by fewer inserts than by
+/// earlier ones.
+pub(super) fn due(limits: &Limits, behind: bool, entry: &Entry, batch: &Batch) -> Instant {
+    let rest = if entry.is_idle() && !behind { limits.max_delay / REST } else { limits.max_delay };
     batch.opened + rest
 }

@@ -13,7 +13,16 @@ use crate::{
     },
     telemetry::names,
 };
-use std::{cmp::Reverse, collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    cmp::Reverse,
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
+
+/// Bytes of WAL, from which on larger batches are worth more than early ones: well above what a calm
+/// load writes between two looks at the head.
+const BEHIND: u64 = 16 << 20;
 
 impl Sink {
     /// Freezes a target: its open entries close when that is stored, and no earlier. A fresh one is
@@ -60,8 +69,8 @@ impl Sink {
 
     /// Closes batches that are old enough, those first that have been so for longest.
     pub(super) fn seal_due(&mut self) {
-        let now = Instant::now();
-        let due = |(index, entry, batch): (usize, &Entry, &Batch)| (due(&self.limits, entry, batch), index);
+        let (now, behind) = (Instant::now(), self.is_behind());
+        let due = |(index, entry, batch): (usize, &Entry, &Batch)| (due(&self.limits, behind, entry, batch), index);
         let mut chosen: Vec<_> = self.open_batches().map(due).filter(|(due, _)| *due <= now).collect();
         chosen.sort_unstable();
         chosen.into_iter().take(self.vacant()).for_each(|(_, index)| self.seal(index));
@@ -167,7 +176,13 @@ impl Sink {
         Ok(())
     }
 
+    /// Whether much WAL lies between what was handed over and the source's head.
+    fn is_behind(&self) -> bool {
+        self.shared.head.borrow().since(self.position) > BEHIND
+    }
+
     pub(super) fn publish(&mut self) {
+        self.shared.lane_bytes.store(self.open_bytes + self.sealed_bytes, Ordering::Relaxed);
         let (durable, times) = self.ledger.settle();
         self.receiver.durable.send_if_modified(|position| {
             let rises = durable > *position;
@@ -182,7 +197,8 @@ impl Sink {
 
     /// When a batch has to be closed for its age.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let due = |(_, entry, batch): (usize, &Entry, &Batch)| due(&self.limits, entry, batch);
+        let behind = self.is_behind();
+        let due = |(_, entry, batch): (usize, &Entry, &Batch)| due(&self.limits, behind, entry, batch);
         if self.vacant() > 0 { self.open_batches().map(due).min() } else { None }
     }
 
