@@ -12,10 +12,10 @@
 //! ```
 //!
 //! Data goes one way. What comes back is one number: the position up to which everything is
-//! durable. To follow a change, read [`pipeline`], then [`postgres::source`] and the two readers that it
-//! chooses from, [`postgres::streaming`] and [`postgres::catchup`], [`postgres::assembler`], [`lane`], [`clickhouse::sink`], [`clickhouse::batch`],
-//! [`clickhouse::insert`] and [`checkpoint`], in this order. What was there before the stream
-//! began comes through [`copy`].
+//! durable. To follow a change, read [`pipeline`], then [`postgres::source`] and the two readers that
+//! it chooses from, [`postgres::streaming`] and [`postgres::catchup`], [`postgres::assembler`],
+//! [`lane`], [`clickhouse::sink`], [`clickhouse::batch`], [`clickhouse::insert`] and [`checkpoint`],
+//! in this order. What was there before the stream began comes through [`copy`].
 //!
 //! # What is always true
 //!

@@ -16,9 +16,14 @@ mod readers;
 /// Small windows, so that little WAL is many of them; and no catching up at the least of distances.
 const NEAR: &str = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"512kB\"\ncatch_up_lag = \"1MB\"\n";
 
+/// On a PostgreSQL of its own: elsewhere a transaction of another test can be where decoding has to begin.
+async fn alone(label: &str) -> TestDb {
+    TestDb::on(Postgres::private(PostgresOptions::default()), ClickHouse::shared(), label).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backlog_is_read_in_windows_and_then_streamed() {
-    let db = TestDb::new("catch_up").await;
+    let db = alone("catch_up").await;
     db.pg.execute("CREATE TABLE item (id int8 PRIMARY KEY, v text)").await;
     let mut daemon = Daemon::spawn(&db, NEAR);
     daemon.wait_ready().await;
@@ -166,7 +171,7 @@ async fn a_transaction_that_is_too_much_for_a_window_is_streamed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stalled_sink_holds_back_vacuum_no_longer_than_it_must() {
     let clickhouse = ClickHouse::private(ClickHouseOptions { memory: Some(2 << 30), ..Default::default() });
-    let db = TestDb::on(Postgres::shared(), clickhouse, "cu_stall").await;
+    let db = TestDb::on(Postgres::private(PostgresOptions::default()), clickhouse, "cu_stall").await;
     db.pg.execute("CREATE TABLE item (id int8 PRIMARY KEY, v text)").await;
     // More than the sockets hold.
     let large = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"16MiB\"\ncatch_up_lag = \"16MiB\"
@@ -206,7 +211,7 @@ async fn a_stalled_sink_holds_back_vacuum_no_longer_than_it_must() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_that_changes_is_read_by_one_and_the_other_in_turn() {
-    let db = with_item(Postgres::shared(), "cu_turns").await;
+    let db = with_item(Postgres::private(PostgresOptions::default()), "cu_turns").await;
     let mut daemon = Daemon::spawn(&db, NEAR);
     daemon.wait_ready().await;
     for round in 1..4 {
@@ -228,7 +233,7 @@ async fn a_load_that_changes_is_read_by_one_and_the_other_in_turn() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shapes_change_within_the_windows() {
-    let db = with_item(Postgres::shared(), "cu_shapes").await;
+    let db = with_item(Postgres::private(PostgresOptions::default()), "cu_shapes").await;
     let mut daemon = Daemon::spawn(&db, NEAR);
     daemon.wait_ready().await;
     daemon.kill9();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::is_alone;
+use super::{alone, is_alone};
 use crate::support::{
     ClickHouse, Daemon, LOAD_TABLES, Load, Postgres, PostgresOptions, TestDb, Watch, assert_equal_within, eventually,
     seeded_rng, settled,
@@ -118,7 +118,7 @@ async fn killed(db: TestDb) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_is_killed_while_it_catches_up_loses_nothing() {
-    killed(TestDb::new("cu_kill").await).await;
+    killed(alone("cu_kill").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +156,7 @@ async fn postgres_18_is_killed_while_it_decodes_windows() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn windows_that_are_cancelled_or_ended_are_streamed() {
-    let mut scene = Scene::new(TestDb::new("cu_cancel").await).await;
+    let mut scene = Scene::new(alone("cu_cancel").await).await;
     let mut hit = 0;
     for round in 0..8 {
         scene.daemon.kill9();
@@ -180,7 +180,7 @@ async fn windows_that_are_cancelled_or_ended_are_streamed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_while_it_catches_up_leaves_no_copy_of_the_slot_and_acknowledges_what_is_stored() {
-    let mut scene = Scene::new(TestDb::new("cu_term").await).await;
+    let mut scene = Scene::new(alone("cu_term").await).await;
     for _ in 0..4 {
         scene.daemon.kill9();
         scene.fall_behind().await;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use walhouse::event::Lsn;
 use walhouse::postgres::source::Reader;
 
+use super::alone;
 use super::readers::{Drive, position, slot, source};
 use crate::support::{ClickHouse, Postgres, PostgresOptions, TestDb, confirmed, eventually};
 
@@ -94,7 +95,7 @@ async fn who_has_lost_the_lock_does_not_move_the_slot() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_that_is_being_decoded_ends_with_its_reader() {
-    let db = TestDb::new("keeper_end").await;
+    let db = alone("keeper_end").await;
     let (main, start, end) = backlog(&db).await;
     // Decoding waits for this from the first row on.
     let locked = db.pg.connect().await.expect("PostgreSQL takes connections");

@@ -15,6 +15,7 @@ use walhouse::postgres::outlet::Outlet;
 use walhouse::postgres::source::{Reader, Settings, Source};
 use walhouse::postgres::sql;
 
+use super::alone;
 use crate::support::{ClickHouse, Load, Pg, Postgres, PostgresOptions, TestDb, eventually, seeded_rng};
 
 const PREPARE: &str = "CREATE TYPE mood AS ENUM ('calm', 'wild');
@@ -266,7 +267,7 @@ async fn both_readers_hand_over_the_same_on_postgres_18() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_was_interrupted_comes_once() {
-    let db = TestDb::new("interrupted").await;
+    let db = alone("interrupted").await;
     db.pg.execute("CREATE TABLE item (id int PRIMARY KEY, v text); CREATE PUBLICATION walhouse FOR TABLE item").await;
     let (main, start) = slot(&db, "main").await;
     db.pg.execute("INSERT INTO item VALUES (0, 'before')").await;
@@ -304,7 +305,7 @@ async fn a_transaction_that_was_interrupted_comes_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_a_transaction_that_was_opened_on_the_way_it_streams() {
-    let db = TestDb::new("opened").await;
+    let db = alone("opened").await;
     db.pg.execute("CREATE TABLE item (id int PRIMARY KEY, v text); CREATE PUBLICATION walhouse FOR TABLE item").await;
     let (main, start) = slot(&db, "main").await;
     let old = db.pg.connect().await.expect("PostgreSQL takes connections");
@@ -344,7 +345,7 @@ async fn commit_behind_a_header(db: &TestDb) -> Option<(Lsn, Lsn)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_two_windows_have_comes_once() {
-    let db = TestDb::new("twice").await;
+    let db = alone("twice").await;
     db.pg.execute("CREATE TABLE item (id int, v text); CREATE PUBLICATION walhouse FOR TABLE item").await;
     for _ in 0..5 {
         let (main, start) = slot(&db, &format!("main_{:08x}", rand::random::<u32>())).await;
