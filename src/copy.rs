@@ -12,6 +12,7 @@ mod progress;
 use crate::{
     clickhouse::{
         batch::CellError,
+        block::Block,
         copied::CopiedRows,
         job::{Failure, Shared},
         landing::land,
@@ -351,7 +352,7 @@ impl Copier {
         table: &'a Table,
         rows: CopyOutStream,
         copied: &mut CopiedRows<'_>,
-        ahead: &mut Option<BoxFuture<'a, Result<(), Failure>>>,
+        ahead: &mut Option<BoxFuture<'a, Result<Block, Failure>>>,
         patience: Duration,
     ) -> Result<Option<Read>, CopyError> {
         let mut rows = pin!(rows);
@@ -359,7 +360,7 @@ impl Copier {
         loop {
             let piece = tokio::select! {
                 inserted = wait_for(ahead), if ahead.is_some() => {
-                    inserted?;
+                    inserted?.into_iter().for_each(|sent| copied.give_back(sent));
                     continue;
                 }
                 piece = rows.next() => piece,
@@ -378,7 +379,7 @@ impl Copier {
             unweighed = 0;
             if copied.bytes() >= self.block_bytes() {
                 match tokio::time::timeout(patience, wait_for(ahead)).await {
-                    Ok(inserted) => inserted?,
+                    Ok(inserted) => inserted?.into_iter().for_each(|sent| copied.give_back(sent)),
                     Err(_) => return Ok(None),
                 }
                 count += copied.rows() as u64;
@@ -387,19 +388,19 @@ impl Copier {
         }
     }
 
-    /// Takes the block and inserts it. It runs inside its chunk and not as a task of its own, so that
+    /// Takes the block and inserts it, and returns it. It runs inside its chunk and not as a task of its own, so that
     /// it has ended when the chunk has: a TRUNCATE relies on that.
     fn send<'a>(
         &'a self,
         table: &'a Table,
         copied: &mut CopiedRows<'_>,
-    ) -> impl Future<Output = Result<(), Failure>> + Send + use<'a> {
+    ) -> impl Future<Output = Result<Block, Failure>> + Send + use<'a> {
         let (block, letters) = copied.take();
         let commit = copied.version().commit();
         async move {
-            let rows = land(&self.shared, table, block, letters, commit).await?;
+            let rows = land(&self.shared, table, &block, letters, commit).await?;
             metrics::counter!(names::COPY_ROWS, "table" => table.spec.full_name()).increment(rows as u64);
-            Ok(())
+            Ok(block)
         }
     }
 
@@ -420,16 +421,12 @@ impl Copier {
     }
 }
 
-/// Waits for the insert that is on its way, if there is one.
-async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<(), Failure>>>) -> Result<(), Failure> {
-    match ahead {
-        Some(insert) => {
-            insert.await?;
-            *ahead = None;
-            Ok(())
-        }
-        None => Ok(()),
-    }
+/// Waits for the insert that is on its way, if there is one, and returns its block.
+async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<Block, Failure>>>) -> Result<Option<Block>, Failure> {
+    let Some(insert) = ahead else { return Ok(None) };
+    let sent = insert.await?;
+    *ahead = None;
+    Ok(Some(sent))
 }
 
 /// The chunks of a heap of `blocks` that `done` does not cover.

@@ -166,7 +166,7 @@ pub(crate) struct Target {
 impl Target {
     /// An empty batch.
     pub(crate) fn batch(&self) -> Batch {
-        Batch::new(&self.table, false, 0, std::time::UNIX_EPOCH)
+        Batch::new(&self.table, None, false, 0, std::time::UNIX_EPOCH)
     }
 
     /// Puts the group's changes into the batch, as the sink does.

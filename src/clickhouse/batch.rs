@@ -117,12 +117,12 @@ pub enum Outcome {
 }
 
 impl Batch {
-    /// An empty batch; `keyed` batches can hold rows that wait.
-    pub fn new(table: &Table, keyed: bool, first_row: u64, oldest: SystemTime) -> Self {
+    /// An empty batch, in an empty block of the table if one is `spare`; `keyed` batches can hold rows that wait.
+    pub fn new(table: &Table, spare: Option<Block>, keyed: bool, first_row: u64, oldest: SystemTime) -> Self {
         let spec = &table.spec;
         let keys: Arc<[ColumnSpec]> = spec.key.iter().map(|&index| spec.columns[index].clone()).collect();
         Self {
-            block: Block::of_table(table),
+            block: spare.unwrap_or_else(|| Block::of_table(table)),
             waiting: Vec::new(),
             keys: Block::new(keys).with_datetime_range(table.range),
             latest: keyed.then(HashMap::new),

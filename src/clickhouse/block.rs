@@ -71,6 +71,8 @@ impl ColumnSpec {
     }
 }
 
+/// Bytes of a version.
+const VERSION_BYTES: usize = size_of::<u128>();
 /// A column of so many bytes is large.
 const LARGE_COLUMN: usize = 256 * 1024;
 
@@ -79,7 +81,8 @@ const LARGE_COLUMN: usize = 256 * 1024;
 pub struct Block {
     specs: Arc<[ColumnSpec]>,
     columns: Vec<Column>,
-    versions: Vec<u128>,
+    /// The rows' versions as they are sent, 16 bytes each.
+    versions: Vec<u8>,
     /// Whether each row is a tombstone; in a changelog its [`LogOp`].
     marks: Vec<u8>,
     /// Only in a changelog: the rows' numbers within their versions.
@@ -112,15 +115,31 @@ impl Block {
 
     /// How many rows were committed.
     pub fn rows(&self) -> usize {
-        self.versions.len()
+        self.marks.len()
     }
 
     /// Bytes of memory that it holds.
     pub fn bytes(&self) -> usize {
         let columns: usize = self.columns.iter().map(Column::bytes).sum();
         columns
-            + self.versions.len() * (size_of::<u128>() + 1)
+            + self.versions.len()
+            + self.marks.len()
             + self.ordinals.as_ref().map_or(0, |ordinals| ordinals.len() * size_of::<u64>())
+    }
+
+    /// Bytes that its buffers have, in use or not.
+    pub fn capacity(&self) -> usize {
+        let columns: usize = self.columns.iter().map(Column::capacity).sum();
+        let ordinals = self.ordinals.as_ref().map_or(0, Vec::capacity);
+        columns + self.versions.capacity() + self.marks.capacity() + ordinals * size_of::<u64>()
+    }
+
+    /// Forgets all its rows. Its buffers stay as large as they are.
+    pub fn clear(&mut self) {
+        self.versions.clear();
+        self.marks.clear();
+        self.ordinals.iter_mut().for_each(Vec::clear);
+        self.rollback_row();
     }
 
     /// Bytes of its values, without what is held in reserve.
@@ -140,7 +159,8 @@ impl Block {
 
     /// The version of a row, and whether it is a tombstone. Panics if there is no such row.
     pub fn version(&self, row: usize) -> (u128, bool) {
-        (self.versions[row], self.marks[row] == 1)
+        let version = self.versions[row * VERSION_BYTES..].first_chunk().map_or(0, |bytes| u128::from_le_bytes(*bytes));
+        (version, self.marks[row] == 1)
     }
 
     /// An entry's number and kind, in a changelog. Panics if there is no such entry.
@@ -152,14 +172,14 @@ impl Block {
     pub fn commit_row(&mut self, version: u128, deleted: bool) {
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows() + 1), "a row has all its values");
         debug_assert!(self.ordinals.is_none(), "a changelog has entries");
-        self.versions.push(version);
+        self.versions.extend_from_slice(&version.to_le_bytes());
         self.marks.push(deleted.into());
     }
 
     /// Ends an entry of a changelog: each column has got its value.
     pub fn commit_entry(&mut self, version: u128, ordinal: u64, op: LogOp) {
         debug_assert!(self.columns.iter().all(|column| column.len() == self.rows() + 1), "an entry has all its values");
-        self.versions.push(version);
+        self.versions.extend_from_slice(&version.to_le_bytes());
         self.marks.push(op as u8);
         if let Some(ordinals) = &mut self.ordinals {
             ordinals.push(ordinal);
@@ -180,8 +200,8 @@ impl Block {
 
     /// Forgets the last row that was committed.
     pub fn pop_row(&mut self) {
-        self.versions.pop();
         self.marks.pop();
+        self.versions.truncate(self.rows() * VERSION_BYTES);
         self.ordinals.as_mut().and_then(Vec::pop);
         self.rollback_row();
     }
@@ -195,7 +215,7 @@ impl Block {
     pub fn slice(&self, rows: Range<usize>) -> Self {
         let mut slice = Block::new(Arc::clone(&self.specs));
         slice.ordinals = self.ordinals.as_ref().map(|ordinals| ordinals[rows.clone()].to_vec());
-        slice.versions.extend_from_slice(&self.versions[rows.clone()]);
+        slice.versions.extend_from_slice(&self.versions[rows.start * VERSION_BYTES..rows.end * VERSION_BYTES]);
         slice.marks.extend_from_slice(&self.marks[rows.clone()]);
         for row in rows {
             slice.columns.iter_mut().zip(&self.columns).for_each(|(column, of)| column.push_from(of, row));
@@ -228,7 +248,7 @@ impl Block {
 
     /// Of how many parts the Native format is made: a part is not larger than a column.
     pub fn native_parts(&self) -> usize {
-        self.columns.len() + 2
+        self.columns.len() + 3
     }
 
     /// Appends one part of the Native format; they belong together in their order. What is large comes
@@ -242,8 +262,7 @@ impl Block {
             return None;
         };
         let Some((spec, column)) = self.specs.get(index).zip(self.columns.get(index)) else {
-            self.write_versions(out);
-            return None;
+            return if index == self.columns.len() { self.write_versions(out) } else { self.write_marks(out) };
         };
         write_header(out, &spec.name, &spec.ty.name(spec.nullable));
         if column.native_len() >= LARGE_COLUMN
@@ -263,13 +282,20 @@ impl Block {
     /// About how many bytes are in memory beside the block while it is sent.
     pub fn native_buffer(&self) -> usize {
         let columns = self.columns.iter().filter(|column| !column.is_sent_in_place()).map(Column::native_len);
-        let own = size_of::<u128>() + 1 + self.ordinals.as_ref().map_or(0, |_| size_of::<u64>());
+        let own = 1 + self.ordinals.as_ref().map_or(0, |_| size_of::<u64>());
         columns.max().unwrap_or(0).max(self.rows() * own).max(LARGE_COLUMN)
     }
 
-    fn write_versions(&self, out: &mut Vec<u8>) {
+    fn write_versions(&self, out: &mut Vec<u8>) -> Option<&[u8]> {
         write_header(out, VERSION_COLUMN, "UInt128");
-        self.versions.iter().for_each(|version| out.extend_from_slice(&version.to_le_bytes()));
+        if self.versions.len() >= LARGE_COLUMN {
+            return Some(&self.versions);
+        }
+        out.extend_from_slice(&self.versions);
+        None
+    }
+
+    fn write_marks(&self, out: &mut Vec<u8>) -> Option<&[u8]> {
         match &self.ordinals {
             None => write_header(out, DELETED_COLUMN, "UInt8"),
             Some(ordinals) => {
@@ -279,6 +305,7 @@ impl Block {
             }
         }
         out.extend_from_slice(&self.marks);
+        None
     }
 }
 
@@ -325,7 +352,8 @@ mod tests {
         .concat();
         assert_eq!(block.write_native(), expected);
         assert_eq!(block.version(1), (1 << 64, true));
-        assert!(block.bytes() >= expected.len() - 64);
+        // Two numbers, two texts with their lengths, their null marks, and two versions with their marks.
+        assert_eq!(block.bytes(), 4 + 4 + 2 + 34);
         let mut second = self::block();
         add(&mut second, "2", None);
         second.commit_row(1 << 64, true);
@@ -340,7 +368,7 @@ mod tests {
         let mut out = Vec::new();
         let large: Vec<bool> =
             (0..block.native_parts()).map(|part| block.write_native_part(part, &mut out).is_some()).collect();
-        assert_eq!(large, [false, false, true, false]);
+        assert_eq!(large, [false, false, true, false, false]);
         assert!(out.len() < 200 && block.native_buffer() == LARGE_COLUMN);
         assert_eq!(block.write_native().len(), out.len() + LARGE_COLUMN + 3);
     }

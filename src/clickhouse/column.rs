@@ -7,12 +7,13 @@
 //! Source of the encodings: ClickHouse's documentation, "Native format specification".
 
 //!
-//! An array's elements are a column of their own, and `ends` says where each row's end there. A
+//! An array's elements are a column of their own, and `places` says where each row's end there. A
 //! NULL is no array to ClickHouse: where the column takes NULL, its null marks are written as a Bool
 //! column beside it, and the array is empty.
 
 mod array;
 mod dictionary;
+mod places;
 pub(super) mod render;
 mod replace;
 
@@ -22,18 +23,18 @@ use super::{
     types::ColumnType,
 };
 use crate::config::Unrepresentable;
-use std::ops::Range;
 
 /// A column that grows.
 #[derive(Clone, Debug)]
 pub struct Column {
     ty: ColumnType,
     range: DateTimeRange,
-    /// Bytes of each value; `None` where they differ, and then `ends` has where each one ends.
+    /// Bytes of each value; `None` where they differ.
     width: Option<usize>,
     rows: usize,
     data: Vec<u8>,
-    ends: Vec<usize>,
+    /// Where values are, as far as their width does not say it.
+    places: Vec<usize>,
     /// 1 for each NULL, 0 for each value; `None` where the column takes no NULL.
     nulls: Option<Vec<u8>>,
     /// The elements of an array's rows, one row after another.
@@ -59,7 +60,7 @@ impl Column {
             width: ty.width(),
             rows: 0,
             data: Vec::new(),
-            ends: Vec::new(),
+            places: Vec::new(),
             nulls: nullable.then(Vec::new),
             elements: array::elements(&ty).map(Box::new),
             mask: None,
@@ -103,9 +104,17 @@ impl Column {
     /// Bytes of its values and marks. What is reserved beyond them is not touched, and so is no memory.
     pub fn bytes(&self) -> usize {
         let nulls = self.nulls.as_ref().map_or(0, Vec::len);
-        let words = self.ends.len() + self.replaced.len();
+        let words = self.places.len() + self.replaced.len();
         let elements = self.elements.as_ref().map_or(0, |elements| elements.bytes());
         self.data.len() + words * size_of::<usize>() + nulls + elements
+    }
+
+    /// Bytes that its buffers have, in use or not.
+    pub(super) fn capacity(&self) -> usize {
+        let nulls = self.nulls.as_ref().map_or(0, Vec::capacity);
+        let words = self.places.capacity() + self.replaced.capacity();
+        let elements = self.elements.as_ref().map_or(0, |elements| elements.capacity());
+        self.data.capacity() + words * size_of::<usize>() + nulls + elements
     }
 
     /// Adds a value in PostgreSQL's text form, or what its mask makes of it. On error the column is
@@ -257,12 +266,12 @@ impl Column {
         if rows >= self.rows {
             return;
         }
-        let start = self.span(rows).start;
+        let start = self.start(rows);
         match &mut self.elements {
             Some(elements) => elements.truncate(start),
             None => self.data.truncate(start),
         }
-        self.ends.truncate(rows);
+        self.truncate_places(rows);
         if let Some(nulls) = &mut self.nulls {
             nulls.truncate(rows);
         }
@@ -331,7 +340,7 @@ impl Column {
 
     fn write_rows(&self, out: &mut Vec<u8>) {
         if let Some(elements) = &self.elements {
-            self.ends.iter().for_each(|&end| out.extend_from_slice(&(end as u64).to_le_bytes()));
+            self.places.iter().for_each(|&end| out.extend_from_slice(&(end as u64).to_le_bytes()));
             return elements.write_rows(out);
         }
         if self.ty == ColumnType::LowCardinality {
@@ -362,27 +371,6 @@ impl Column {
         let elements =
             self.elements.as_ref().map_or(0, |elements| elements.native_len() + self.rows * size_of::<u64>());
         self.data.len() + self.nulls.as_ref().map_or(0, Vec::len) + elements
-    }
-
-    #[inline]
-    fn end_row(&mut self, null: u8) {
-        if self.width.is_none() {
-            self.ends.push(self.elements.as_ref().map_or(self.data.len(), |elements| elements.rows));
-        }
-        if let Some(nulls) = &mut self.nulls {
-            nulls.push(null);
-        }
-        self.rows += 1;
-    }
-
-    /// Where a row's value is in `data`, with its length before it if it has one; or where its
-    /// elements are.
-    #[inline]
-    fn span(&self, row: usize) -> Range<usize> {
-        match self.width {
-            Some(width) => row * width..(row + 1) * width,
-            None => row.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[row],
-        }
     }
 
     #[inline]

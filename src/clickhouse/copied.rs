@@ -22,6 +22,8 @@ pub struct CopiedRows<'a> {
     spec: &'a TableSpec,
     block: Block,
     empty: Block,
+    /// An empty one that was in use before.
+    spare: Option<Block>,
     letters: Letters,
     unescaped: Vec<u8>,
     /// Of a changelog: the version of the copy, and the number of the next entry.
@@ -41,7 +43,7 @@ impl<'a> CopiedRows<'a> {
 
     fn empty(spec: &'a TableSpec, empty: Block) -> Self {
         let (letters, unescaped) = (Letters::default(), Vec::new());
-        Self { spec, block: empty.clone(), empty, letters, unescaped, next: None }
+        Self { spec, block: empty.clone(), empty, spare: None, letters, unescaped, next: None }
     }
 
     /// The version of its rows.
@@ -61,7 +63,14 @@ impl<'a> CopiedRows<'a> {
 
     /// The block and the letters, and empty ones in their place.
     pub fn take(&mut self) -> (Block, Letters) {
-        (std::mem::replace(&mut self.block, self.empty.clone()), std::mem::take(&mut self.letters))
+        let next = self.spare.take().unwrap_or_else(|| self.empty.clone());
+        (std::mem::replace(&mut self.block, next), std::mem::take(&mut self.letters))
+    }
+
+    /// Gives back a block that was sent: its buffers have their size already.
+    pub fn give_back(&mut self, mut block: Block) {
+        block.clear();
+        self.spare = Some(block);
     }
 
     /// Adds the rows of `data`, which ends with the end of a row.

@@ -2,6 +2,7 @@
 
 use super::{
     batch::{Batch, CellError},
+    block::Block,
     insert::{InsertError, Inserter},
     landing::land,
     requests::Requests,
@@ -171,6 +172,8 @@ pub struct Done {
     pub bytes: usize,
     /// The target that the lane keeps no more.
     pub replaced: Option<usize>,
+    /// The block that was sent.
+    pub sent: Option<Block>,
     /// Whether it succeeded.
     pub result: Result<(), Failure>,
 }
@@ -213,9 +216,9 @@ impl Job {
     /// Does it.
     pub async fn run(self, shared: &Shared, table: &Table) -> Done {
         let (rows, bytes) = (self.rows(), self.bytes());
-        let mut replaced = None;
+        let (mut replaced, mut sent) = (None, None);
         let result = match self {
-            Self::Insert { batch, .. } => insert(shared, table, *batch).await,
+            Self::Insert { batch, .. } => insert(shared, table, *batch).await.map(|block| sent = Some(block)),
             Self::Truncate { version, .. } => truncate(shared, table, version).await,
             Self::Freeze { status, .. } => reshape::freeze(shared, table, status).await,
             Self::Abandon { status, .. } => reshape::abandon(shared, table, status).await,
@@ -230,19 +233,19 @@ impl Job {
             }
             Self::Rename { spec } => reshape::rename(shared, table, &spec).await,
         };
-        Done { rows, bytes, replaced, result }
+        Done { rows, bytes, replaced, sent, result }
     }
 }
 
-async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<(), Failure> {
+async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<Block, Failure> {
     if !batch.waiting.is_empty() {
         let Shared { client, state, source, .. } = shared;
         Resolver { table, client, source: &**source, state }.resolve(&mut batch).await?;
     }
     let Batch { block, letters, commit, .. } = batch;
-    let rows = land(shared, table, block, letters, commit).await?;
+    let rows = land(shared, table, &block, letters, commit).await?;
     metrics::counter!(names::ROWS_WRITTEN, "table" => table.spec.full_name()).increment(rows as u64);
-    Ok(())
+    Ok(block)
 }
 
 /// Removes every row below `version`, and nothing else.

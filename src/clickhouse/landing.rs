@@ -38,7 +38,7 @@ const TOO_LARGE: u32 = 131;
 pub async fn land(
     shared: &Shared,
     table: &Table,
-    block: Block,
+    block: &Block,
     mut letters: Letters,
     commit: Lsn,
 ) -> Result<usize, Failure> {
@@ -46,12 +46,12 @@ pub async fn land(
     block.count_replaced(&table.spec.full_name());
     let mut landed = block.rows();
     if landed > 0 {
-        match shared.inserter.insert(&table.spec.target, &block, commit).await {
+        match shared.inserter.insert(&table.spec.target, block, commit).await {
             Ok(()) => {}
             Err(InsertError::Refused { source, .. }) if takes_refused(table) => {
                 shared.inserter.insert(&table.spec.target, &block.slice(0..0), commit).await?;
                 let before = letters.rows();
-                bisect(shared, table, &block, client::describe(&source), commit, &mut letters).await?;
+                bisect(shared, table, block, client::describe(&source), commit, &mut letters).await?;
                 let refused = letters.rows() - before;
                 landed -= refused;
                 bound(table, 0, &letters, refused)?;
@@ -59,7 +59,6 @@ pub async fn land(
             Err(error) => return Err(error.into()),
         }
     }
-    drop(block);
     if letters.rows() > 0 {
         store(shared, table, letters, commit).await?;
     }

@@ -16,6 +16,7 @@
 mod entry;
 mod queue;
 mod shape;
+mod spare;
 mod told;
 
 pub use entry::Member;
@@ -36,6 +37,7 @@ use crate::{
     telemetry::names,
 };
 use entry::{Entry, Route};
+use spare::Spares;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
@@ -120,6 +122,7 @@ pub struct Sink {
     /// The end of the last commit, or the last idle mark.
     position: Lsn,
     sealed_bytes: usize,
+    spares: Spares,
     draining: bool,
     /// Targets that would have to stop as the source tells of them now, with the reason.
     doubts: BTreeMap<usize, String>,
@@ -156,6 +159,7 @@ impl Sink {
             ahead: Vec::new(),
             position: start,
             sealed_bytes: 0,
+            spares: Spares::default(),
             draining: false,
             doubts: BTreeMap::new(),
         };
@@ -202,7 +206,10 @@ impl Sink {
                 () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {
                     self.seal_due();
                 }
-                _ = tick.tick() => self.measure(),
+                _ = tick.tick() => {
+                    self.spares.rest();
+                    self.measure();
+                }
                 delivery = self.receiver.deliveries.recv(), if room && !self.draining => match delivery {
                     Some(delivery) => self.process(&delivery).await?,
                     None => {
@@ -311,6 +318,9 @@ impl Sink {
     fn take(&mut self, index: usize, data: &[u8], change: &Change, at: At) -> Result<(), CellError> {
         let Some(entry) = self.entries[index].as_mut() else { return Ok(()) };
         entry.received.increment(1);
+        if entry.batch.is_none() {
+            entry.spare = self.spares.take(&entry.table.spec.columns);
+        }
         let row = self.ledger.row();
         if Self::add(entry, &mut self.ledger, data, change, at, row)? == Outcome::NeedsKeys {
             // What is in the batch must be in ClickHouse before a lookup can find it there.
@@ -331,13 +341,13 @@ impl Sink {
         at: At,
         row: u64,
     ) -> Result<Outcome, CellError> {
-        let Entry { plan: Some(plan), table, batch: open, keyed, .. } = entry else {
+        let Entry { plan: Some(plan), table, batch: open, keyed, spare, .. } = entry else {
             return Err(CellError::protocol());
         };
         let spec = &table.spec;
         let batch = open.get_or_insert_with(|| {
             ledger.open(row);
-            Batch::new(table, *keyed, row, at.time)
+            Batch::new(table, spare.take(), *keyed, row, at.time)
         });
         // The assembler has checked every tuple of the group.
         let tuple = |span: crate::event::Span| Tuple::parsed(span.bytes(data));
@@ -388,7 +398,7 @@ impl Sink {
                 let (row, ledger) = (self.ledger.row(), &mut self.ledger);
                 let batch = entry.batch.get_or_insert_with(|| {
                     ledger.open(row);
-                    Batch::new(&entry.table, false, row, at.time)
+                    Batch::new(&entry.table, None, false, row, at.time)
                 });
                 batch.log_truncate(at);
                 self.open.insert(index);

@@ -373,7 +373,7 @@ impl Default for BatchConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self { budget: ByteSize::mib(48) }
+        Self { budget: ByteSize::mib(32) }
     }
 }
 

@@ -99,7 +99,7 @@ impl Copier {
             let Some(_writing) = table.begin_copy() else { return Ok(Copied::Over) };
             let mut begin = Block::of_table(table);
             begin.push_mark(version.0, 0, LogOp::Snapshot);
-            land(&self.shared, table, begin, Letters::default(), position).await?;
+            land(&self.shared, table, &begin, Letters::default(), position).await?;
         }
         let blocks = leaves.iter().map(|leaf| u64::from(leaf.blocks)).sum();
         let mut progress = Progress::new(source.full_name(), blocks);

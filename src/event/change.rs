@@ -13,6 +13,13 @@ pub struct Group {
     pub events: Vec<Event>,
 }
 
+impl Group {
+    /// Bytes of memory that it takes. A narrow row's event is about as large as the row.
+    pub fn bytes(&self) -> usize {
+        self.data.len() + self.events.capacity() * size_of::<Event>()
+    }
+}
+
 /// One thing that the stream says, in the order in which it says it.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -99,25 +106,28 @@ pub enum Op {
     },
 }
 
-/// A range of a group's bytes.
+/// A range of a group's bytes. There are a million of them for a million rows, so they are small: a
+/// group is a gulp, or one message, of which PostgreSQL makes none of 4 GiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// Where it begins.
-    pub start: usize,
+    pub start: u32,
     /// How long it is, in bytes.
-    pub len: usize,
+    pub len: u32,
 }
 
 impl Span {
-    /// The range of `part` inside `whole`, of which it must be a slice.
+    /// The range of `part` inside `whole`, of which it must be a slice; `None` beyond 4 GiB.
     pub fn of(whole: &[u8], part: &[u8]) -> Option<Span> {
         let start = (part.as_ptr() as usize).checked_sub(whole.as_ptr() as usize)?;
-        (start.checked_add(part.len())? <= whole.len()).then_some(Span { start, len: part.len() })
+        let inside = start.checked_add(part.len())? <= whole.len();
+        inside.then_some(Span { start: start.try_into().ok()?, len: part.len().try_into().ok()? })
     }
 
     /// The bytes of this range; empty if the group is not the one it was made for.
     pub fn bytes(self, data: &[u8]) -> &[u8] {
-        self.start.checked_add(self.len).and_then(|end| data.get(self.start..end)).unwrap_or_default()
+        let (start, len) = (self.start as usize, self.len as usize);
+        start.checked_add(len).and_then(|end| data.get(start..end)).unwrap_or_default()
     }
 }
 
@@ -261,5 +271,10 @@ mod tests {
         assert_eq!(span.bytes(data), b"34");
         assert_eq!(Span { start: 8, len: 5 }.bytes(data), b"");
         assert_eq!(Span::of(&data[5..], &data[..2]), None);
+    }
+
+    #[test]
+    fn an_event_is_small() {
+        assert!(size_of::<Event>() <= 48, "{} bytes", size_of::<Event>());
     }
 }

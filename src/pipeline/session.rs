@@ -285,7 +285,7 @@ async fn stream(
     );
     let sink = Sink::new(Arc::clone(&shared), limits, epoch, start, receiver, command_receiver, known);
     let (stored, watched) = watch::channel(start);
-    let outlet = Outlet::new(start, vec![sender], Room::new(budget / 4), watched.clone());
+    let outlet = Outlet::new(start, vec![sender], Room::new(budget / 8), watched.clone());
     let settings = Settings {
         source: source.clone(),
         lock: Arc::clone(&lock),

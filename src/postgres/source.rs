@@ -70,7 +70,7 @@ impl Source {
         let mut source = Self { settings, outlet, gate, active: None };
         let (position, flushed) = (source.outlet.assembler.position(), *source.settings.flushed.borrow());
         if source.gate.is_open(position, flushed) {
-            match open(&source.settings, position, source.outlet.stored.clone()).await {
+            match open(&source.settings, &source.gate, position, source.outlet.stored.clone()).await {
                 Ok(ready) => source.catch_up(ready),
                 Err(why) => source.gate.close(&why),
             }
@@ -209,13 +209,13 @@ async fn wait_until_behind(settings: &Settings, gate: &mut Gate, tap: Tap) -> Ca
         if !gate.is_open(from, upto) || tap.is_backed_up() {
             continue;
         }
-        match open(settings, from, tap.stored.clone()).await {
+        match open(settings, gate, from, tap.stored.clone()).await {
             Ok(ready) => return ready,
             Err(why) => gate.close(&why),
         }
     }
 }
 
-async fn open(settings: &Settings, from: Lsn, stored: watch::Receiver<Lsn>) -> Result<CatchUp, GivenUp> {
-    CatchUp::open(&settings.source, from, stored, Arc::clone(&settings.lock)).await
+async fn open(settings: &Settings, gate: &Gate, from: Lsn, stored: watch::Receiver<Lsn>) -> Result<CatchUp, GivenUp> {
+    CatchUp::open(&settings.source, from, gate.may_grow(), stored, Arc::clone(&settings.lock)).await
 }

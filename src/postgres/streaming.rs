@@ -78,7 +78,7 @@ impl Streaming {
                 }
                 outlet.held = self.take(outlet, leaving).await?;
             }
-            let wanted = outlet.held.as_ref().map_or(0, |group| group.data.len());
+            let wanted = outlet.held.as_ref().map_or(0, Group::bytes);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),

@@ -38,7 +38,8 @@ async fn a_backlog_is_read_in_windows_and_then_streamed() {
     daemon.wait_log("INFO catching up slot=", 1).await;
     daemon.wait_streams(1).await;
     assert_settled_equal(&db, &["item"]).await;
-    assert!(daemon.metric("walhouse_catch_up_windows_total", "").await >= 5.0);
+    let windows = daemon.metric("walhouse_catch_up_windows_total", "").await;
+    assert!(windows >= 3.0, "{windows} windows");
     assert_eq!(daemon.metric("walhouse_reader", "streaming").await, 1.0);
     assert_eq!(daemon.metric("walhouse_reader", "catch_up").await, 0.0);
     assert!(is_alone(&db).await);

@@ -6,7 +6,7 @@
 //! as Strings, the number of rows, and the indexes. For a nullable column the keys are plain
 //! Strings as well, and the first of them stands for NULL.
 
-use super::Column;
+use super::{Column, places::take_value};
 use std::collections::HashMap;
 
 const KEYS_VERSION: u64 = 1;
@@ -28,12 +28,13 @@ pub(super) fn write(column: &Column, out: &mut Vec<u8>) {
     if column.nulls.is_some() {
         keys.push(EMPTY_STRING);
     }
+    let mut rest = column.data.as_slice();
     let indexes: Vec<u64> = (0..column.rows)
         .map(|row| {
+            let value = take_value(&mut rest);
             if column.null(row) == 1 {
                 return 0;
             }
-            let value = &column.data[column.span(row)];
             *known.entry(value).or_insert_with(|| {
                 keys.push(value);
                 keys.len() as u64 - 1

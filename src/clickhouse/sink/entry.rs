@@ -4,6 +4,7 @@ use super::Limits;
 use crate::{
     clickhouse::{
         batch::Batch,
+        block::Block,
         job::Job,
         table::{Feed, Plan, Table},
     },
@@ -46,6 +47,8 @@ pub(super) struct Entry {
     pub(super) batch: Option<Batch>,
     /// What the batch held when it was last looked at.
     pub(super) bytes: usize,
+    /// The block of the next batch, if there is one that was sent.
+    pub(super) spare: Option<Block>,
     /// What is to be done, each with the table in the shape that it had then.
     pub(super) queue: VecDeque<(Arc<Table>, Job)>,
     pub(super) running: usize,
@@ -81,6 +84,7 @@ impl Entry {
             plan: None,
             batch: None,
             bytes: 0,
+            spare: None,
             queue: VecDeque::new(),
             running: 0,
             naming: String::new(),

@@ -138,6 +138,9 @@ impl Sink {
 
     pub(super) fn ended(&mut self, index: usize, done: Done) -> Result<(), Failure> {
         self.sealed_bytes = self.sealed_bytes.saturating_sub(done.bytes);
+        if let Some(block) = done.sent {
+            self.spares.give(block);
+        }
         if let Some(entry) = self.entries[index].as_mut() {
             entry.running -= 1;
             entry.exclusive = false;
@@ -182,7 +185,9 @@ impl Sink {
     }
 
     pub(super) fn publish(&mut self) {
-        self.shared.lane_bytes.store(self.open_bytes + self.sealed_bytes, Ordering::Relaxed);
+        // Those of one busy table never come to so much. They are the rest of what batches may take, and the copy's otherwise.
+        self.spares.shrink(self.limits.budget);
+        self.shared.lane_bytes.store(self.held_bytes(), Ordering::Relaxed);
         let (durable, times) = self.ledger.settle();
         self.receiver.durable.send_if_modified(|position| {
             let rises = durable > *position;
@@ -202,8 +207,13 @@ impl Sink {
         if self.vacant() > 0 { self.open_batches().map(due).min() } else { None }
     }
 
+    /// Bytes of all batches, and of the blocks for the next ones.
+    fn held_bytes(&self) -> usize {
+        self.open_bytes + self.sealed_bytes + self.spares.bytes()
+    }
+
     pub(super) fn measure(&self) {
-        metrics::gauge!(names::MEMORY).set((self.open_bytes + self.sealed_bytes) as f64);
+        metrics::gauge!(names::MEMORY).set(self.held_bytes() as f64);
         let age = self.ledger.oldest().and_then(|time| time.elapsed().ok()).unwrap_or_default();
         metrics::gauge!(names::LAG_SECONDS).set(age.as_secs_f64());
         self.shared.status.update(|account| account.lag_seconds = age.as_secs_f64());

@@ -32,7 +32,11 @@ use super::{
     outlet::Outlet,
     sql::{self, SqlError},
 };
-use crate::{config::SourceConfig, event::Lsn, telemetry::names};
+use crate::{
+    config::SourceConfig,
+    event::{Group, Lsn},
+    telemetry::names,
+};
 use keeper::Keeper;
 use plan::Plan;
 use session::{Fetched, Session};
@@ -136,18 +140,21 @@ pub(crate) struct CatchUp {
     /// The distance from the main slot's `restart_lsn`, in bytes.
     repeated: u64,
     window: u64,
+    grow: bool,
 }
 
 impl CatchUp {
-    /// Copies the slot, which may be in use. `from` is about where it will begin.
+    /// Copies the slot, which may be in use. `from` is about where it will begin; with `grow`, windows may be longer
+    /// than configured.
     pub(crate) async fn open(
         source: &SourceConfig,
         from: Lsn,
+        grow: bool,
         stored: watch::Receiver<Lsn>,
         lock: Arc<SlotLock>,
     ) -> Result<Self, GivenUp> {
         let client = sql::connect(source, "walhouse slot").await?;
-        let (repeated, free) = plan::look(&client, source, from).await?;
+        let (free, repeated) = plan::look(&client, source, from).await?;
         let mut idle = Vec::new();
         for _ in 0..source.sessions().min(free) {
             match Session::open(source).await {
@@ -160,7 +167,7 @@ impl CatchUp {
         let pids = idle.iter().map(|session| session.pid).collect();
         let keeper = Keeper::new(client, &source.slot, stored, lock);
         let window = source.catch_up_window.0;
-        Ok(Self { keeper, pids, idle, turns: VecDeque::new(), front: None, repeated, window })
+        Ok(Self { keeper, pids, idle, turns: VecDeque::new(), front: None, repeated, window, grow })
     }
 
     /// How many sessions there are.
@@ -180,7 +187,9 @@ impl CatchUp {
         stop: &CancellationToken,
     ) -> Result<Ended, StreamError> {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
-        let mut plan = Plan::new(self.window, outlet.assembler.position(), self.repeated);
+        let position = outlet.assembler.position();
+        let mut plan = Plan::new(self.window, self.grow, self.sessions(), position, *flushed.borrow());
+        plan.repeated(self.repeated);
         self.keeper.start();
         loop {
             self.give_turns(&mut plan, *flushed.borrow());
@@ -193,7 +202,7 @@ impl CatchUp {
             if outlet.held.is_none() && self.front.is_none() && self.turns.is_empty() {
                 return Ok(Ended::AtHead);
             }
-            let wanted = outlet.held.as_ref().map_or(0, |group| group.data.len());
+            let wanted = outlet.held.as_ref().map_or(0, Group::bytes);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Ended::Stopped),

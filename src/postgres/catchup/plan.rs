@@ -5,8 +5,8 @@ use crate::{config::SourceConfig, event::Lsn, postgres::sql::SqlError};
 use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
-/// A window may grow to so many times its configured length.
-const GROWTH: u64 = 4;
+/// All the windows that are decoded at once may be so many times as long as one is by itself, and each of them half that.
+const GROWTH: u64 = 8;
 /// When less than this share of a window is left, it is left to the stream.
 const REST: u64 = 4;
 /// The first and the longest pause after catching up did not come about, or failed.
@@ -14,27 +14,37 @@ const FIRST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 /// The bounds of windows, one after the other.
+///
+/// A session passes over all the WAL, the others' windows too, and decodes again what lies between where decoding has to
+/// begin and its window. So the fewer windows the better: as many as there are sessions, unless those would be too long.
 #[derive(Debug)]
 pub(super) struct Plan {
-    length: u64,
+    window: u64,
+    share: u64,
+    longest: u64,
     next: Lsn,
     repeated: u64,
 }
 
 impl Plan {
-    pub(super) fn new(length: u64, from: Lsn, repeated: u64) -> Self {
-        Self { length, next: from, repeated }
+    /// What lies between `from` and `flushed`, for so many sessions, in windows that are not much shorter than `window`;
+    /// with `grow` they may be longer.
+    pub(super) fn new(window: u64, grow: bool, sessions: usize, from: Lsn, flushed: Lsn) -> Self {
+        let sessions = (sessions as u64).max(1);
+        let times = if grow { (GROWTH / sessions).clamp(1, GROWTH / 2) } else { 1 };
+        let longest = window.saturating_mul(times);
+        Self { window, share: flushed.since(from) / sessions, longest, next: from, repeated: 0 }
     }
 
     /// The next window; `None` if what lies before `flushed`, the end of the WAL that is durable at the source, is not
     /// worth one.
     pub(super) fn next(&mut self, flushed: Lsn) -> Option<Bounds> {
-        let (left, rest) = (flushed.since(self.next), self.length / REST);
+        let (left, rest) = (flushed.since(self.next), self.window / REST);
         if left < rest.max(1) {
             return None;
         }
         // What is decoded again shall not be more than what is new.
-        let length = self.repeated.clamp(self.length, self.length.saturating_mul(GROWTH));
+        let length = self.repeated.max(self.share).clamp(self.window, self.longest);
         let upto = if left <= length + rest { flushed } else { Lsn(self.next.0 + length) };
         let bounds = Bounds { from: self.next, upto };
         self.next = upto;
@@ -55,13 +65,15 @@ pub(crate) struct Gate {
     not_before: Instant,
     past: Lsn,
     failures: u32,
+    /// Whether a window was too much, so that none is to be longer than configured.
+    careful: bool,
     said: Option<String>,
 }
 
 impl Gate {
     pub(crate) fn new(source: &SourceConfig) -> Self {
         let (sessions, lag) = (source.sessions(), source.catch_up_lag.0);
-        Self { sessions, lag, not_before: Instant::now(), past: Lsn::ZERO, failures: 0, said: None }
+        Self { sessions, lag, not_before: Instant::now(), past: Lsn::ZERO, failures: 0, careful: false, said: None }
     }
 
     /// Whether what lies between `position` and `flushed` is to be read by the catch-up reader.
@@ -78,6 +90,11 @@ impl Gate {
         self.said = None;
     }
 
+    /// Whether windows may be longer than configured.
+    pub(crate) fn may_grow(&self) -> bool {
+        !self.careful
+    }
+
     /// It was not possible, or did not go on.
     pub(crate) fn close(&mut self, why: &GivenUp) {
         metrics::counter!(crate::telemetry::names::CATCH_UP_GIVEN_UP, "reason" => why.reason()).increment(1);
@@ -88,6 +105,7 @@ impl Gate {
             tracing::warn!(reason = said, "streaming, not catching up");
             self.said = Some(said);
         }
+        self.careful |= matches!(why, GivenUp::TooMuch { .. } | GivenUp::Stalled);
         if let GivenUp::TooMuch { past, .. } = why {
             self.past = *past;
             return;
@@ -98,9 +116,9 @@ impl Gate {
     }
 }
 
-/// Whether the server lets the slot be copied, and how much its copies would have to decode again; with the number of
-/// slots that are free.
-pub(super) async fn look(client: &Client, source: &SourceConfig, from: Lsn) -> Result<(u64, usize), GivenUp> {
+/// Whether the server lets the slot be copied; with the number of slots that are free, and how much its copies would have
+/// to decode again.
+pub(super) async fn look(client: &Client, source: &SourceConfig, from: Lsn) -> Result<(usize, u64), GivenUp> {
     // The column failover came with PostgreSQL 17.
     let row = client
         .query_opt(
@@ -125,7 +143,7 @@ pub(super) async fn look(client: &Client, source: &SourceConfig, from: Lsn) -> R
     if repeated > out_of_proportion(source.catch_up_window.0) {
         return Err(GivenUp::OpenTransaction { bytes: repeated });
     }
-    Ok((repeated, free))
+    Ok((free, repeated))
 }
 
 #[cfg(test)]
@@ -133,7 +151,9 @@ mod tests {
     use super::*;
 
     fn plan(from: u64, repeated: u64) -> Plan {
-        Plan::new(100, Lsn(from), repeated)
+        let mut plan = Plan::new(100, true, 2, Lsn(from), Lsn(from));
+        plan.repeated(repeated);
+        plan
     }
 
     fn bounds(from: u64, upto: u64) -> Option<Bounds> {
@@ -161,6 +181,20 @@ mod tests {
     }
 
     #[test]
+    fn each_session_gets_one_window_if_those_are_not_too_long() {
+        let bounds_of = |grow, sessions, flushed| {
+            let mut plan = Plan::new(100, grow, sessions, Lsn(0), Lsn(flushed));
+            std::iter::from_fn(|| plan.next(Lsn(flushed))).map(|bounds| bounds.upto.0).collect::<Vec<_>>()
+        };
+        assert_eq!(bounds_of(true, 2, 700), [350, 700]);
+        assert_eq!(bounds_of(true, 4, 700), [175, 350, 525, 700]);
+        assert_eq!(bounds_of(true, 2, 1000), [400, 800, 1000], "half of what may be decoded at once");
+        assert_eq!(bounds_of(true, 4, 1000), [200, 400, 600, 800, 1000], "a quarter");
+        assert_eq!(bounds_of(true, 16, 300), [100, 200, 300]);
+        assert_eq!(bounds_of(false, 2, 300), [100, 200, 300], "as configured");
+    }
+
+    #[test]
     fn it_is_time_when_far_behind_and_not_again_at_once() {
         let mut source = SourceConfig::new("postgres://w@localhost/shop".parse().expect("a URL"));
         source.catch_up_lag = crate::config::ByteSize(100);
@@ -169,10 +203,11 @@ mod tests {
         source.catch_up_sessions = Some(2);
         let mut gate = Gate::new(&source);
         assert!(!gate.is_open(Lsn(50), Lsn(150)));
-        assert!(gate.is_open(Lsn(50), Lsn(151)));
+        assert!(gate.is_open(Lsn(50), Lsn(151)) && gate.may_grow());
         gate.close(&GivenUp::TooMuch { past: Lsn(500), why: String::new() });
         assert!(!gate.is_open(Lsn(499), Lsn(1000)), "the window's end was not streamed yet");
         assert!(gate.is_open(Lsn(500), Lsn(1000)));
+        assert!(!gate.may_grow());
         gate.close(&GivenUp::Stalled);
         assert!(!gate.is_open(Lsn(500), Lsn(1000)), "a pause");
     }

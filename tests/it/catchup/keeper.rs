@@ -48,7 +48,7 @@ async fn the_slot_does_not_become_idle_while_its_copies_are_read() {
     // Whoever takes the rows is slow, and the checkpoint stands still.
     let read = drive
         .run(async |_| {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
             if looked.elapsed() > Duration::from_secs(1) {
                 looked = Instant::now();
                 db.pg.execute("CHECKPOINT").await;
