@@ -20,7 +20,9 @@ def drain(suite, workload):
     database.script(workload.schema(rows) + FINISH + workload.before(rows))
     tables = database.ask("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1").split("\n")
     daemons = [Daemon(servers, database, f"{workload.name}_{run}") for run in range(runs)]
-    for daemon in daemons:
+    streaming = [Daemon(servers, database, f"{workload.name}_{run}_streams", "catch_up_sessions = 0\n")
+                 for run in range(runs) if workload.streams]
+    for daemon in daemons + streaming:
         daemon.start()
         daemon.wait_ready()
         daemon.stop()
@@ -40,6 +42,8 @@ def drain(suite, workload):
         # Another order in each run, so that nobody always comes first.
         tasks = [lambda reader=reader: copied_slot(suite, workload, daemon, run, reader) for reader in readers]
         tasks.append(lambda: walhouse(suite, workload, daemon, run, end, tables))
+        if streaming:
+            tasks.append(lambda: walhouse(suite, workload, streaming[run], run, end, tables, "walhouse, streaming alone"))
         # walhouse's own slot moves on when it has its turn: what the others read is copied before.
         if snapshot:
             peer = f"{daemon.name}_peer"
@@ -52,6 +56,8 @@ def drain(suite, workload):
         if run == runs - 1 and suite.verify:
             verify(daemon)
         daemon.forget()
+        if streaming:
+            streaming[run].forget()
     if snapshot:
         snapshot.close()
     servers.drop(database)
@@ -111,7 +117,7 @@ def wait_for(daemon, what, reached):
         time.sleep(POLL_SECONDS)
 
 
-def walhouse(suite, workload, daemon, run, end, tables):
+def walhouse(suite, workload, daemon, run, end, tables, system="walhouse"):
     """From exec until the stored checkpoint is past the end; every row is there to be read by then."""
     clickhouse = suite.servers.clickhouse
     parts = clickhouse.inserted_parts(daemon.name)
@@ -125,7 +131,7 @@ def walhouse(suite, workload, daemon, run, end, tables):
     rss = peak_rss(pid)
     compare_counts(daemon, tables)
     wait_for(daemon, "the slot", lambda: daemon.database.confirmed(daemon.name) >= end)
-    suite.add(workload.name, "walhouse", run, suite.rows(workload), seconds, cpu, peak_rss=rss,
+    suite.add(workload.name, system, run, suite.rows(workload), seconds, cpu, peak_rss=rss,
               parts=clickhouse.inserted_parts(daemon.name) - parts,
               confirmed_seconds=time.perf_counter() - began)
     daemon.stop()

@@ -82,9 +82,11 @@ def facts(result):
                      f"{used['clickhouse']:.1f} s, the reader and the suite {used['suite']:.1f} s; peak RSS of walhouse "
                      f"{steady['peak_rss'] / 2**20:.0f} MiB; {steady['parts']} parts.")
     if result.get("exec_to_streaming_seconds"):
-        taken = result["exec_to_streaming_seconds"]
-        lines.append(f"From exec to streaming: {statistics.median(taken) * 1000:.0f} ms (median of {len(taken)}, "
-                     f"{min(taken) * 1000:.0f} to {max(taken) * 1000:.0f} ms).")
+        span = lambda taken: (f"{statistics.median(taken) * 1000:.0f} ms (median of {len(taken)}, "
+                              f"{min(taken) * 1000:.0f} to {max(taken) * 1000:.0f} ms)")
+        lines.append(f"From exec to streaming: {span(result['exec_to_streaming_seconds'])}; until PostgreSQL has decoded again "
+                     f"what it has to, from the slot's restart_lsn to the head of the WAL: "
+                     f"{span(result['exec_to_head_seconds'])}.")
     ours = {entry["scenario"]: entry for entry in summary(result) if entry["system"] == "walhouse"}
     if "narrow" in ours and "tenth" in ours:
         large, small = ours["narrow"], ours["tenth"]

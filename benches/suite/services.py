@@ -230,9 +230,10 @@ class Servers:
 
 
 class Daemon:
-    """`walhouse run` with the defaults, for one slot and one ClickHouse database, both called `name`."""
+    """`walhouse run` for one slot and one ClickHouse database, both called `name`; with the defaults, but perhaps for
+    lines of its section `source`."""
 
-    def __init__(self, servers, database, name):
+    def __init__(self, servers, database, name, source=""):
         self.name = name
         self.servers = servers
         self.database = database
@@ -242,7 +243,7 @@ class Daemon:
         self.process = None
         servers.daemons.append(self)
         with open(self.config, "w", encoding="utf-8") as file:
-            file.write(f'[source]\nurl = "{database.tcp}"\nslot = "{name}"\npublication = "{PUBLICATION}"\n\n'
+            file.write(f'[source]\nurl = "{database.tcp}"\nslot = "{name}"\npublication = "{PUBLICATION}"\n{source}\n'
                        f'[clickhouse]\nurl = "{servers.clickhouse.url}"\ndatabase = "{name}"\n\n'
                        f'[http]\nlisten = "127.0.0.1:{self.port}"\n')
 

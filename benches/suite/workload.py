@@ -30,6 +30,7 @@ class Workload:
     backlog: callable
     runs: int = 0  # Fewer than for the others, where one takes long; 0: as many.
     peer: bool = False  # Whether MaterializedPostgreSQL does the same.
+    streams: bool = False  # Whether walhouse does it a second time, without its catch-up reader.
 
 
 def nothing(_rows):
@@ -125,12 +126,14 @@ def many_tables_rows(rows):
 
 WORKLOADS = [
     Workload("narrow", "narrow inserts, transactions of 20,000", 2_000_000, 40_000, orders, nothing, order_rows,
-             peer=True),
+             peer=True, streams=True),
     Workload("tenth", "the same, a tenth of the rows", 200_000, 4_000, orders, nothing, order_rows),
     Workload("single", "narrow inserts, transactions of 1", 500_000, 10_000, orders, nothing,
              lambda rows: order_rows(rows, 1)),
-    Workload("wide", "wide inserts (60 columns), transactions of 20,000", 200_000, 4_000, wide_schema, nothing, wide_rows),
-    Workload("updates", "updates like pgbench's, 4 changes a transaction", 400_000, 8_000, bank, nothing, payments),
+    Workload("wide", "wide inserts (60 columns), transactions of 20,000", 200_000, 4_000, wide_schema, nothing, wide_rows,
+             streams=True),
+    Workload("updates", "updates like pgbench's, 4 changes a transaction", 400_000, 8_000, bank, nothing, payments,
+             streams=True),
     Workload("deletes", "deletes, transactions of 20,000", 1_000_000, 20_000, orders, order_rows, deletes),
     Workload("huge", "one transaction", 10_000_000, 100_000, orders, nothing, one_transaction, runs=1),
     Workload("tables", "many tables at once", 1_000_000, 10_000, many_tables, nothing, many_tables_rows, runs=1),

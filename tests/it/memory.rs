@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::support::{Daemon, TestDb, assert_equal, eventually};
 
 const MIB: u64 = 1 << 20;
-/// The default budget of 48 MiB, the program itself, and what an allocator keeps.
-const BOUND: u64 = 160 * MIB;
+/// The default budget of 32 MiB, the program itself, and what an allocator keeps.
+const BOUND: u64 = 96 * MIB;
 
 /// The most that the process has ever had resident.
 fn peak(daemon: &Daemon) -> u64 {
