@@ -322,11 +322,11 @@ impl SourceConfig {
 }
 
 fn catch_up_lag() -> ByteSize {
-    ByteSize::mib(256)
+    ByteSize::mib(64)
 }
 
 fn catch_up_window() -> ByteSize {
-    ByteSize::mib(128)
+    ByteSize::mib(32)
 }
 
 fn catch_up_timeout() -> Timespan {

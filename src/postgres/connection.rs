@@ -10,6 +10,7 @@
 //! functions of this very session, and a role or a database may have other defaults.
 
 mod error;
+mod socket;
 
 pub use error::{ConnectionError, stream_error};
 
@@ -25,9 +26,10 @@ use postgres_protocol::{
     },
     message::{backend::Message, frontend},
 };
+use socket::Socket;
 use std::{io, time::Duration};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
 };
 use tokio_postgres::config::Host;
@@ -39,12 +41,9 @@ const GULP: usize = 512 * 1024;
 /// How long a command of replication mode may take. Creating a slot is not one of them.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
-trait Transport: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Transport for T {}
-
 /// An authenticated session in replication mode.
 pub struct ReplicationConnection {
-    stream: Box<dyn Transport>,
+    stream: Socket,
     endpoint: String,
     buffer: BytesMut,
 }
@@ -317,6 +316,14 @@ impl ReplicationConnection {
         }
     }
 
+    /// Lets what the server sends gather in the socket, without waking anybody, until the next read or write.
+    ///
+    /// # Errors
+    /// If the system does not let go of it, and then it is of no more use.
+    pub fn rest(&mut self) -> Result<(), ConnectionError> {
+        self.stream.rest().map_err(|source| self.io(source))
+    }
+
     /// What was read and not yet taken.
     pub fn buffer(&mut self) -> &mut BytesMut {
         &mut self.buffer
@@ -365,7 +372,7 @@ async fn within<T>(
 }
 
 /// Opens the first host of `config` that answers.
-async fn open(config: &tokio_postgres::Config) -> Result<(Box<dyn Transport>, String), ConnectionError> {
+async fn open(config: &tokio_postgres::Config) -> Result<(Socket, String), ConnectionError> {
     let mut failure = None;
     for (index, host) in config.get_hosts().iter().enumerate() {
         let port = config.get_ports().get(index).or(config.get_ports().first()).copied().unwrap_or(5432);
@@ -374,12 +381,12 @@ async fn open(config: &tokio_postgres::Config) -> Result<(Box<dyn Transport>, St
                 let path = directory.join(format!(".s.PGSQL.{port}"));
                 let endpoint = path.display().to_string();
                 match UnixStream::connect(&path).await {
-                    Ok(stream) => return Ok((Box::new(stream), endpoint)),
+                    Ok(stream) => return Ok((Socket::Unix(stream), endpoint)),
                     Err(source) => failure = Some(ConnectionError::Io { endpoint, source }),
                 }
             }
             Host::Tcp(name) => match open_tcp(name, port).await {
-                Ok((stream, endpoint)) => return Ok((Box::new(stream), endpoint)),
+                Ok((stream, endpoint)) => return Ok((Socket::Tcp(stream), endpoint)),
                 Err(error) => failure = Some(error),
             },
         }

@@ -31,6 +31,10 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 const ASK_AFTER: Duration = Duration::from_secs(10);
 /// After this much silence the connection counts as gone, though nobody said so.
 const GONE_AFTER: Duration = Duration::from_secs(30);
+/// The server sends row by row, and to take them one by one costs more than to read what is in them. So a read that brought
+/// little is followed by a rest, in which the next ones come together.
+const LITTLE: usize = 128 * 1024;
+const REST: Duration = Duration::from_millis(1);
 /// A status update is 39 bytes: if the socket does not take them for this long, it is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -70,6 +74,7 @@ impl Streaming {
         leave: &CancellationToken,
     ) -> Result<(), StreamError> {
         let mut status = tokio::time::interval(STATUS_INTERVAL);
+        let mut rest = None;
         loop {
             let leaving = leave.is_cancelled();
             if outlet.held.is_none() {
@@ -92,9 +97,15 @@ impl Streaming {
                     outlet.deliver(share)?;
                     self.heard = Instant::now();
                 }
-                read = self.connection.read(), if outlet.held.is_none() => {
-                    metrics::counter!(names::SOURCE_BYTES).increment(read? as u64);
+                () = sleep_until(rest), if rest.is_some() => rest = None,
+                read = self.connection.read(), if outlet.held.is_none() && rest.is_none() => {
+                    let count = read?;
+                    metrics::counter!(names::SOURCE_BYTES).increment(count as u64);
                     self.heard = Instant::now();
+                    if count < LITTLE {
+                        self.connection.rest()?;
+                        rest = Some(self.heard + REST);
+                    }
                 }
             }
         }
@@ -144,5 +155,12 @@ impl Streaming {
             tracing::debug!(%error, "the last status update did not go out");
         }
         self.connection.close().await;
+    }
+}
+
+async fn sleep_until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }

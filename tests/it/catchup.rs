@@ -29,7 +29,7 @@ async fn a_backlog_is_read_in_windows_and_then_streamed() {
     daemon.wait_ready().await;
     assert_eq!(daemon.metric("walhouse_reader", "streaming").await, 1.0);
     daemon.kill9();
-    for part in 0..20 {
+    for part in 0..50 {
         let from = part * 2000;
         let sql = format!("INSERT INTO item SELECT i, 'v' || i FROM generate_series({from}, {from} + 1999) i");
         db.pg.execute(&sql).await;
@@ -133,10 +133,10 @@ async fn behind_an_old_transaction_it_streams() {
     let old = db.pg.connect().await.expect("PostgreSQL takes connections");
     old.batch_execute("BEGIN; INSERT INTO item VALUES (-1, 'old')").await.expect("a row can be inserted");
     // Acknowledged, but to be decoded again because of the one that is open.
-    write(&db, 0..60).await;
+    write(&db, 0..180).await;
     settled(&db).await;
     daemon.kill9();
-    write(&db, 60..75).await;
+    write(&db, 180..195).await;
     let tried = daemon.log().matches("INFO catching up").count();
     daemon.start();
     settled(&db).await;
@@ -150,7 +150,7 @@ async fn a_transaction_that_is_too_much_for_a_window_is_streamed() {
     let slow = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"16MiB\"\ncatch_up_lag = \"16MiB\"\ncatch_up_timeout = \"100ms\"\n";
     let large = "[source]\ncatch_up_sessions = 2\ncatch_up_window = \"1MiB\"\ncatch_up_lag = \"1MiB\"\n";
     for (config, rows, why) in
-        [(large, 60_000, "(SQLSTATE 53400)"), (slow, 250_000, "did not answer within 100ms while to read a window")]
+        [(large, 180_000, "(SQLSTATE 53400)"), (slow, 250_000, "did not answer within 100ms while to read a window")]
     {
         let db = with_item(Postgres::private(PostgresOptions::default()), "cu_giant").await;
         let mut daemon = Daemon::spawn(&db, config);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 /// All the windows that are decoded at once may be so many times as long as one is by itself, and each of them half that.
-const GROWTH: u64 = 8;
+const GROWTH: u64 = 16;
 /// When less than this share of a window is left, it is left to the stream.
 const REST: u64 = 4;
 /// The first and the longest pause after catching up did not come about, or failed.
@@ -175,9 +175,9 @@ mod tests {
         let mut plan = plan(0, 300);
         assert_eq!(plan.next(Lsn(10_000)), bounds(0, 300));
         plan.repeated(1_000_000);
-        assert_eq!(plan.next(Lsn(10_000)), bounds(300, 700));
+        assert_eq!(plan.next(Lsn(10_000)), bounds(300, 1100));
         plan.repeated(0);
-        assert_eq!(plan.next(Lsn(10_000)), bounds(700, 800));
+        assert_eq!(plan.next(Lsn(10_000)), bounds(1100, 1200));
     }
 
     #[test]
@@ -188,8 +188,9 @@ mod tests {
         };
         assert_eq!(bounds_of(true, 2, 700), [350, 700]);
         assert_eq!(bounds_of(true, 4, 700), [175, 350, 525, 700]);
-        assert_eq!(bounds_of(true, 2, 1000), [400, 800, 1000], "half of what may be decoded at once");
-        assert_eq!(bounds_of(true, 4, 1000), [200, 400, 600, 800, 1000], "a quarter");
+        assert_eq!(bounds_of(true, 2, 2000), [800, 1600, 2000], "half of what may be decoded at once");
+        assert_eq!(bounds_of(true, 4, 2000), [400, 800, 1200, 1600, 2000], "a quarter");
+        assert_eq!(bounds_of(true, 1, 2000), [800, 1600, 2000], "half, and not more");
         assert_eq!(bounds_of(true, 16, 300), [100, 200, 300]);
         assert_eq!(bounds_of(false, 2, 300), [100, 200, 300], "as configured");
     }

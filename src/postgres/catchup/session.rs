@@ -23,10 +23,10 @@ use std::time::{Duration, Instant};
 pub(super) const APPLICATION: &str = "walhouse catch-up";
 /// Beyond what this end waits for, the server gives up by itself, should this one be gone.
 const GRACE: Duration = Duration::from_secs(10);
-/// A temporary file may be so many times as large as a window.
-const DISK: u64 = 8;
+/// A temporary file may be so many times as large as a window: twice as large as the longest.
+const DISK: u64 = 16;
 /// A window may make the server decode so many times its own length again.
-const REPEATED: u64 = 16;
+const REPEATED: u64 = 64;
 
 /// A session, ready for a window.
 pub(super) struct Session {

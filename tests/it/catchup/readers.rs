@@ -313,7 +313,7 @@ async fn behind_a_transaction_that_was_opened_on_the_way_it_streams() {
     let mut ends = Vec::new();
     // Far more than the server shall decode again for one window, and then as much once more.
     for id in 0..60 {
-        let rows = format!("INSERT INTO item SELECT {id}000 + i, repeat('v', 400) FROM generate_series(1, 200) i");
+        let rows = format!("INSERT INTO item SELECT {id}000 + i, repeat('v', 1500) FROM generate_series(1, 200) i");
         db.pg.execute(&rows).await;
         db.pg.execute("CHECKPOINT").await;
         ends.push(position(&db.pg, "pg_current_wal_flush_lsn()").await);
