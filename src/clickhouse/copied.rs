@@ -15,6 +15,7 @@ use super::{
     text::ValueError,
 };
 use crate::event::Version;
+use memchr::{memchr, memchr2};
 use std::borrow::Cow;
 
 /// Builds blocks from rows of COPY.
@@ -77,7 +78,7 @@ impl<'a> CopiedRows<'a> {
     pub fn push(&mut self, mut data: &[u8]) -> Result<(), CellError> {
         while !data.is_empty() {
             // A newline inside a value is escaped, so the next one ends the row.
-            let end = data.iter().position(|&byte| byte == b'\n').ok_or_else(CellError::protocol)?;
+            let end = memchr(b'\n', data).ok_or_else(CellError::protocol)?;
             if let Err(error) = self.row(&data[..end]) {
                 if !dead_letters::takes(self.spec, &error) {
                     return Err(error);
@@ -91,20 +92,20 @@ impl<'a> CopiedRows<'a> {
 
     fn row(&mut self, row: &[u8]) -> Result<(), CellError> {
         let columns = self.block.specs().len();
-        let mut fields = row.split(|&byte| byte == b'\t');
+        let mut fields = Fields { rest: Some(row) };
         for column in 0..columns {
-            let Some(field) = fields.next() else {
+            let Some((field, is_escaped)) = fields.next() else {
                 self.block.rollback_row();
                 return Err(CellError::protocol());
             };
             let into = self.block.column_mut(column);
-            let pushed = if field == b"\\N" {
+            let pushed = if !is_escaped {
+                into.push_text(field)
+            } else if field == b"\\N" {
                 into.push_null()
-            } else if field.contains(&b'\\') {
+            } else {
                 self.unescaped.clear();
                 unescape(field, &mut self.unescaped).and_then(|()| into.push_text(&self.unescaped))
-            } else {
-                into.push_text(field)
             };
             if let Err(error) = pushed {
                 self.block.rollback_row();
@@ -162,6 +163,33 @@ impl<'a> CopiedRows<'a> {
         };
         self.letters.add(self.spec, letter);
         Ok(())
+    }
+}
+
+/// The fields of a row, and of each whether there is a backslash in it.
+struct Fields<'a> {
+    rest: Option<&'a [u8]>,
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (&'a [u8], bool);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let rest = self.rest?;
+        let (mut from, mut is_escaped) = (0, false);
+        loop {
+            match memchr2(b'\t', b'\\', &rest[from..]).map(|at| from + at) {
+                None => {
+                    self.rest = None;
+                    return Some((rest, is_escaped));
+                }
+                Some(at) if rest[at] == b'\t' => {
+                    self.rest = Some(&rest[at + 1..]);
+                    return Some((&rest[..at], is_escaped));
+                }
+                Some(at) => (from, is_escaped) = (at + 1, true),
+            }
+        }
     }
 }
 
