@@ -4,12 +4,11 @@
 //! pushing one allocates nothing of its own and writing the column is a copy. A push that fails
 //! leaves the column as it was; rows at the end can be taken back.
 //!
-//! Source of the encodings: ClickHouse's documentation, "Native format specification".
-
-//!
 //! An array's elements are a column of their own, and `places` says where each row's end there. A
 //! NULL is no array to ClickHouse: where the column takes NULL, its null marks are written as a Bool
 //! column beside it, and the array is empty.
+//!
+//! Source of the encodings: ClickHouse's documentation, "Native format specification".
 
 mod array;
 mod dictionary;

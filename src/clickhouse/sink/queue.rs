@@ -185,7 +185,7 @@ impl Sink {
     }
 
     pub(super) fn publish(&mut self) {
-        // Those of one busy table never come to so much. They are the rest of what batches may take, and the copy's otherwise.
+        // As much as batches may hold again: together no more than the budget, of which a copy takes what they leave.
         self.spares.shrink(self.limits.budget);
         self.shared.lane_bytes.store(self.held_bytes(), Ordering::Relaxed);
         let (durable, times) = self.ledger.settle();
