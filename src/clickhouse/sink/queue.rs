@@ -185,8 +185,8 @@ impl Sink {
     }
 
     pub(super) fn publish(&mut self) {
-        // As much as batches may hold again: together no more than the budget, of which a copy takes what they leave.
-        self.spares.shrink(self.limits.budget);
+        // With the batches, twice what those may hold by themselves: the whole budget, of which a copy takes what they leave.
+        self.spares.shrink((2 * self.limits.budget).saturating_sub(self.open_bytes + self.sealed_bytes));
         self.shared.lane_bytes.store(self.held_bytes(), Ordering::Relaxed);
         let (durable, times) = self.ledger.settle();
         self.receiver.durable.send_if_modified(|position| {
