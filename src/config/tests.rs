@@ -154,7 +154,7 @@ fn an_error_names_the_file_the_key_and_what_is_accepted() {
         ("[clickhouse]\ndatabase = \"\"", ["clickhouse.database: ", "1 to 200"]),
         ("catch_up_sessions = 33", ["source.catch_up_sessions: ", "0 to 32"]),
         ("catch_up_window = \"1kB\"", ["source.catch_up_window: ", "64KiB to 4GiB"]),
-        ("catch_up_lag = \"1MiB\"", ["source.catch_up_lag: ", "128MiB to "]),
+        ("catch_up_lag = \"1MiB\"", ["source.catch_up_lag: ", "32MiB to "]),
         ("catch_up_timeout = \"0s\"", ["source.catch_up_timeout: ", "100ms to "]),
         ("[source.snapshot]\nworkers = 65", ["source.snapshot.workers: ", "1 to 64"]),
     ] {
