@@ -87,13 +87,10 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    #[tokio::test]
-    async fn what_came_during_a_rest_is_read_after_it() {
-        let (near, mut far) = UnixStream::pair().unwrap();
-        let mut socket = Socket::Unix(near);
+    async fn rests(mut socket: Socket, mut far: impl AsyncRead + AsyncWrite + Unpin) {
         for round in 0..3u8 {
             socket.rest().unwrap();
-            assert!(matches!(socket, Socket::RestingUnix(_)));
+            assert!(matches!(socket, Socket::RestingTcp(_) | Socket::RestingUnix(_)));
             far.write_all(&[round, round]).await.unwrap();
             let mut read = [0; 2];
             socket.read_exact(&mut read).await.unwrap();
@@ -105,5 +102,14 @@ mod tests {
         socket.rest().unwrap();
         drop(far);
         assert_eq!(socket.read(&mut [0; 2]).await.unwrap(), 0, "the end is seen too");
+    }
+
+    #[tokio::test]
+    async fn what_came_during_a_rest_is_read_after_it() {
+        let (near, far) = UnixStream::pair().unwrap();
+        rests(Socket::Unix(near), far).await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        rests(Socket::Tcp(near), listener.accept().await.unwrap().0).await;
     }
 }
