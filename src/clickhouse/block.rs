@@ -15,7 +15,11 @@ use super::{
     types::ColumnType,
 };
 use crate::{config::Unrepresentable, telemetry::names};
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    ops::{Range, RangeInclusive},
+    sync::Arc,
+};
 
 /// The column with the rows' versions.
 pub const VERSION_COLUMN: &str = "_version";
@@ -73,6 +77,8 @@ impl ColumnSpec {
 
 /// Bytes of a version.
 const VERSION_BYTES: usize = size_of::<u128>();
+/// Buffers of so many bytes are kept for other rows: fewer are not worth it, and more were made by a few large rows.
+const KEPT_BYTES: RangeInclusive<usize> = 256 * 1024..=32 << 20;
 /// A column of so many bytes is large.
 const LARGE_COLUMN: usize = 256 * 1024;
 
@@ -134,12 +140,13 @@ impl Block {
         columns + self.versions.capacity() + self.marks.capacity() + ordinals * size_of::<u64>()
     }
 
-    /// Forgets all its rows. Its buffers stay as large as they are.
-    pub fn clear(&mut self) {
+    /// The same without its rows, and with their buffers, if those are worth keeping.
+    pub fn emptied(mut self) -> Option<Self> {
         self.versions.clear();
         self.marks.clear();
         self.ordinals.iter_mut().for_each(Vec::clear);
         self.rollback_row();
+        KEPT_BYTES.contains(&self.capacity()).then_some(self)
     }
 
     /// Bytes of its values, without what is held in reserve.
@@ -358,6 +365,18 @@ mod tests {
         add(&mut second, "2", None);
         second.commit_row(1 << 64, true);
         assert_eq!(block.slice(1..2).write_native(), second.write_native());
+    }
+
+    #[test]
+    fn neither_a_small_block_nor_what_a_large_row_took_is_kept() {
+        for (bytes, kept) in [(1, false), (1 << 20, true), (40 << 20, false)] {
+            let mut block = block();
+            add(&mut block, "1", Some(&"x".repeat(bytes)));
+            block.commit_row(7, false);
+            let emptied = block.emptied();
+            assert_eq!(emptied.is_some(), kept, "{bytes} bytes");
+            assert!(emptied.is_none_or(|block| (block.rows(), block.bytes()) == (0, 0)));
+        }
     }
 
     #[test]

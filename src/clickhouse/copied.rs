@@ -69,9 +69,8 @@ impl<'a> CopiedRows<'a> {
     }
 
     /// Gives back a block that was sent: its buffers have their size already.
-    pub fn give_back(&mut self, mut block: Block) {
-        block.clear();
-        self.spare = Some(block);
+    pub fn give_back(&mut self, block: Block) {
+        self.spare = block.emptied();
     }
 
     /// Adds the rows of `data`, which ends with the end of a row.

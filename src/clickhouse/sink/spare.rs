@@ -6,9 +6,6 @@
 use crate::clickhouse::block::{Block, ColumnSpec};
 use std::{collections::VecDeque, sync::Arc};
 
-/// A smaller block is not worth keeping.
-const SMALL: usize = 256 * 1024;
-
 /// Empty blocks, those that were given back last at the end.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
@@ -34,11 +31,9 @@ impl Spares {
     }
 
     /// Keeps a block that was sent.
-    pub(super) fn give(&mut self, mut block: Block) {
-        block.clear();
-        let bytes = block.capacity();
-        if bytes >= SMALL {
-            self.bytes += bytes;
+    pub(super) fn give(&mut self, block: Block) {
+        if let Some(block) = block.emptied() {
+            self.bytes += block.capacity();
             self.blocks.push_back(block);
             self.used = true;
         }
@@ -66,6 +61,8 @@ mod tests {
     use super::*;
     use crate::clickhouse::types::ColumnType;
 
+    const BYTES: usize = 1 << 20;
+
     fn columns() -> Arc<[ColumnSpec]> {
         [ColumnSpec::new("note", ColumnType::String, false)].into()
     }
@@ -81,9 +78,9 @@ mod tests {
     fn a_block_comes_back_empty_and_only_for_its_own_columns() {
         let (first, second) = (columns(), columns());
         let mut spares = Spares::default();
-        spares.give(block(&first, SMALL));
+        spares.give(block(&first, BYTES));
         spares.give(block(&first, 10));
-        assert!(spares.bytes() >= SMALL && spares.take(&second).is_none());
+        assert!(spares.bytes() >= BYTES && spares.take(&second).is_none());
         let taken = spares.take(&first).expect("the one that was given");
         assert!(taken.rows() == 0 && taken.column(0).is_empty() && taken.bytes() == 0);
         assert!(spares.bytes() == 0 && spares.take(&first).is_none());
@@ -93,7 +90,7 @@ mod tests {
     fn what_is_too_much_or_not_needed_is_let_go() {
         let columns = columns();
         let mut spares = Spares::default();
-        (0..3).for_each(|_| spares.give(block(&columns, SMALL)));
+        (0..3).for_each(|_| spares.give(block(&columns, BYTES)));
         let three = spares.bytes();
         spares.shrink(three - 1);
         assert_eq!(spares.bytes(), three / 3 * 2);
