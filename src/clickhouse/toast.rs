@@ -42,7 +42,6 @@ use crate::{
     quote,
     telemetry::names,
 };
-use bytes::Bytes;
 use clickhouse::Client;
 use std::{collections::BTreeSet, fmt::Write, ops::Range, sync::Arc};
 
@@ -300,7 +299,7 @@ impl Resolver<'_> {
     }
 
     /// Asks ClickHouse; `columns` are those of the table that the answer has.
-    async fn ask(&self, doing: &'static str, sql: &str, columns: &[usize]) -> Result<Bytes, ToastError> {
+    async fn ask(&self, doing: &'static str, sql: &str, columns: &[usize]) -> Result<Vec<u8>, ToastError> {
         let has_json = columns.iter().any(|&column| self.table.spec.columns[column].ty == ColumnType::Json);
         let answer = retrying(doing, || async {
             // Not in the statement itself: there they come too late for its own parsing.
@@ -309,7 +308,12 @@ impl Resolver<'_> {
             let query =
                 if has_json { query.with_setting("output_format_binary_write_json_as_string", "1") } else { query };
             let mut cursor = query.with_setting("max_ast_elements", "1000000").fetch_bytes("RowBinary")?;
-            cursor.collect().await
+            // Not `collect`, which keeps the chunks and then needs their room once more.
+            let mut bytes = Vec::new();
+            while let Some(chunk) = cursor.next().await? {
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(bytes)
         });
         Ok(answer.await?)
     }
