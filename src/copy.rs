@@ -8,14 +8,13 @@
 
 mod log;
 mod progress;
+mod sending;
 
 use crate::{
     clickhouse::{
         batch::CellError,
-        block::Block,
         copied::CopiedRows,
         job::{Failure, Shared},
-        landing::land,
         state::{ChunkRecord, TableRecord, TableStatus},
         table::Table,
     },
@@ -27,16 +26,15 @@ use crate::{
         sql::{self, SqlError},
     },
     retry::{Backoff, Kind},
-    telemetry::names,
 };
-use futures_util::{StreamExt, future::BoxFuture, stream};
+use futures_util::{StreamExt, stream};
 use log::LogLeaf;
 use progress::Progress;
+use sending::Sending;
 use std::{
-    future::Future,
     pin::pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::sync::Semaphore;
 use tokio_postgres::{Client, CopyOutStream};
@@ -81,9 +79,23 @@ pub enum CopyError {
     /// The lane's side.
     #[error(transparent)]
     Lane(#[from] Failure),
+    /// An insert that has to be filled anew.
+    #[error("{0}")]
+    Interrupted(String),
     /// A value that its column can not hold.
     #[error("a row has a value that ClickHouse can not hold without changing it: {0}")]
     Cell(#[from] CellError),
+}
+
+impl CopyError {
+    /// Whether the same chunk may come through the next time.
+    fn is_of_the_chunk(&self) -> bool {
+        match self {
+            Self::Sql(error) => error.kind() == Kind::Transient,
+            Self::Interrupted(_) => true,
+            Self::Replication(_) | Self::Lane(_) | Self::Cell(_) => false,
+        }
+    }
 }
 
 impl From<tokio_postgres::Error> for CopyError {
@@ -273,7 +285,7 @@ impl Copier {
                 () = table.copy_ended() => return Ok(Copied::Over),
             };
             match outcome {
-                Err(CopyError::Sql(error)) if error.kind() == Kind::Transient => {
+                Err(error) if error.is_of_the_chunk() => {
                     let pause = backoff.next_delay();
                     tracing::warn!(table = table.spec.full_name(), ?pause, %error, "a chunk was cut short; copying it again");
                     tokio::select! {
@@ -315,11 +327,11 @@ impl Copier {
             None => CopiedRows::new(table),
             Some(of_log) => CopiedRows::of_log(table, of_log.as_of.version, of_log.first_ordinal(blocks.0)),
         };
-        let mut ahead = None;
-        let read = self.read(table, chunk.rows, &mut copied, &mut ahead, patience).await?;
+        let mut sending = Sending::new(&self.shared, table, copied.version().commit());
+        let read = self.read(chunk.rows, &mut copied, &mut sending, patience).await?;
         let Some(Read { mut count, largest }) = read else {
             drop(client);
-            wait_for(&mut ahead).await?;
+            sending.sent().await?;
             return Ok(Copied::Again);
         };
         let same = snapshot::end(&client, leaf).await?;
@@ -329,11 +341,13 @@ impl Copier {
         } else {
             drop(client);
         }
-        wait_for(&mut ahead).await?;
+        sending.sent().await?;
         count += copied.rows() as u64;
         if copied.rows() > 0 {
-            self.send(table, &mut copied).await?;
+            let (block, letters) = copied.take();
+            sending.send(block, letters);
         }
+        sending.finish().await?;
         Ok(if same { Copied::Done(count) } else { Copied::Rewritten })
     }
 
@@ -347,23 +361,29 @@ impl Copier {
 
     /// Reads a chunk to its end, sending each block that is full while it goes on reading; what is
     /// left is in `copied`. `None` if ClickHouse is too slow to go on.
-    async fn read<'a>(
-        &'a self,
-        table: &'a Table,
+    async fn read(
+        &self,
         rows: CopyOutStream,
         copied: &mut CopiedRows<'_>,
-        ahead: &mut Option<BoxFuture<'a, Result<Block, Failure>>>,
+        sending: &mut Sending<'_>,
         patience: Duration,
     ) -> Result<Option<Read>, CopyError> {
         let mut rows = pin!(rows);
         let (mut count, mut unweighed, mut largest) = (0, 0, 0);
         loop {
+            let (busy, deadline) = (sending.is_busy(), sending.deadline());
             let piece = tokio::select! {
-                inserted = wait_for(ahead), if ahead.is_some() => {
-                    inserted?.into_iter().for_each(|sent| copied.give_back(sent));
+                biased;
+                sent = sending.sent(), if busy => {
+                    sent?.into_iter().for_each(|block| copied.give_back(block));
                     continue;
                 }
                 piece = rows.next() => piece,
+                // Only where rows are waited for, so that none pays for the clock.
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {
+                    sending.close();
+                    continue;
+                }
             };
             let Some(piece) = piece else { return Ok(Some(Read { count, largest })) };
             let piece = piece?;
@@ -378,29 +398,14 @@ impl Copier {
             }
             unweighed = 0;
             if copied.bytes() >= self.block_bytes() {
-                match tokio::time::timeout(patience, wait_for(ahead)).await {
-                    Ok(inserted) => inserted?.into_iter().for_each(|sent| copied.give_back(sent)),
+                match tokio::time::timeout(patience, sending.sent()).await {
+                    Ok(sent) => sent?.into_iter().for_each(|block| copied.give_back(block)),
                     Err(_) => return Ok(None),
                 }
                 count += copied.rows() as u64;
-                *ahead = Some(Box::pin(self.send(table, copied)));
+                let (block, letters) = copied.take();
+                sending.send(block, letters);
             }
-        }
-    }
-
-    /// Takes the block and inserts it, and returns it. It runs inside its chunk and not as a task of its own, so that
-    /// it has ended when the chunk has: a TRUNCATE relies on that.
-    fn send<'a>(
-        &'a self,
-        table: &'a Table,
-        copied: &mut CopiedRows<'_>,
-    ) -> impl Future<Output = Result<Block, Failure>> + Send + use<'a> {
-        let (block, letters) = copied.take();
-        let commit = copied.version().commit();
-        async move {
-            let rows = land(&self.shared, table, &block, letters, commit).await?;
-            metrics::counter!(names::COPY_ROWS, "table" => table.spec.full_name()).increment(rows as u64);
-            Ok(block)
         }
     }
 
@@ -419,14 +424,6 @@ impl Copier {
             idle.push(client);
         }
     }
-}
-
-/// Waits for the insert that is on its way, if there is one, and returns its block.
-async fn wait_for(ahead: &mut Option<BoxFuture<'_, Result<Block, Failure>>>) -> Result<Option<Block>, Failure> {
-    let Some(insert) = ahead else { return Ok(None) };
-    let sent = insert.await?;
-    *ahead = None;
-    Ok(Some(sent))
 }
 
 /// The chunks of a heap of `blocks` that `done` does not cover.

@@ -96,6 +96,8 @@ impl From<CopyError> for SessionError {
             CopyError::Sql(error) => Self::Sql(error),
             CopyError::Replication(error) => Self::Connection(error),
             CopyError::Lane(failure) => Self::Lane(failure),
+            // Its chunk is copied again.
+            CopyError::Interrupted(why) => Self::Lane(Failure::Bug(format!("an insert was given up: {why}"))),
             CopyError::Cell(error) => Self::Definite(error.to_string()),
         }
     }

@@ -6,6 +6,10 @@
 //! that nothing more arrives (a barrier) calls [`Inserter::settle`], which kills every attempt of
 //! this process that is not waited for any more, and waits until they are gone.
 
+mod open;
+
+pub use open::{OpenError, OpenInsert};
+
 use super::{block::Block, client, dead_letters, retrying};
 use crate::{
     event::Lsn,
@@ -174,29 +178,20 @@ impl Inserter {
         }
     }
 
-    async fn send(&self, sql: &str, id: &str, body: &Body<'_>) -> Result<(), Error> {
+    fn begin(&self, sql: &str, id: &str) -> InsertFormatted {
         let mut insert = self.client.insert_formatted_with(sql.to_owned()).with_setting("query_id", id);
         for (name, value) in SETTINGS {
             insert = insert.with_setting(*name, *value);
         }
-        let mut insert = insert
+        insert
             .with_setting("max_execution_time", SERVER_TIMEOUT.as_secs().to_string())
-            .with_timeouts(Some(CLIENT_TIMEOUT), Some(CLIENT_TIMEOUT));
+            .with_timeouts(Some(CLIENT_TIMEOUT), Some(CLIENT_TIMEOUT))
+    }
+
+    async fn send(&self, sql: &str, id: &str, body: &Body<'_>) -> Result<(), Error> {
+        let mut insert = self.begin(sql, id);
         match body {
-            Body::Native(block) => {
-                // Column by column, so that what is on its way is not in memory twice.
-                let mut buffer = Vec::new();
-                for part in 0..block.native_parts() {
-                    let large = block.write_native_part(part, &mut buffer);
-                    if buffer.len() >= PIECE || large.is_some() {
-                        send_pieces(&mut insert, std::mem::take(&mut buffer).into()).await?;
-                    }
-                    for piece in large.unwrap_or_default().chunks(PIECE) {
-                        insert.send(Bytes::copy_from_slice(piece)).await?;
-                    }
-                }
-                send_pieces(&mut insert, buffer.into()).await?;
-            }
+            Body::Native(block) => write_block(&mut insert, block).await?,
             Body::Encoded(data) => send_pieces(&mut insert, data.clone()).await?,
         }
         insert.end().await
@@ -223,6 +218,21 @@ impl Inserter {
 enum Body<'a> {
     Native(&'a Block),
     Encoded(Bytes),
+}
+
+/// Sends a block column by column, so that what is on its way is not in memory twice.
+async fn write_block(insert: &mut InsertFormatted, block: &Block) -> Result<(), Error> {
+    let mut buffer = Vec::new();
+    for part in 0..block.native_parts() {
+        let large = block.write_native_part(part, &mut buffer);
+        if buffer.len() >= PIECE || large.is_some() {
+            send_pieces(insert, std::mem::take(&mut buffer).into()).await?;
+        }
+        for piece in large.unwrap_or_default().chunks(PIECE) {
+            insert.send(Bytes::copy_from_slice(piece)).await?;
+        }
+    }
+    send_pieces(insert, buffer.into()).await
 }
 
 async fn send_pieces(insert: &mut InsertFormatted, mut data: Bytes) -> Result<(), Error> {

@@ -42,8 +42,7 @@ pub async fn land(
     mut letters: Letters,
     commit: Lsn,
 ) -> Result<usize, Failure> {
-    bound(table, block.rows() + letters.rows(), &letters, letters.rows())?;
-    block.count_replaced(&table.spec.full_name());
+    account(table, block, &letters)?;
     let mut landed = block.rows();
     if landed > 0 {
         match shared.inserter.insert(&table.spec.target, block, commit).await {
@@ -63,6 +62,13 @@ pub async fn land(
         store(shared, table, letters, commit).await?;
     }
     Ok(landed)
+}
+
+/// Counts what is in a block and in the letters that came with it, and stops the table if those are too many.
+pub fn account(table: &Table, block: &Block, letters: &Letters) -> Result<(), Failure> {
+    bound(table, block.rows() + letters.rows(), letters, letters.rows())?;
+    block.count_replaced(&table.spec.full_name());
+    Ok(())
 }
 
 fn takes_refused(table: &Table) -> bool {
@@ -181,7 +187,7 @@ fn letter(spec: &TableSpec, block: &Block, row: usize, why: String) -> Letter {
 }
 
 /// Writes letters, counts them and tells of them.
-async fn store(shared: &Shared, table: &Table, letters: Letters, commit: Lsn) -> Result<(), Failure> {
+pub async fn store(shared: &Shared, table: &Table, letters: Letters, commit: Lsn) -> Result<(), Failure> {
     let name = table.spec.full_name();
     let (rows, reason) = (letters.rows(), letters.last_reason());
     let classes: Vec<_> = letters.by_class().filter(|(_, count)| *count > 0).collect();

@@ -9,7 +9,7 @@ use super::{dead_letters::Losses, text::DateTimeRange};
 use crate::event::{Lsn, Relation, ReplicaIdentity, SourceTable, Version};
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,7 @@ pub struct Table {
 struct Account {
     read_until: AtomicU64,
     lookup_bytes: AtomicUsize,
+    copy_apart: AtomicBool,
     copy_over: CancellationToken,
     copy_writers: watch::Sender<usize>,
 }
@@ -59,6 +60,7 @@ impl Table {
         let account = Account {
             read_until: AtomicU64::new(read_until.0),
             lookup_bytes: AtomicUsize::new(FIRST_LOOKUP_BYTES),
+            copy_apart: AtomicBool::new(false),
             copy_over: CancellationToken::new(),
             copy_writers: watch::Sender::new(0),
         };
@@ -96,6 +98,16 @@ impl Table {
     pub fn note_lookup(&self, bytes: usize) {
         let before = self.lookup_bytes();
         self.account.lookup_bytes.store(bytes.max((before + bytes) / 2), Ordering::Relaxed);
+    }
+
+    /// Has the copy's blocks sent one by one from now on.
+    pub fn copy_apart(&self) {
+        self.account.copy_apart.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the copy's blocks are sent one by one.
+    pub fn is_copied_apart(&self) -> bool {
+        self.account.copy_apart.load(Ordering::Relaxed)
     }
 
     /// Called by the copy before it writes: `None` if it must not, because something has made it

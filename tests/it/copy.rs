@@ -1,6 +1,7 @@
 //! The initial copy: chunks that survive a kill, changes of every kind beside it, tables that come later, odd names.
 
 mod tables;
+mod together;
 
 use std::time::{Duration, Instant};
 
