@@ -27,21 +27,23 @@ use crate::{
     },
     retry::{Backoff, Kind},
 };
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use log::LogLeaf;
 use progress::Progress;
 use sending::Sending;
 use std::{
     pin::pin,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::sync::Semaphore;
 use tokio_postgres::{Client, CopyOutStream};
 
-/// Blocks of a heap that make a chunk: 32 MiB. Large enough to read at full speed, small enough
-/// that little is read again after a restart, and that no transaction is long.
+/// Blocks of a heap that make the smallest chunk, 32 MiB, and how many of these make the largest. Larger ones make larger
+/// parts in ClickHouse, which it has to merge less often; but a chunk is what is read again after a restart, and its
+/// transaction holds back vacuum.
 const CHUNK_BLOCKS: u32 = 4096;
+const LARGEST_CHUNK: u32 = 4;
 /// After this many bytes of rows, the block's memory is added up.
 const WEIGH_AFTER: usize = 64 * 1024;
 /// How long a chunk's transaction is kept open for a block that does not go in, at first.
@@ -241,7 +243,7 @@ impl Copier {
         let finished: Vec<(u32, u32)> =
             done.iter().filter(stored).map(|chunk| (chunk.first_block, chunk.last_block)).collect();
         // As many as there are workers: they share them with the chunks of other tables.
-        let chunks = stream::iter(missing(leaf.blocks, &finished));
+        let chunks = stream::iter(missing(leaf.blocks, &finished, self.config.snapshot.workers));
         let chunks = chunks.map(|(first, last)| async move {
             let chunk = ChunkOf { table, leaf, of_log, blocks: (first, last) };
             (first, last, self.patiently(chunk).await)
@@ -371,19 +373,18 @@ impl Copier {
         let mut rows = pin!(rows);
         let (mut count, mut unweighed, mut largest) = (0, 0, 0);
         loop {
-            let (busy, deadline) = (sending.is_busy(), sending.deadline());
-            let piece = tokio::select! {
-                biased;
-                sent = sending.sent(), if busy => {
-                    sent?.into_iter().for_each(|block| copied.give_back(block));
-                    continue;
-                }
-                piece = rows.next() => piece,
-                // Only where rows are waited for, so that none pays for the clock.
-                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now).into()), if deadline.is_some() => {
-                    sending.close();
-                    continue;
-                }
+            // What is sent is looked after between two weighings only, and while rows are waited for.
+            let ready = if unweighed == 0 { None } else { rows.next().now_or_never() };
+            let piece = match ready {
+                Some(piece) => piece,
+                None => tokio::select! {
+                    biased;
+                    sent = sending.next() => {
+                        sent?.into_iter().for_each(|block| copied.give_back(block));
+                        continue;
+                    }
+                    piece = rows.next() => piece,
+                },
             };
             let Some(piece) = piece else { return Ok(Some(Read { count, largest })) };
             let piece = piece?;
@@ -426,15 +427,18 @@ impl Copier {
     }
 }
 
-/// The chunks of a heap of `blocks` that `done` does not cover.
-fn missing(blocks: u32, done: &[(u32, u32)]) -> Vec<(u32, u32)> {
+/// The chunks of a heap of `blocks` that `done` does not cover: large ones first, and small ones towards the end, so that
+/// the workers come to it together.
+fn missing(blocks: u32, done: &[(u32, u32)], workers: usize) -> Vec<(u32, u32)> {
     let mut done = done.to_vec();
     done.sort_unstable();
     let mut chunks = Vec::new();
     let mut first = 0;
+    let share = u32::try_from(workers).unwrap_or(u32::MAX).saturating_add(1).saturating_mul(CHUNK_BLOCKS);
     for (start, end) in done.into_iter().chain([(blocks, blocks)]) {
         while first < start.min(blocks) {
-            let last = first.saturating_add(CHUNK_BLOCKS).min(start.min(blocks));
+            let size = ((blocks - first) / share).clamp(1, LARGEST_CHUNK) * CHUNK_BLOCKS;
+            let last = first.saturating_add(size).min(start.min(blocks));
             chunks.push((first, last));
             first = last;
         }
@@ -450,6 +454,7 @@ mod tests {
     #[test]
     fn only_what_is_not_done_is_copied() {
         let c = CHUNK_BLOCKS;
+        let missing = |blocks, done: &[(u32, u32)]| missing(blocks, done, 2);
         assert_eq!(missing(0, &[]), []);
         assert_eq!(missing(5, &[]), [(0, 5)]);
         assert_eq!(missing(2 * c + 1, &[]), [(0, c), (c, 2 * c), (2 * c, 2 * c + 1)]);
@@ -457,5 +462,20 @@ mod tests {
         assert_eq!(missing(3 * c, &[(0, c), (2 * c, 3 * c)]), [(c, 2 * c)]);
         assert_eq!(missing(c + 9, &[(0, c), (c, c + 5)]), [(c + 5, c + 9)], "a heap that has grown");
         assert_eq!(missing(c, &[(0, 2 * c)]), [], "a heap that has shrunk");
+        assert_eq!(
+            missing(9 * c, &[(c, 3 * c)]),
+            [(0, c), (3 * c, 5 * c), (5 * c, 6 * c), (6 * c, 7 * c), (7 * c, 8 * c), (8 * c, 9 * c)]
+        );
+    }
+
+    #[test]
+    fn chunks_are_large_at_first_and_small_at_the_end() {
+        let sizes = |blocks, workers| {
+            let chunks = missing(blocks, &[], workers);
+            chunks.iter().map(|(first, last)| (last - first).div_ceil(CHUNK_BLOCKS)).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(20 * CHUNK_BLOCKS, 2), [4, 4, 4, 2, 2, 1, 1, 1, 1]);
+        assert_eq!(sizes(5 * CHUNK_BLOCKS - 1, 1), [2, 1, 1, 1]);
+        assert!(missing(u32::MAX, &[], 1).windows(2).all(|two| two[0].1 == two[1].0));
     }
 }

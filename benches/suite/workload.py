@@ -132,7 +132,7 @@ WORKLOADS = [
              lambda rows: order_rows(rows, 1)),
     Workload("wide", "wide inserts (60 columns), transactions of 20,000", 200_000, 4_000, wide_schema, nothing, wide_rows,
              streams=True),
-    Workload("updates", "updates like pgbench's, 4 changes a transaction", 400_000, 8_000, bank, nothing, payments,
+    Workload("updates", "updates like pgbench's, 4 changes a transaction", 1_200_000, 8_000, bank, nothing, payments,
              streams=True),
     Workload("deletes", "deletes, transactions of 20,000", 1_000_000, 20_000, orders, order_rows, deletes),
     Workload("huge", "one transaction", 10_000_000, 100_000, orders, nothing, one_transaction, runs=1),

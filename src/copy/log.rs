@@ -35,8 +35,8 @@ use tokio_postgres::Client;
 /// After so long, the log says what a snapshot waits for.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
 /// An entry's number in the copy: its leaf, the number of its chunk in that, the number of its row in
-/// that. A chunk has 20 bits, since a heap has 2^32 blocks at most; a row has 23, enough for a chunk of
-/// the smallest rows in the largest blocks.
+/// that. A chunk has 20 bits, since a heap has 2^32 blocks at most; a row has 23, enough for the smallest
+/// chunk of the smallest rows in the largest blocks. A larger chunk goes on in the numbers of the small ones that it holds.
 const CHUNK_BITS: u32 = 20;
 const ROW_BITS: u32 = 23;
 

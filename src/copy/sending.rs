@@ -18,7 +18,6 @@ use crate::{
     telemetry::names,
 };
 use futures_util::future::BoxFuture;
-use std::time::Instant;
 
 /// What is on its way of one chunk.
 pub(super) struct Sending<'a> {
@@ -68,11 +67,6 @@ impl<'a> Sending<'a> {
         }));
     }
 
-    /// Whether a block is on its way.
-    pub(super) fn is_busy(&self) -> bool {
-        self.ahead.is_some()
-    }
-
     /// Waits until nothing is on its way, and returns the block that was. Cancel-safe.
     ///
     /// # Errors
@@ -86,13 +80,19 @@ impl<'a> Sending<'a> {
         Ok(block)
     }
 
-    /// When the insert that is open has to end, if nothing is on its way.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        self.open.as_ref().map(OpenInsert::deadline)
+    /// What goes on while rows are waited for: waits for the block that is on its way, or else for when the insert that is
+    /// open has to end, and ends it. Never returns if there is neither. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Result<Option<Block>, CopyError> {
+        if self.ahead.is_none() {
+            let Some(open) = &self.open else { return std::future::pending().await };
+            tokio::time::sleep_until(open.deadline().into()).await;
+            self.close();
+        }
+        self.sent().await
     }
 
     /// Begins to end the insert that is open.
-    pub(super) fn close(&mut self) {
+    fn close(&mut self) {
         if let Some(open) = self.open.take() {
             let table = self.table;
             self.ahead = Some(Box::pin(async move { Ok(Sent { block: None, open: end(table, open).await? }) }));

@@ -13,7 +13,7 @@ use std::{
 };
 
 /// An insert of so many bytes is worth its part; ClickHouse holds as much in memory.
-const LARGE: usize = 64 << 20;
+const LARGE: usize = 128 << 20;
 /// The server gives up on an insert that takes too long, or that brings nothing for half a minute.
 const LONGEST: Duration = Duration::from_secs(20);
 
@@ -64,7 +64,7 @@ impl OpenInsert<'_> {
         sent.map_err(|error| failed(&mut self.attempt, &self.target, error))
     }
 
-    /// When it should end, whatever comes.
+    /// When it should end, however little it has.
     pub fn deadline(&self) -> Instant {
         self.begun + LONGEST
     }

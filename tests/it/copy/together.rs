@@ -21,7 +21,7 @@ async fn a_chunk_is_a_part_however_many_blocks_it_has() {
     wide(&db).await;
     let mut daemon = Daemon::spawn(&db, &format!("{ONE_WORKER}{SMALL}"));
     daemon.wait_ready().await;
-    assert_eq!((chunks(&db).await.len(), parts(&db, "wide").await), (5, 5));
+    assert_eq!((chunks(&db).await.len(), parts(&db, "wide").await), (4, 4));
     assert_equal(&db, "wide").await;
     drop(daemon);
     db.cleanup().await;
