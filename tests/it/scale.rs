@@ -90,6 +90,9 @@ async fn rows_of_1600_columns_are_copied_streamed_and_verified() {
     let mut meter = Meter::new(&daemon);
     ready(&daemon).await;
     meter.step("copy");
+    let create = db.ch.query("SHOW CREATE TABLE wide").await;
+    let settings = create.split("SETTINGS").nth(1).unwrap_or_default();
+    assert!(settings.contains("index_granularity_bytes = 6553600"), "{settings}");
     db.pg.execute(&insert(rows + 1, 2 * rows)).await;
     db.pg
         .execute(
