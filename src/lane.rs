@@ -10,10 +10,16 @@
 //! configuration grants, a group takes its share when it is sent and gives it back when the last
 //! lane has dropped it. A group larger than the whole room is let through alone.
 
+pub mod ledger;
+
 use crate::event::{Group, Lsn, SourceTable};
 use futures_util::future::BoxFuture;
 use std::{ops::Deref, sync::Arc};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::JoinHandle,
+};
+use tokio_util::sync::DropGuard;
 
 /// Room is counted in units of this many bytes, because a semaphore counts to 2^32 only.
 const UNIT: usize = 1024;
@@ -172,6 +178,24 @@ pub trait RowSource: Send + Sync + 'static {
     /// What a message with the prefix [`DDL_PREFIX`] that stands in transaction `xid` tells; `None` if
     /// it is not to be trusted, or of no concern.
     fn told<'a>(&'a self, content: &'a [u8], xid: u32) -> BoxFuture<'a, Result<Option<Told>, RowError>>;
+}
+
+/// Reads the stream once more from an earlier position on, for a lane that has let go of it.
+pub trait Reread: Send + Sync + 'static {
+    /// Begins at `from`, a position that the stream has given and that this lane holds back; at most `room` is on its way.
+    /// Relations are announced anew.
+    fn reread(&self, from: Lsn, room: Room) -> BoxFuture<'static, Result<Replay, RowError>>;
+}
+
+/// The stream once more. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Replay {
+    /// Its groups. The end of the channel means that it broke off.
+    pub deliveries: mpsc::UnboundedReceiver<Arc<Delivery>>,
+    /// Why it did.
+    pub ended: JoinHandle<Result<(), RowError>>,
+    /// Ends it.
+    pub stop: DropGuard,
 }
 
 /// The prefix of the messages in which the source tells of changes of shape.

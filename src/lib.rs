@@ -49,6 +49,7 @@ pub mod http;
 pub mod lane;
 pub mod pipeline;
 pub mod postgres;
+pub mod queue;
 pub mod quote;
 pub mod retry;
 pub mod status;

@@ -33,6 +33,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The first and the longest bound of the wait before a new session.
@@ -155,6 +156,8 @@ struct Guarded {
     state: Arc<State>,
     lock: Arc<SlotLock>,
     allowed: Arc<AtomicBool>,
+    /// The queue lane's own position, if there is one.
+    queue: Option<watch::Receiver<Lsn>>,
 }
 
 impl CheckpointStore for Guarded {
@@ -165,7 +168,8 @@ impl CheckpointStore for Guarded {
             self.allowed.store(false, Ordering::SeqCst);
             return Err(Failure::LockLost);
         }
-        self.state.advance(lsn).await?;
+        let queue = self.queue.as_ref().map_or(Lsn::ZERO, |queue| *queue.borrow());
+        self.state.advance(lsn, queue).await?;
         metrics::gauge!(names::CHECKPOINT).set(lsn.0 as f64);
         Ok(())
     }

@@ -15,6 +15,16 @@ pub enum Kind {
     Definite,
 }
 
+impl Kind {
+    /// In one word, for metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Transient => "transient",
+            Self::Definite => "definite",
+        }
+    }
+}
+
 /// How long to wait before the next attempt.
 #[derive(Clone, Debug)]
 pub struct Backoff {

@@ -72,6 +72,16 @@ pub mod names {
     pub const DDL_MESSAGES: &str = "walhouse_ddl_messages_total";
     /// Rows that went to the dead letters, by table and kind of reason.
     pub const DEAD_LETTERS: &str = "walhouse_dead_letters_total";
+    /// Events of applications that came to be sent, by queue.
+    pub const EVENTS: &str = "walhouse_events_total";
+    /// Messages that would be events, and stand outside of transactions: they are not published.
+    pub const EVENTS_OUTSIDE: &str = "walhouse_events_outside_transactions_total";
+    /// Whether events wait in the WAL because they came faster than they were sent: 1 while they do.
+    pub const EVENTS_BEHIND: &str = "walhouse_events_behind";
+    /// From an event's commit until its queue has confirmed it, in seconds.
+    pub const QUEUE_LATENCY: &str = "walhouse_queue_latency_seconds";
+    /// Requests to SQS that failed, by kind.
+    pub const QUEUE_ERRORS: &str = "walhouse_queue_errors_total";
     /// How long inserts took, in seconds.
     pub const INSERT_SECONDS: &str = "walhouse_insert_seconds";
     /// Attempts to insert that failed, by kind.

@@ -19,6 +19,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/clickhouse/0004_dead_letters.sql"),
     include_str!("../../migrations/clickhouse/0005_shapes.sql"),
     include_str!("../../migrations/clickhouse/0006_requests.sql"),
+    include_str!("../../migrations/clickhouse/0007_queue.sql"),
 ];
 
 /// A confirmed insert, and a merge that took its place, outlive a power cut.

@@ -22,7 +22,6 @@ pub mod evolve;
 pub mod insert;
 pub mod job;
 pub mod landing;
-pub mod ledger;
 pub mod mask;
 pub mod requests;
 pub mod reshape;

@@ -25,7 +25,6 @@ use super::{
     batch::{At, Batch, CellError, Outcome, RowChange},
     dead_letters,
     job::{Failure, Job, Shared},
-    ledger::Ledger,
     reshape,
     state::TableStatus,
     table::{ANEW, Feed, Plan, Table, TableSpec},
@@ -33,7 +32,7 @@ use super::{
 };
 use crate::{
     event::{Change, Epoch, Event, Lsn, Op, Relation, SourceTable, Transaction, Tuple, Version},
-    lane::{DDL_PREFIX, Delivery, LaneReceiver},
+    lane::{DDL_PREFIX, Delivery, LaneReceiver, ledger::Ledger},
     telemetry::names,
 };
 use entry::{Entry, Route};

@@ -35,6 +35,8 @@ pub struct Checkpoint {
     pub epoch: Epoch,
     /// Everything up to here is durable.
     pub lsn: Lsn,
+    /// Every event of commits up to here was sent to its queue. Never below `lsn` while there is a queue lane.
+    pub queue_lsn: Lsn,
     /// No row of a commit beyond this was ever sent.
     pub ceiling: Lsn,
     /// The cluster that the slot was made in.
@@ -86,6 +88,7 @@ struct Inner {
 struct CheckpointRow {
     epoch: u8,
     lsn: u64,
+    queue_lsn: u64,
     ceiling: u64,
     system_identifier: u64,
     timeline: u32,
@@ -123,7 +126,7 @@ impl State {
         let mut inner = Inner::default();
         let row = client
             .query(
-                "SELECT epoch, lsn, ceiling, system_identifier, timeline, publication, revision FROM _checkpoint \
+                "SELECT epoch, lsn, queue_lsn, ceiling, system_identifier, timeline, publication, revision FROM _checkpoint \
                  WHERE slot = ? ORDER BY revision DESC, lsn DESC LIMIT 1",
             )
             .bind(slot)
@@ -134,6 +137,7 @@ impl State {
             inner.checkpoint = Some(Checkpoint {
                 epoch: Epoch(row.epoch),
                 lsn: Lsn(row.lsn),
+                queue_lsn: Lsn(row.queue_lsn),
                 ceiling: Lsn(row.ceiling),
                 system_identifier: row.system_identifier,
                 timeline: row.timeline,
@@ -176,14 +180,15 @@ impl State {
         self.write_checkpoint(&mut inner, checkpoint).await
     }
 
-    /// Moves the checkpoint forward to `lsn`; a lower one is ignored.
-    pub async fn advance(&self, lsn: Lsn) -> Result<(), clickhouse::error::Error> {
+    /// Moves the checkpoint forward to `lsn`, and the queue lane's own position to `queue_lsn`; lower ones are ignored.
+    pub async fn advance(&self, lsn: Lsn, queue_lsn: Lsn) -> Result<(), clickhouse::error::Error> {
         let mut inner = self.inner.lock().await;
         let Some(mut checkpoint) = inner.checkpoint.clone() else { return Ok(()) };
-        if lsn <= checkpoint.lsn {
+        if lsn <= checkpoint.lsn && queue_lsn <= checkpoint.queue_lsn {
             return Ok(());
         }
-        checkpoint.lsn = lsn;
+        checkpoint.lsn = checkpoint.lsn.max(lsn);
+        checkpoint.queue_lsn = checkpoint.queue_lsn.max(queue_lsn);
         checkpoint.ceiling = checkpoint.ceiling.max(lsn);
         self.write_checkpoint(&mut inner, checkpoint).await
     }
@@ -222,12 +227,13 @@ impl State {
         retrying("store the checkpoint", || {
             self.client
                 .query(
-                    "INSERT INTO _checkpoint (slot, epoch, lsn, ceiling, system_identifier, timeline, publication, \
-                     revision) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO _checkpoint (slot, epoch, lsn, queue_lsn, ceiling, system_identifier, timeline, publication, \
+                     revision) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 )
                 .bind(&self.slot)
                 .bind(row.epoch.0)
                 .bind(row.lsn.0)
+                .bind(row.queue_lsn.0)
                 .bind(row.ceiling.0)
                 .bind(row.system_identifier)
                 .bind(row.timeline)

@@ -7,6 +7,7 @@
 
 mod load;
 mod options;
+mod queue;
 mod tables;
 mod url;
 mod value;
@@ -25,6 +26,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 pub use load::{ConfigError, load};
 pub use options::{ColumnConfig, Masking, MaskingConfig, OnDropColumn, SettingValue, TableConfig, TableOptions};
+pub use queue::{QueueConfig, WorkerConfig, WorkersConfig};
 pub use tables::{Glob, TableFilter};
 pub use url::{Endpoint, SourceUrl, SslMode, check_loopback};
 pub use value::{ByteSize, LogFormat, REDACTED, Timespan, Unrepresentable};
@@ -51,10 +53,12 @@ pub struct Config {
     /// What is told, and how.
     #[serde(default)]
     pub log: LogConfig,
+    /// Where events go. Without it there is no queue lane, no worker, and no call to AWS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    queue: Option<NotYet>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    workers: Option<NotYet>,
+    pub queue: Option<QueueConfig>,
+    /// Who handles them.
+    #[serde(default)]
+    pub workers: WorkersConfig,
     /// The key of masks.
     #[serde(default)]
     pub masking: MaskingConfig,
@@ -103,6 +107,9 @@ pub struct SourceConfig {
     /// The initial copy.
     #[serde(default)]
     pub snapshot: SnapshotConfig,
+    /// Schema and name of the outbox table, from `[queue]`: it is published, and not replicated.
+    #[serde(skip)]
+    pub outbox: Option<(String, String)>,
 }
 
 /// `[source.snapshot]`
@@ -190,7 +197,7 @@ impl Config {
             http: HttpConfig::default(),
             log: LogConfig::default(),
             queue: None,
-            workers: None,
+            workers: WorkersConfig::default(),
             masking: MaskingConfig::default(),
             tables: BTreeMap::new(),
         }
@@ -236,6 +243,8 @@ impl Config {
         within(self.batch.max_bytes, ByteSize(64 << 10), ByteSize::mib(1024)).map_err(at("batch.max_bytes"))?;
         self.check_budget().map_err(at("memory.budget"))?;
         self.check_level().map_err(at("log.level"))?;
+        self.queue.as_ref().map_or(Ok(()), QueueConfig::check)?;
+        self.workers.check()?;
         self.check_tables()
     }
 
@@ -294,6 +303,7 @@ impl SourceConfig {
             catch_up_window: catch_up_window(),
             catch_up_timeout: catch_up_timeout(),
             snapshot: SnapshotConfig::default(),
+            outbox: None,
         }
     }
 
@@ -317,7 +327,7 @@ impl SourceConfig {
 
     /// Which tables are meant.
     pub fn table_filter(&self) -> TableFilter {
-        TableFilter::new(self.tables.clone(), self.exclude.clone())
+        TableFilter::new(self.tables.clone(), self.exclude.clone()).without(self.outbox.clone())
     }
 }
 

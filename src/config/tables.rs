@@ -120,24 +120,32 @@ pub(super) fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Glo
 pub struct TableFilter {
     tables: Vec<Glob>,
     exclude: Vec<Glob>,
+    /// One that is never meant, by schema and name.
+    except: Option<(String, String)>,
 }
 
 impl TableFilter {
     /// From patterns that were read already.
     pub fn new(tables: Vec<Glob>, exclude: Vec<Glob>) -> Self {
-        Self { tables, exclude }
+        Self { tables, exclude, except: None }
+    }
+
+    /// The same without this table, of schema and name.
+    pub fn without(self, except: Option<(String, String)>) -> Self {
+        Self { except, ..self }
     }
 
     /// From patterns as text.
     pub fn parse(tables: &[&str], exclude: &[&str]) -> Result<Self, String> {
         let globs = |texts: &[&str]| texts.iter().map(|text| text.parse()).collect::<Result<_, _>>();
-        Ok(Self { tables: globs(tables)?, exclude: globs(exclude)? })
+        Ok(Self::new(globs(tables)?, globs(exclude)?))
     }
 
     /// Whether the table is meant.
     pub fn matches(&self, schema: &str, name: &str) -> bool {
         let any = |globs: &[Glob]| globs.iter().any(|glob| glob.matches(schema, name));
-        any(&self.tables) && !any(&self.exclude)
+        let excepted = self.except.as_ref().is_some_and(|(of, table)| (of.as_str(), table.as_str()) == (schema, name));
+        any(&self.tables) && !any(&self.exclude) && !excepted
     }
 }
 

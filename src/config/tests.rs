@@ -187,8 +187,6 @@ fn patterns_are_compiled_and_their_place_in_the_list_is_named() {
 #[test]
 fn what_a_later_version_knows_is_refused_as_such() {
     for (text, key) in [
-        ("[queue]\nregion = \"eu-central-1\"", "queue"),
-        ("[workers]\nenabled = true", "workers"),
         ("[tables.\"public.t\"]\npublish = true", "tables.\"public.t\".publish"),
         ("[clickhouse]\ncluster = \"main\"", "clickhouse.cluster"),
     ] {

@@ -8,8 +8,10 @@
 //! server, and its events point into them with [`Span`]s.
 
 mod change;
+pub mod envelope;
 mod lsn;
 mod relation;
+pub mod schema;
 mod table;
 mod version;
 

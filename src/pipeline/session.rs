@@ -18,8 +18,9 @@ use crate::{
     config::Config,
     copy::Copier,
     event::{Epoch, Lsn},
-    lane::{Room, lane},
+    lane::{LaneSender, Room, lane},
     postgres::{
+        again::Again,
         connection::ReplicationConnection,
         lock::SlotLock,
         lookup::Lookup,
@@ -28,6 +29,11 @@ use crate::{
         slot::{self, Remembered, Server},
         source::{Reader, Settings, Source},
         sql,
+    },
+    queue::{
+        client::Sqs,
+        outbox::Origin,
+        publisher::{PublishError, Publisher},
     },
     status::Status,
     telemetry::names,
@@ -61,6 +67,9 @@ struct Ready {
     state: Arc<State>,
     clickhouse: Client,
     start: Lsn,
+    /// Every event of commits before was sent.
+    queue_start: Lsn,
+    system_identifier: u64,
     /// The end of the source's WAL.
     flushed: Lsn,
     epoch: Epoch,
@@ -107,8 +116,19 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
         }
         None => begin(config, &control, &server, found, &state).await?,
     };
-    let (start, epoch, flushed) = (checkpoint.lsn, checkpoint.epoch, server.position);
-    Ok(Ready { control, lock, replication, publication, state, clickhouse, start, flushed, epoch })
+    Ok(Ready {
+        control,
+        lock,
+        replication,
+        publication,
+        state,
+        clickhouse,
+        start: checkpoint.lsn,
+        queue_start: checkpoint.lsn.max(checkpoint.queue_lsn),
+        system_identifier: checkpoint.system_identifier,
+        flushed: server.position,
+        epoch: checkpoint.epoch,
+    })
 }
 
 /// Whether the server can be a source at all.
@@ -224,6 +244,7 @@ async fn begin(
     let checkpoint = Checkpoint {
         epoch: Epoch(0),
         lsn,
+        queue_lsn: lsn,
         ceiling: lsn,
         system_identifier: server.system_identifier,
         timeline: server.timeline,
@@ -240,7 +261,7 @@ async fn stream(
     stop: &CancellationToken,
     ready: Ready,
 ) -> Result<(), SessionError> {
-    let Ready { control, lock, replication, publication, state, clickhouse, start, flushed, epoch } = ready;
+    let Ready { control, lock, replication, publication, state, clickhouse, start, flushed, epoch, .. } = ready;
     let source = &config.source;
     let budget = config.memory.budget.as_usize();
     let allowed = Arc::new(AtomicBool::new(true));
@@ -284,8 +305,17 @@ async fn stream(
         &known,
     );
     let sink = Sink::new(Arc::clone(&shared), limits, epoch, start, receiver, command_receiver, known);
+    let (mut senders, mut positions) = (vec![sender], vec![durable]);
+    let mut publisher = None;
+    if let Some(lane) = QueueLane::new(config, origin(config, ready.system_identifier, epoch), ready.queue_start).await
+    {
+        senders.push(lane.sender);
+        positions.push(lane.durable);
+        publisher = Some(Task::spawn("queue", lane.publisher.run()));
+    }
+    let queue_position = positions.get(1).cloned();
     let (stored, watched) = watch::channel(start);
-    let outlet = Outlet::new(start, vec![sender], Room::new(budget / 8), watched.clone());
+    let outlet = Outlet::new(start, senders, Room::new(budget / 8), watched.clone());
     let settings = Settings {
         source: source.clone(),
         lock: Arc::clone(&lock),
@@ -295,9 +325,9 @@ async fn stream(
     let mut reader = Source::start(replication, outlet, settings).await?;
 
     let settled = CancellationToken::new();
-    let guarded = Guarded { state: Arc::clone(&state), lock, allowed };
+    let guarded = Guarded { state: Arc::clone(&state), lock, allowed, queue: queue_position };
     let mut sink = Task::spawn("sink", sink.run());
-    let mut checkpoints = Task::spawn("checkpoint", checkpoint::run(guarded, vec![durable], stored, settled.clone()));
+    let mut checkpoints = Task::spawn("checkpoint", checkpoint::run(guarded, positions, stored, settled.clone()));
     let mut tables = Task::spawn("tables", tables.run(control));
     let mut monitor = Task::spawn("monitor", monitor(Arc::clone(config), Arc::clone(status), watched, flushed));
 
@@ -313,6 +343,7 @@ async fn stream(
                 return Err(error.into());
             }
         }
+        ended = join(&mut publisher) => return Err(ended.err().unwrap_or(SessionError::Panic("queue"))),
         ended = sink.join() => return Err(ended.err().unwrap_or(SessionError::Panic("sink"))),
         ended = checkpoints.join() => return Err(ended.err().unwrap_or(SessionError::Panic("checkpoint"))),
         ended = tables.join() => return Err(ended.err().unwrap_or(SessionError::Panic("tables"))),
@@ -327,6 +358,9 @@ async fn stream(
     reader.release_lanes();
     let drain = async {
         sink.join().await?;
+        if publisher.is_some() {
+            join(&mut publisher).await?;
+        }
         settled.cancel();
         checkpoints.join().await?;
         state.settle().await?;
@@ -338,6 +372,40 @@ async fn stream(
     }
     reader.finish().await;
     Ok(())
+}
+
+/// The queue lane, before it runs.
+struct QueueLane {
+    sender: LaneSender,
+    durable: watch::Receiver<Lsn>,
+    publisher: Publisher,
+}
+
+impl QueueLane {
+    /// `None` without `[queue]`.
+    async fn new(config: &Config, origin: Origin, start: Lsn) -> Option<Self> {
+        let queue = config.queue.as_ref()?;
+        let sqs = Arc::new(Sqs::new(queue).await);
+        let (sender, receiver, durable) = lane(start);
+        let again = Arc::new(Again::new(config.source.clone()));
+        let publisher = Publisher::new(receiver, sqs, origin, start, queue.budget.as_usize(), again);
+        Some(Self { sender, durable, publisher })
+    }
+}
+
+fn origin(config: &Config, system_identifier: u64, epoch: Epoch) -> Origin {
+    let queue = config.queue.clone().unwrap_or_default();
+    let database = config.source.url.connection().get_dbname().unwrap_or("postgres").to_owned();
+    let (service, table) = (queue.source_service.clone().unwrap_or(database), queue.outbox());
+    Origin { system_identifier, epoch, service, table }
+}
+
+/// The end of a task, if there is one.
+async fn join<E: Into<SessionError> + Send + 'static>(task: &mut Option<Task<E>>) -> Result<(), SessionError> {
+    match task {
+        Some(task) => task.join().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Tables are laid out as they are configured, with the types that the server has.
@@ -406,6 +474,12 @@ async fn measure(
 struct Task<E> {
     name: &'static str,
     handle: JoinHandle<Result<(), E>>,
+}
+
+impl From<PublishError> for SessionError {
+    fn from(error: PublishError) -> Self {
+        Self::Definite(error.to_string())
+    }
 }
 
 impl<E: Into<SessionError> + Send + 'static> Task<E> {

@@ -7,6 +7,7 @@
 
 mod adopt;
 mod known;
+mod outbox;
 mod resync;
 
 use super::SessionError;
@@ -75,6 +76,8 @@ pub(super) struct Tables {
     soon: bool,
     /// What was said of tables that are left out.
     said: HashSet<(u32, String)>,
+    /// The identity of the outbox table's membership.
+    outbox: Option<String>,
 }
 
 impl Tables {
@@ -106,6 +109,7 @@ impl Tables {
             tried: HashMap::new(),
             soon: false,
             said: HashSet::new(),
+            outbox: None,
         }
     }
 
@@ -145,6 +149,7 @@ impl Tables {
             return Err(gap.into());
         }
         let Listing { tables, memberships, position } = catalog::tables(control, &self.source).await?;
+        self.publish_outbox(control, &memberships).await?;
         let present: HashSet<u32> = tables.iter().map(|table| table.oid).collect();
         for record in self.shared.state.tables().await {
             if record.is_adopted() && !present.contains(&record.oid) {

@@ -1,6 +1,7 @@
 //! The source: what walhouse knows about PostgreSQL, and says outwards in the words of
 //! [`event`](crate::event) alone.
 
+pub mod again;
 pub mod assembler;
 pub mod catalog;
 pub mod catchup;

@@ -42,6 +42,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Streaming {
     connection: ReplicationConnection,
     heard: Instant,
+    is_measured: bool,
 }
 
 impl Streaming {
@@ -59,7 +60,12 @@ impl Streaming {
         let slot = crate::quote::postgres(slot);
         let command = format!("START_REPLICATION SLOT {slot} LOGICAL {start} ({options})");
         connection.start_replication(&command).await?;
-        Ok(Self { connection, heard: Instant::now() })
+        Ok(Self { connection, heard: Instant::now(), is_measured: true })
+    }
+
+    /// It is not the one whose position and bytes are told.
+    pub fn unmeasured(self) -> Self {
+        Self { is_measured: false, ..self }
     }
 
     /// Reads until `stop` is cancelled, or until `leave` is and no transaction is open. Then the connection's other half of
@@ -100,7 +106,9 @@ impl Streaming {
                 () = sleep_until(rest), if rest.is_some() => rest = None,
                 read = self.connection.read(), if outlet.held.is_none() && rest.is_none() => {
                     let count = read?;
-                    metrics::counter!(names::SOURCE_BYTES).increment(count as u64);
+                    if self.is_measured {
+                        metrics::counter!(names::SOURCE_BYTES).increment(count as u64);
+                    }
                     self.heard = Instant::now();
                     if count < LITTLE {
                         self.connection.rest()?;
@@ -114,7 +122,7 @@ impl Streaming {
     /// Takes what is whole in the buffer, and makes room for what is not.
     async fn take(&mut self, outlet: &mut Outlet, leaving: bool) -> Result<Option<Group>, StreamError> {
         let taken = outlet.assembler.take(self.connection.buffer(), leaving)?;
-        if let Some(position) = taken.heard {
+        if let Some(position) = taken.heard.filter(|_| self.is_measured) {
             metrics::gauge!(names::SOURCE_POSITION).set(position.0 as f64);
         }
         if taken.reply_requested {

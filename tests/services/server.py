@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Runs one real server, ClickHouse or PostgreSQL, for exactly as long as standard input stays open.
+"""Runs one real server, ClickHouse, PostgreSQL or an SQS, for exactly as long as standard input stays open.
 
     server.py clickhouse --dir DIR --http-port N [--tcp-port N] [--config-file F] [--memory BYTES]
     server.py postgres --version 14|15|16|17|18 --dir DIR --port N [--setting k=v]... [--hba LINE]...
+    server.py sqs --dir DIR --port N
 
 Prints `ready` on standard output when the server answers. Whoever holds the other end of the pipe owns the server: when
 that process ends, however it ends, so does the server, and with --remove its directory too. An existing DIR is started
@@ -19,6 +20,7 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -246,8 +248,43 @@ def start_postgres(files, directory):
 def exit_with_server(server):
     code = server.wait()
     if not getattr(OPTIONS, "stopping", False):
-        say(f"PostgreSQL ended by itself ({code})")
+        say(f"the server ended by itself ({code})")
         os._exit(1)
+
+
+# SQS: an emulator that speaks its protocol, and keeps everything in memory.
+
+
+def sqs(options):
+    program = os.path.join(SERVICES, "node_modules", "fauxqs", "dist", "server.js")
+    if not os.path.exists(program):
+        sys.exit(f"no {os.path.normpath(program)}: run tests/services/install first")
+    os.makedirs(options.dir, exist_ok=True)
+    environment = {**os.environ, "FAUXQS_PORT": str(options.port), "FAUXQS_HOST": "127.0.0.1", "FAUXQS_LOGGER": "false"}
+    server = subprocess.Popen(["node", program], stdin=subprocess.DEVNULL, stdout=sys.stderr, env=environment,
+                              cwd=options.dir)
+    threading.Thread(target=exit_with_server, args=(server,), daemon=True).start()
+    started = time.monotonic()
+    while not answers(options.port):
+        if time.monotonic() > started + START_SECONDS:
+            server.kill()
+            sys.exit(f"SQS was not ready within {START_SECONDS} s")
+        time.sleep(0.02)
+    announce()
+    sys.stdin.buffer.read()
+    options.stopping = True
+    server.kill()
+    server.wait()
+    if options.remove:
+        remove(options.dir)
+
+
+def answers(port):
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
 
 
 def read_lines(path):
@@ -261,7 +298,7 @@ def read_lines(path):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind in ("clickhouse", "postgres"):
+    for kind in ("clickhouse", "postgres", "sqs"):
         sub = kinds.add_parser(kind)
         sub.add_argument("--dir", required=True)
         sub.add_argument("--remove", action="store_true", help="remove DIR and DIR.log when standard input closes")
@@ -271,8 +308,9 @@ def arguments():
             sub.add_argument("--config-file")
             sub.add_argument("--memory", type=int, help="bytes that the whole server may use")
         else:
-            sub.add_argument("--version", default="15")
             sub.add_argument("--port", type=int, required=True)
+        if kind == "postgres":
+            sub.add_argument("--version", default="15")
             sub.add_argument("--setting", action="append", default=[], metavar="KEY=VALUE")
             sub.add_argument("--hba", action="append", default=[], metavar="LINE", help="goes before the trusting lines")
     return parser.parse_args(namespace=argparse.Namespace(ready=False))
@@ -282,4 +320,4 @@ if __name__ == "__main__":
     # The owner decides when the server ends; a Ctrl-C meant for the owner must not end it before.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     OPTIONS = arguments()
-    {"clickhouse": clickhouse, "postgres": postgres}[OPTIONS.kind](OPTIONS)
+    {"clickhouse": clickhouse, "postgres": postgres, "sqs": sqs}[OPTIONS.kind](OPTIONS)

@@ -15,6 +15,7 @@ mod load;
 mod postgres;
 mod process;
 mod proxy;
+mod sqs;
 mod stream;
 mod toml;
 mod watch;
@@ -33,6 +34,7 @@ pub(crate) use load::{LOAD_TABLES, Load};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
 pub(crate) use process::{free_port, signal};
 pub(crate) use proxy::Proxy;
+pub(crate) use sqs::{Received, Sqs};
 pub(crate) use stream::{FrozenStream, Past, assert_settled_equal, settled, stopped};
 pub(crate) use watch::{Watch, confirmed, stored};
 

@@ -1,0 +1,147 @@
+//! `[queue]` and `[workers]`: where events go, and who handles them.
+
+use super::{
+    http_url,
+    value::{ByteSize, Timespan},
+    within,
+};
+use serde::{Deserialize, Serialize};
+use std::{borrow::Cow, time::Duration};
+
+/// `[queue]`. Without it there is no queue lane, no worker, and no call to AWS.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QueueConfig {
+    /// Where SQS is; AWS if it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint_url: Option<String>,
+    /// The region; `AWS_REGION` and what else AWS's clients look at, if it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// The table into which applications write events, as `schema.name`.
+    pub outbox_table: String,
+    /// What the queues' names begin with, so that several pipelines can share an account.
+    pub prefix: String,
+    /// Whether the queues are FIFO queues.
+    pub fifo: bool,
+    /// The service that events are from if they do not say so themselves; the source's database if it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_service: Option<String>,
+    /// Events that wait to be sent; beyond it they wait in PostgreSQL's WAL.
+    pub budget: ByteSize,
+}
+
+/// `[workers]`
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkersConfig {
+    /// Whether this process handles messages. Another one with the same configuration may do so instead.
+    pub enabled: bool,
+    /// audit-log-queue.
+    pub audit: WorkerConfig,
+    /// async-operations-queue.
+    pub operation: WorkerConfig,
+    /// data-sync-queue.
+    pub data_sync: WorkerConfig,
+}
+
+/// How one queue's messages are handled.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WorkerConfig {
+    /// Whether they are.
+    pub enabled: bool,
+    /// Messages that are handled at once.
+    pub concurrency: usize,
+    /// How long the handling of one may take; the event's own limit if it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Timespan>,
+    /// The delay before the first retry; the event's own if it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_delay: Option<Timespan>,
+}
+
+/// SQS takes names of up to 80 characters, of which the longest of ours needs 26 and FIFO five more.
+const LONGEST_PREFIX: usize = 48;
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self {
+            endpoint_url: None,
+            region: None,
+            outbox_table: "public.outbox_event".to_owned(),
+            prefix: String::new(),
+            fifo: false,
+            source_service: None,
+            budget: ByteSize::mib(8),
+        }
+    }
+}
+
+impl Default for WorkersConfig {
+    fn default() -> Self {
+        let worker = |concurrency| WorkerConfig { concurrency, ..WorkerConfig::default() };
+        Self { enabled: true, audit: worker(8), operation: worker(2), data_sync: worker(4) }
+    }
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self { enabled: true, concurrency: 4, timeout: None, retry_delay: None }
+    }
+}
+
+type Refused = (Cow<'static, str>, String);
+
+impl QueueConfig {
+    /// Schema and name of the outbox table.
+    pub fn outbox(&self) -> (String, String) {
+        let (schema, name) = self.outbox_table.split_once('.').unwrap_or(("public", &self.outbox_table));
+        (schema.to_owned(), name.to_owned())
+    }
+
+    pub(super) fn check(&self) -> Result<(), Refused> {
+        let at = |key: &'static str| move |message| (Cow::from(key), message);
+        if let Some(url) = &self.endpoint_url {
+            http_url(url).map_err(at("queue.endpoint_url"))?;
+        }
+        let named =
+            self.outbox_table.split_once('.').is_some_and(|(schema, name)| !schema.is_empty() && !name.is_empty());
+        if !named {
+            let why =
+                "it is not the name of a table; give its schema, a dot and its name, such as \"public.outbox_event\"";
+            return Err(at("queue.outbox_table")(why.to_owned()));
+        }
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if self.prefix.len() > LONGEST_PREFIX || !self.prefix.bytes().all(legal) {
+            let why = format!(
+                "a queue's name has letters, digits, hyphens and underscores, so the prefix may have these, and up to \
+                 {LONGEST_PREFIX} of them"
+            );
+            return Err(at("queue.prefix")(why));
+        }
+        if self.source_service.as_deref().is_some_and(|service| service.is_empty() || service.len() > 256) {
+            return Err(at("queue.source_service")("give it 1 to 256 characters".to_owned()));
+        }
+        within(self.budget, ByteSize::mib(2), ByteSize::mib(4096)).map_err(at("queue.budget"))
+    }
+}
+
+impl WorkersConfig {
+    pub(super) fn check(&self) -> Result<(), Refused> {
+        for (name, worker) in [("audit", &self.audit), ("operation", &self.operation), ("data_sync", &self.data_sync)] {
+            let at = |key: &str| {
+                let path = Cow::from(format!("workers.{name}.{key}"));
+                move |message: String| (path, message)
+            };
+            within(worker.concurrency, 1, 256).map_err(at("concurrency"))?;
+            let (shortest, longest) = (Timespan(Duration::from_millis(100)), Timespan(Duration::from_secs(6 * 3600)));
+            within(worker.timeout.unwrap_or(shortest), shortest, longest).map_err(at("timeout"))?;
+            // What SQS allows a message to be invisible for.
+            let longest = Timespan(Duration::from_secs(12 * 3600));
+            within(worker.retry_delay.unwrap_or(shortest), Timespan(Duration::ZERO), longest)
+                .map_err(at("retry_delay"))?;
+        }
+        Ok(())
+    }
+}

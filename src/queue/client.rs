@@ -1,0 +1,202 @@
+//! SQS, as far as walhouse uses it.
+//!
+//! AWS's own client signs and speaks; what is repeated is decided here, so its retries are off. A queue is asked for by its name
+//! once. Whatever URL it then has, requests go to the configured endpoint.
+
+use super::pending::{Destination, Item};
+use crate::{config::QueueConfig, retry::Kind};
+use aws_sdk_sqs::{
+    Client,
+    config::{BehaviorVersion, Credentials, Region, retry::RetryConfig, timeout::TimeoutConfig},
+    error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
+    types::{MessageAttributeValue, SendMessageBatchRequestEntry},
+};
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A long poll takes 20 s by itself.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A request that did not do what it should.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct QueueError {
+    /// Whether another try can help without anybody's doing.
+    pub kind: Kind,
+    /// Whether it is that there is no such queue.
+    pub is_missing: bool,
+    /// What happened, where, and what to do.
+    pub message: String,
+}
+
+/// What became of the messages of a batch, in their order.
+pub type Sent = Vec<Result<(), Refusal>>;
+
+/// Why one message of a batch was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Whether it is the message's own fault, so that it will never be taken.
+    pub of_the_message: bool,
+    /// SQS's code for it.
+    pub code: String,
+}
+
+/// SQS.
+pub struct Sqs {
+    client: Client,
+    config: QueueConfig,
+    endpoint: String,
+    urls: Mutex<HashMap<Destination, String>>,
+}
+
+impl Sqs {
+    /// A client; nothing is sent yet.
+    pub async fn new(config: &QueueConfig) -> Self {
+        let http =
+            aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
+            .build();
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http)
+            .timeout_config(timeouts)
+            .retry_config(RetryConfig::disabled());
+        if let Some(region) = &config.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(url) = &config.endpoint_url {
+            loader = loader.endpoint_url(url.clone());
+            if std::env::var_os("AWS_ACCESS_KEY_ID").is_none() {
+                // An emulator wants any at all.
+                loader = loader.credentials_provider(Credentials::new("walhouse", "walhouse", None, None, "emulator"));
+            }
+        }
+        let client = Client::new(&loader.load().await);
+        let region = || config.region.as_deref().map_or_else(|| "AWS".to_owned(), |region| format!("AWS, {region}"));
+        let endpoint = config.endpoint_url.clone().unwrap_or_else(region);
+        Self { client, config: config.clone(), endpoint, urls: Mutex::default() }
+    }
+
+    /// The client itself.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether its queues are FIFO queues.
+    pub fn is_fifo(&self) -> bool {
+        self.config.fifo
+    }
+
+    /// The name of a queue.
+    pub fn name(&self, destination: Destination) -> String {
+        let Destination { queue, dead } = destination;
+        let name = if dead { queue.dead_letters() } else { queue.name() };
+        format!("{}{name}{}", self.config.prefix, if self.config.fifo { ".fifo" } else { "" })
+    }
+
+    /// The URL of a queue.
+    pub async fn url(&self, destination: Destination) -> Result<String, QueueError> {
+        let known = self.urls.lock().unwrap_or_else(PoisonError::into_inner).get(&destination).cloned();
+        if let Some(url) = known {
+            return Ok(url);
+        }
+        let name = self.name(destination);
+        let answer = self.client.get_queue_url().queue_name(&name).send().await;
+        let answer = answer.map_err(|error| self.error(&error, &name))?;
+        let url = answer.queue_url().ok_or_else(|| QueueError {
+            kind: Kind::Transient,
+            is_missing: false,
+            message: format!("SQS at {} has no URL for {name}", self.endpoint),
+        })?;
+        self.urls.lock().unwrap_or_else(PoisonError::into_inner).insert(destination, url.to_owned());
+        Ok(url.to_owned())
+    }
+
+    /// Sends a batch.
+    ///
+    /// # Errors
+    /// If it is not known what became of the messages: any of them may have been taken.
+    pub async fn send(&self, destination: Destination, items: &[Item]) -> Result<Sent, QueueError> {
+        let url = self.url(destination).await?;
+        let entries = items.iter().enumerate().map(|(index, item)| self.entry(index, item)).collect();
+        let answer = self.client.send_message_batch().queue_url(url).set_entries(Some(entries)).send().await;
+        let answer = answer.map_err(|error| self.error(&error, &self.name(destination)))?;
+        // What the answer does not mention is sent again.
+        let unknown = || Err(Refusal { of_the_message: false, code: "without an answer".to_owned() });
+        let mut sent: Sent = items.iter().map(|_| unknown()).collect();
+        for taken in answer.successful() {
+            if let Some(place) = taken.id().parse().ok().and_then(|index: usize| sent.get_mut(index)) {
+                *place = Ok(());
+            }
+        }
+        for failed in answer.failed() {
+            if let Some(place) = failed.id().parse().ok().and_then(|index: usize| sent.get_mut(index)) {
+                *place = Err(Refusal { of_the_message: failed.sender_fault(), code: failed.code().to_owned() });
+            }
+        }
+        Ok(sent)
+    }
+
+    fn entry(&self, index: usize, item: &Item) -> SendMessageBatchRequestEntry {
+        let event = &item.event;
+        let text = |value: &str| {
+            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
+            value.expect("an attribute with its type")
+        };
+        let reason = event.dead.as_deref().map(|reason| ("deadLetterReason", reason));
+        let named = event.attributes.iter().map(|(name, value)| (*name, value.as_str())).chain(reason);
+        let attributes = named.map(|(name, value)| (name.to_owned(), text(value)));
+        let mut entry = SendMessageBatchRequestEntry::builder()
+            .id(index.to_string())
+            .message_body(&event.body)
+            .set_message_attributes(Some(attributes.collect()));
+        if self.config.fifo {
+            let group = event.key.as_deref().unwrap_or(&event.id);
+            entry = entry.message_group_id(group).message_deduplication_id(&event.id);
+        }
+        entry.build().expect("an entry with its id and body")
+    }
+
+    /// What an error of AWS's client means.
+    pub fn error<E, R>(&self, error: &SdkError<E, R>, queue: &str) -> QueueError
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+        R: std::fmt::Debug,
+    {
+        let endpoint = &self.endpoint;
+        let is_missing = matches!(error.code(), Some("AWS.SimpleQueueService.NonExistentQueue" | "QueueDoesNotExist"));
+        let (kind, message) = match error {
+            SdkError::ServiceError(_) => match error.code().unwrap_or("an error without a code") {
+                _ if is_missing => {
+                    (Kind::Definite, format!("SQS at {endpoint} has no queue {queue}: run walhouse provision"))
+                }
+                code @ ("AccessDenied"
+                | "AccessDeniedException"
+                | "InvalidClientTokenId"
+                | "SignatureDoesNotMatch"
+                | "UnrecognizedClientException"
+                | "ExpiredToken") => (
+                    Kind::Definite,
+                    format!(
+                        "SQS at {endpoint} does not let this identity use {queue} ({code}): see its policy in docker/ecs, and \
+                         the credentials"
+                    ),
+                ),
+                code => (Kind::Transient, format!("SQS at {endpoint} refuses a request for {queue}: {code}")),
+            },
+            SdkError::TimeoutError(_) => (Kind::Transient, format!("SQS at {endpoint} has not answered in time")),
+            // Of what could not be built or signed, the cause says what is missing, such as a region.
+            SdkError::ConstructionFailure(_) => {
+                (Kind::Definite, format!("a request for {queue} could not be made: {}", DisplayErrorContext(error)))
+            }
+            _ => (Kind::Transient, format!("SQS at {endpoint} can not be reached")),
+        };
+        QueueError { kind, is_missing, message }
+    }
+}

@@ -1,0 +1,14 @@
+//! The queue lane: from events that applications write into the WAL to SQS.
+//!
+//! [`outbox`] reads them out of the stream, [`outgoing`] gives them their envelope, [`pending`] keeps their order, [`client`]
+//! speaks to SQS, and [`publisher`] is the lane that joins these. What is too much to be held is read again later: [`intake`]
+//! and [`feed`].
+
+pub mod client;
+pub mod feed;
+mod intake;
+pub mod outbox;
+pub mod outgoing;
+pub mod pending;
+pub mod provision;
+pub mod publisher;

@@ -1,0 +1,248 @@
+//! An event on its way out: from what an application wrote to what a queue takes.
+
+use crate::event::{
+    envelope::{Envelope, EventType, Metadata, Place, Position, Queue, VERSION, Written},
+    schema::{self, Misfit},
+};
+use serde_json::{Value, value::RawValue};
+use std::{borrow::Cow, time::SystemTime};
+
+/// What an application has written, as far as it could be read.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Where it stands.
+    pub place: Place,
+    /// When its transaction committed.
+    pub time: SystemTime,
+    /// The name of its type.
+    pub event_type: String,
+    /// [`VERSION`] if it has none.
+    pub version: Option<String>,
+    /// Its own id, else that of its place.
+    pub id: Option<String>,
+    /// Events of one key keep their order.
+    pub key: Option<String>,
+    /// What correlates it, else what the transaction says, else the transaction itself.
+    pub correlation: Option<String>,
+    /// Who wrote it.
+    pub service: String,
+    /// The W3C header of that name.
+    pub traceparent: Option<String>,
+    /// The table, of a change.
+    pub table: Option<String>,
+    /// JSON, one would hope.
+    pub payload: String,
+}
+
+/// What goes into a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outgoing {
+    /// The queue, or the one whose dead letters it joins.
+    pub queue: Queue,
+    /// Why it is a dead letter.
+    pub dead: Option<String>,
+    /// The event's id.
+    pub id: String,
+    /// Events of one key keep their order.
+    pub key: Option<String>,
+    /// The envelope.
+    pub body: String,
+    /// What travels beside the body, by name. None is empty, which SQS does not take.
+    pub attributes: Vec<(&'static str, String)>,
+}
+
+impl Outgoing {
+    /// What is left of an event that can not even be kept as a dead letter: who it was.
+    pub fn epitaph(&self) -> Self {
+        let attributes = self.attributes.iter().filter(|(name, _)| *name != "traceparent").cloned().collect();
+        let body = serde_json::json!({ "eventId": self.id, "payload": "not kept" }).to_string();
+        Self { body, attributes, ..self.clone() }
+    }
+}
+
+/// The longest that an identifier may be; what is longer is no identifier.
+const LONGEST: usize = 256;
+
+impl Draft {
+    /// The event, checked against the schema of its type. `correlation` is what the transaction says.
+    pub fn finish(self, correlation: Option<&str>) -> Outgoing {
+        let of = self.event_type.parse::<EventType>();
+        let own = self.correlation.as_deref().filter(|own| !own.is_empty());
+        let correlation = own.or(correlation).map_or_else(|| self.place.correlation_id().to_string(), str::to_owned);
+        let metadata = Metadata {
+            event_id: self.id.clone().unwrap_or_else(|| self.place.event_id().to_string()),
+            event_timestamp: humantime::format_rfc3339_micros(self.time).to_string(),
+            event_type: self.event_type.clone(),
+            event_version: self.version.clone().unwrap_or_else(|| VERSION.to_owned()),
+            correlation_id: correlation,
+            source_service: self.service.clone(),
+            position: (self.place.written == Written::Change).then_some(Position {
+                epoch: self.place.epoch.0,
+                commit_lsn: self.place.commit,
+                record_lsn: self.place.record,
+            }),
+        };
+        let attributes = attributes(&metadata, of.ok(), self.table.as_deref(), self.traceparent.as_deref());
+        let (payload, is_json) = match RawValue::from_string(self.payload) {
+            Ok(payload) => (payload, Ok(())),
+            Err(error) => {
+                let text = Value::String("a payload that is no JSON".to_owned());
+                let payload = serde_json::value::to_raw_value(&text).expect("a string is JSON");
+                (payload, Err(Misfit::Json(error.to_string())))
+            }
+        };
+        let id = metadata.event_id.clone();
+        let body = serde_json::to_string(&Envelope { metadata, payload }).expect("an envelope is JSON");
+        let checked = match of {
+            Err(error) => Err(error.to_string()),
+            Ok(of) => {
+                is_json.and_then(|()| schema::check_event(&body)).map_err(|misfit| misfit.to_string()).map(|_| of)
+            }
+        };
+        Outgoing {
+            // What is of no type is for those who look after what happens to security.
+            queue: of.map_or(Queue::AuditLog, EventType::queue),
+            dead: checked.err(),
+            id,
+            key: self.key.filter(|key| !key.is_empty()),
+            body: legal(&body).into_owned(),
+            attributes,
+        }
+    }
+}
+
+fn attributes(
+    metadata: &Metadata,
+    of: Option<EventType>,
+    table: Option<&str>,
+    traceparent: Option<&str>,
+) -> Vec<(&'static str, String)> {
+    let all = [
+        ("eventType", Some(metadata.event_type.as_str())),
+        ("eventVersion", Some(metadata.event_version.as_str())),
+        ("correlationId", Some(metadata.correlation_id.as_str())),
+        ("traceparent", traceparent),
+    ];
+    let named = all.into_iter().filter_map(|(name, value)| Some((name, value?.to_owned())));
+    let key = of.map(|of| ("routingKey", of.routing_key(table)));
+    let fit = |(name, value): (&'static str, String)| {
+        let value: String = value.chars().filter(|&one| is_legal(one)).take(LONGEST).collect();
+        (!value.is_empty()).then_some((name, value))
+    };
+    named.chain(key).filter_map(fit).collect()
+}
+
+/// What SQS takes of Unicode: the characters of XML 1.0.
+fn is_legal(one: char) -> bool {
+    matches!(one, '\t' | '\n' | '\r' | ' '..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..)
+}
+
+/// The same JSON with escapes in place of characters that SQS does not take. Outside of strings JSON has none of them.
+fn legal(json: &str) -> Cow<'_, str> {
+    if json.chars().all(is_legal) {
+        return Cow::Borrowed(json);
+    }
+    let mut out = String::with_capacity(json.len() + 16);
+    for one in json.chars() {
+        match is_legal(one) {
+            true => out.push(one),
+            false => out.push_str(&format!("\\u{:04x}", u32::from(one))),
+        }
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Epoch, Lsn};
+    use std::time::{Duration, UNIX_EPOCH};
+
+    fn draft() -> Draft {
+        Draft {
+            place: Place {
+                system_identifier: 1,
+                epoch: Epoch(0),
+                commit: Lsn(200),
+                record: Lsn(100),
+                written: Written::Row,
+                ordinal: 0,
+            },
+            time: UNIX_EPOCH + Duration::from_secs(86_400),
+            event_type: "SecurityEventOccurred".to_owned(),
+            version: None,
+            id: Some("018f3b5e-7c1a-8000-8000-0123456789ab".to_owned()),
+            key: Some("user 1".to_owned()),
+            correlation: None,
+            service: "shop".to_owned(),
+            traceparent: None,
+            table: None,
+            payload: r#"{"eventType": "login", "actingUserId": "u1", "outcome": "success"}"#.to_owned(),
+        }
+    }
+
+    #[test]
+    fn an_event_has_its_envelope_and_its_attributes() {
+        let event = Draft { traceparent: Some("00-a-b-01".to_owned()), ..draft() }.finish(Some("request 7"));
+        assert_eq!((event.queue, event.dead, event.key.as_deref()), (Queue::AuditLog, None, Some("user 1")));
+        assert_eq!(
+            event.body,
+            r#"{"metadata":{"eventId":"018f3b5e-7c1a-8000-8000-0123456789ab","eventTimestamp":"1970-01-02T00:00:00.000000Z","eventType":"SecurityEventOccurred","eventVersion":"1.0","correlationId":"request 7","sourceService":"shop"},"payload":{"eventType": "login", "actingUserId": "u1", "outcome": "success"}}"#
+        );
+        let attributes: Vec<_> = event.attributes.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        assert_eq!(
+            attributes,
+            [
+                ("eventType", "SecurityEventOccurred"),
+                ("eventVersion", "1.0"),
+                ("correlationId", "request 7"),
+                ("traceparent", "00-a-b-01"),
+                ("routingKey", "audit.security")
+            ]
+        );
+    }
+
+    #[test]
+    fn an_events_own_correlation_wins_and_without_any_the_transaction_is_it() {
+        let body = |event: Outgoing| event.body;
+        let own = Draft { correlation: Some("own".to_owned()), ..draft() };
+        assert!(body(own.finish(Some("other"))).contains(r#""correlationId":"own""#));
+        let transaction = draft().place.correlation_id().to_string();
+        assert!(body(draft().finish(None)).contains(&transaction));
+        let empty = Draft { correlation: Some(String::new()), ..draft() };
+        assert!(body(empty.finish(None)).contains(&transaction));
+    }
+
+    #[test]
+    fn what_is_no_event_is_a_dead_letter_that_says_why() {
+        let dead = |draft: Draft| {
+            let event = draft.finish(None);
+            assert!(serde_json::from_str::<Value>(&event.body).is_ok(), "{}", event.body);
+            (event.queue, event.dead.unwrap_or_default())
+        };
+        let (queue, why) = dead(Draft { event_type: "OrderPlaced".to_owned(), ..draft() });
+        assert!(queue == Queue::AuditLog && why.contains("there is no event of that type"), "{why}");
+        let (queue, why) = dead(Draft { event_type: "AsynchronousOperationRequested".to_owned(), ..draft() });
+        assert!(queue == Queue::AsyncOperations && why.starts_with("/payload: "), "{why}");
+        let (_, why) = dead(Draft { payload: "{\"canary".to_owned(), ..draft() });
+        assert!(why.contains("it is no JSON") && !why.contains("canary"), "{why}");
+        let (_, why) = dead(Draft { version: Some("2.0".to_owned()), ..draft() });
+        assert!(why.contains("2.0"), "{why}");
+        let (_, why) = dead(Draft { id: Some("7".to_owned()), ..draft() });
+        assert!(why.starts_with("/metadata/eventId: "), "{why}");
+        assert_eq!(dead(Draft { version: Some("1.3".to_owned()), ..draft() }).1, "");
+    }
+
+    #[test]
+    fn characters_that_sqs_does_not_take_travel_as_escapes() {
+        let payload =
+            "{\"eventType\": \"login\", \"actingUserId\": \"\u{FFFE}\u{1F600}\u{7F}\", \"outcome\": \"success\"}";
+        let event =
+            Draft { payload: payload.to_owned(), correlation: Some("a\u{1}b".to_owned()), ..draft() }.finish(None);
+        assert!(event.body.chars().all(is_legal), "{:?}", event.body);
+        let back: Value = serde_json::from_str(&event.body).unwrap();
+        assert_eq!(back["payload"]["actingUserId"], "\u{FFFE}\u{1F600}\u{7F}");
+        assert_eq!(back["metadata"]["correlationId"], "a\u{1}b");
+        assert!(event.attributes.contains(&("correlationId", "ab".to_owned())));
+    }
+}

@@ -1,0 +1,121 @@
+//! A real SQS protocol: the emulator that all tests share, and what is in its queues.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
+use serde_json::Value;
+
+use super::process::{Server, free_port};
+
+/// The emulator.
+pub(crate) struct Sqs {
+    server: Server,
+    port: u16,
+}
+
+/// A message as a consumer sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Received {
+    pub(crate) body: Value,
+    pub(crate) attributes: BTreeMap<String, String>,
+}
+
+impl Sqs {
+    /// The one of this test run; each test has a prefix of its own.
+    pub(crate) fn shared() -> Arc<Self> {
+        static SHARED: OnceLock<Arc<Sqs>> = OnceLock::new();
+        SHARED
+            .get_or_init(|| {
+                let port = free_port();
+                let server = Server::new("sqs", "sqs", vec!["--port".to_owned(), port.to_string()]);
+                server.start();
+                Arc::new(Self { server, port })
+            })
+            .clone()
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// `[queue]` with this prefix, by way of `port`.
+    pub(crate) fn config(port: u16, prefix: &str) -> String {
+        format!(
+            "[queue]\nendpoint_url = \"http://127.0.0.1:{port}\"\nregion = \"eu-central-1\"\nprefix = \"{prefix}\"\n"
+        )
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let config = aws_sdk_sqs::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new("eu-central-1"))
+            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .endpoint_url(format!("http://127.0.0.1:{}", self.port))
+            .http_client(aws_smithy_http_client::Builder::new().build_http())
+            .build();
+        Client::from_conf(config)
+    }
+
+    pub(crate) async fn url(&self, queue: &str) -> String {
+        let answer = self.client().get_queue_url().queue_name(queue).send().await.expect("the queue is there");
+        answer.queue_url.expect("it has a URL")
+    }
+
+    pub(crate) async fn attribute(&self, queue: &str, name: QueueAttributeName) -> Option<String> {
+        let url = self.url(queue).await;
+        let answer =
+            self.client().get_queue_attributes().queue_url(url).attribute_names(QueueAttributeName::All).send();
+        answer.await.expect("its attributes").attributes.and_then(|mut all| all.remove(&name))
+    }
+
+    /// Takes `count` messages and removes them; what is more than that within a moment fails the test.
+    pub(crate) async fn take(&self, queue: &str, count: usize) -> Vec<Received> {
+        let mut taken = self.drain(queue, count, Duration::from_secs(30)).await;
+        assert!(taken.len() >= count, "{} of {count} messages in {queue}: {taken:?}", taken.len());
+        taken.extend(self.drain(queue, usize::MAX, Duration::from_millis(300)).await);
+        assert_eq!(taken.len(), count, "more messages than expected in {queue}: {taken:?}");
+        taken
+    }
+
+    /// Takes messages and removes them, until there are `count` or the time is over.
+    pub(crate) async fn drain(&self, queue: &str, count: usize, limit: Duration) -> Vec<Received> {
+        let (client, url, deadline) = (self.client(), self.url(queue).await, Instant::now() + limit);
+        let mut taken = Vec::new();
+        while taken.len() < count && Instant::now() < deadline {
+            let answer = client
+                .receive_message()
+                .queue_url(&url)
+                .max_number_of_messages(10)
+                .wait_time_seconds(if count == usize::MAX { 0 } else { 1 })
+                .message_attribute_names("All")
+                .message_system_attribute_names(MessageSystemAttributeName::All)
+                .send()
+                .await
+                .expect("messages can be received");
+            for message in answer.messages.unwrap_or_default() {
+                let receipt = message.receipt_handle.clone().expect("a receipt");
+                client
+                    .delete_message()
+                    .queue_url(&url)
+                    .receipt_handle(receipt)
+                    .send()
+                    .await
+                    .expect("it can be deleted");
+                taken.push(received(message));
+            }
+        }
+        taken
+    }
+}
+
+fn received(message: Message) -> Received {
+    let body = message.body.expect("a body");
+    let body = serde_json::from_str(&body).unwrap_or(Value::String(body));
+    let attributes = message.message_attributes.unwrap_or_default();
+    let attributes = attributes.into_iter().map(|(name, value)| (name, value.string_value.unwrap_or_default()));
+    Received { body, attributes: attributes.collect() }
+}
