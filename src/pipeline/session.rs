@@ -385,7 +385,7 @@ impl QueueLane {
     /// `None` without `[queue]`.
     async fn new(config: &Config, origin: Origin, start: Lsn) -> Option<Self> {
         let queue = config.queue.as_ref()?;
-        let sqs = Arc::new(Sqs::new(queue).await);
+        let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
         let (sender, receiver, durable) = lane(start);
         let again = Arc::new(Again::new(config.source.clone()));
         let publisher = Publisher::new(receiver, sqs, origin, start, queue.budget.as_usize(), again);

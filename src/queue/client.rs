@@ -4,7 +4,10 @@
 //! once. Whatever URL it then has, requests go to the configured endpoint.
 
 use super::pending::{Destination, Item};
-use crate::{config::QueueConfig, retry::Kind};
+use crate::{
+    config::{QueueConfig, WorkersConfig},
+    retry::Kind,
+};
 use aws_sdk_sqs::{
     Client,
     config::{BehaviorVersion, Credentials, Region, retry::RetryConfig, timeout::TimeoutConfig},
@@ -50,13 +53,16 @@ pub struct Refusal {
 pub struct Sqs {
     client: Client,
     config: QueueConfig,
+    workers: WorkersConfig,
     endpoint: String,
     urls: Mutex<HashMap<Destination, String>>,
+    /// Held by whoever creates queues.
+    pub(super) creating: tokio::sync::Mutex<()>,
 }
 
 impl Sqs {
     /// A client; nothing is sent yet.
-    pub async fn new(config: &QueueConfig) -> Self {
+    pub async fn new(config: &QueueConfig, workers: &WorkersConfig) -> Self {
         let http =
             aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::Ring)).build_https();
         let timeouts = TimeoutConfig::builder()
@@ -80,12 +86,29 @@ impl Sqs {
         let client = Client::new(&loader.load().await);
         let region = || config.region.as_deref().map_or_else(|| "AWS".to_owned(), |region| format!("AWS, {region}"));
         let endpoint = config.endpoint_url.clone().unwrap_or_else(region);
-        Self { client, config: config.clone(), endpoint, urls: Mutex::default() }
+        Self {
+            client,
+            config: config.clone(),
+            workers: workers.clone(),
+            endpoint,
+            urls: Mutex::default(),
+            creating: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The client itself.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What handles the messages, as it is configured.
+    pub fn workers(&self) -> &WorkersConfig {
+        &self.workers
+    }
+
+    /// Whether queues that are missing are created without being asked for: not in AWS, where they have owners.
+    pub fn creates(&self) -> bool {
+        self.config.endpoint_url.is_some()
     }
 
     /// Whether its queues are FIFO queues.

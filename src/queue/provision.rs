@@ -44,7 +44,7 @@ pub struct Step {
 ///
 /// # Errors
 /// What SQS says.
-pub async fn provision(sqs: &Sqs, workers: &WorkersConfig, dry_run: bool) -> Result<Vec<Step>, QueueError> {
+pub async fn provision(sqs: &Sqs, dry_run: bool) -> Result<Vec<Step>, QueueError> {
     let mut steps = Vec::new();
     for queue in Queue::ALL {
         let dead = Destination { queue, dead: true };
@@ -55,7 +55,8 @@ pub async fn provision(sqs: &Sqs, workers: &WorkersConfig, dry_run: bool) -> Res
             "maxReceiveCount": (queue.retries() + 1).to_string(),
         });
         let live = Destination { queue, dead: false };
-        let (step, _) = one(sqs, live, of_the_live(visibility(queue, workers), &redrive.to_string()), dry_run).await?;
+        let (step, _) =
+            one(sqs, live, of_the_live(visibility(queue, sqs.workers()), &redrive.to_string()), dry_run).await?;
         steps.push(step);
     }
     Ok(steps)

@@ -9,6 +9,7 @@ use super::{
     intake::Intake,
     outbox::Origin,
     pending::{Destination, Item},
+    provision::{Action, provision},
 };
 use crate::{
     event::Lsn,
@@ -84,6 +85,15 @@ impl Publisher {
     /// Whatever SQS does is waited out, so only what can not be.
     pub async fn run(mut self) -> Result<(), PublishError> {
         let mut draining = false;
+        // Beside the lane: whoever is away keeps nobody waiting, and the first event tries again.
+        let sqs = Arc::clone(&self.sqs);
+        let _created = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
+            if sqs.creates()
+                && let Err(error) = create(&sqs).await
+            {
+                tracing::warn!(%error, "the queues can not be created yet");
+            }
+        }));
         loop {
             self.start();
             self.publish();
@@ -119,7 +129,10 @@ impl Publisher {
         {
             let sqs = Arc::clone(&self.sqs);
             self.running.spawn(async move {
-                let sent = sqs.send(destination, &items).await;
+                let sent = match sqs.send(destination, &items).await {
+                    Err(error) if error.is_missing && sqs.creates() => create(&sqs).await.and(Err(error)),
+                    sent => sent,
+                };
                 Flight { destination, items, sent }
             });
         }
@@ -191,4 +204,15 @@ impl Publisher {
             metrics::histogram!(names::QUEUE_LATENCY).record(time.elapsed().unwrap_or_default().as_secs_f64());
         }
     }
+}
+
+/// Creates the queues, for which the events then need not wait for anybody.
+async fn create(sqs: &Sqs) -> Result<(), QueueError> {
+    let _alone = sqs.creating.lock().await;
+    for step in provision(sqs, false).await? {
+        if step.action != Action::Fits {
+            tracing::info!(queue = step.queue, "queue created, or corrected");
+        }
+    }
+    Ok(())
 }

@@ -23,6 +23,7 @@ mod outage;
 mod pace;
 mod privileges;
 mod publications;
+mod queue;
 mod releases;
 mod roundtrip;
 mod rules;

@@ -9,6 +9,7 @@ use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;
 
+use super::eventually;
 use super::process::{Server, free_port};
 
 /// The emulator.
@@ -61,8 +62,11 @@ impl Sqs {
     }
 
     pub(crate) async fn url(&self, queue: &str) -> String {
-        let answer = self.client().get_queue_url().queue_name(queue).send().await.expect("the queue is there");
-        answer.queue_url.expect("it has a URL")
+        // It may be about to be created.
+        let answer = eventually(Duration::from_secs(20), async || {
+            self.client().get_queue_url().queue_name(queue).send().await.map_err(|error| format!("{queue}: {error:?}"))
+        });
+        answer.await.queue_url.expect("it has a URL")
     }
 
     pub(crate) async fn attribute(&self, queue: &str, name: QueueAttributeName) -> Option<String> {
