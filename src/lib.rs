@@ -38,6 +38,7 @@
 //! each other. `copy` joins the two, `pipeline` composes everything, `commands` and `http` stand on
 //! top. A test reads the imports and holds the code to this.
 
+pub mod allocator;
 pub mod checkpoint;
 pub mod cli;
 pub mod clickhouse;

@@ -4,6 +4,7 @@
 pub mod assembler;
 pub mod catalog;
 pub mod catchup;
+pub mod chunk;
 pub mod connection;
 mod ddl;
 pub mod lock;
