@@ -9,6 +9,7 @@
 mod log;
 mod progress;
 mod sending;
+mod sessions;
 
 use crate::{
     clickhouse::{
@@ -21,23 +22,25 @@ use crate::{
     config::SourceConfig,
     event::{Epoch, SourceTable},
     postgres::{
+        chunk::{Chunk, Opened},
         connection::ConnectionError,
-        snapshot::{self, Leaf, Opened},
-        sql::{self, SqlError},
+        snapshot::{self, Leaf},
+        sql::SqlError,
     },
     retry::{Backoff, Kind},
 };
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use log::LogLeaf;
 use progress::Progress;
 use sending::Sending;
+use sessions::Sessions;
 use std::{
     pin::pin,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 use tokio::sync::Semaphore;
-use tokio_postgres::{Client, CopyOutStream};
+use tokio_postgres::error::SqlState;
 
 /// Blocks of a heap that make the smallest chunk, 32 MiB, and how many of these make the largest. Larger ones make larger
 /// parts in ClickHouse, which it has to merge less often; but a chunk is what is read again after a restart, and its
@@ -53,8 +56,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A row of so many bytes is a large one.
 const LARGE_ROW: usize = 4 << 20;
-/// Sessions that are kept for the next chunk.
-const IDLE_SESSIONS: usize = 4;
 
 /// Copies tables.
 pub struct Copier {
@@ -66,7 +67,7 @@ pub struct Copier {
     /// Tables that are looked at before their first chunk, or wait for writers: a few at once, since
     /// each takes a connection.
     preparing: Semaphore,
-    sessions: Mutex<Vec<Client>>,
+    sessions: Sessions,
 }
 
 /// Why the copy of a table did not come to its end.
@@ -75,9 +76,9 @@ pub enum CopyError {
     /// PostgreSQL.
     #[error(transparent)]
     Sql(#[from] SqlError),
-    /// PostgreSQL, asked for a snapshot.
+    /// PostgreSQL, asked for rows or a snapshot.
     #[error(transparent)]
-    Replication(#[from] ConnectionError),
+    Connection(#[from] ConnectionError),
     /// The lane's side.
     #[error(transparent)]
     Lane(#[from] Failure),
@@ -90,13 +91,27 @@ pub enum CopyError {
 }
 
 impl CopyError {
+    /// Whether another try can help, if it was PostgreSQL.
+    pub fn of_source(&self) -> Option<Kind> {
+        match self {
+            Self::Sql(error) => Some(error.kind()),
+            Self::Connection(error) => Some(error.kind()),
+            Self::Lane(_) | Self::Interrupted(_) | Self::Cell(_) => None,
+        }
+    }
+
+    /// PostgreSQL's SQLSTATE, if it was PostgreSQL who refused.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Sql(error) => error.code().map(SqlState::code),
+            Self::Connection(error) => error.code(),
+            Self::Lane(_) | Self::Interrupted(_) | Self::Cell(_) => None,
+        }
+    }
+
     /// Whether the same chunk may come through the next time.
     fn is_of_the_chunk(&self) -> bool {
-        match self {
-            Self::Sql(error) => error.kind() == Kind::Transient,
-            Self::Interrupted(_) => true,
-            Self::Replication(_) | Self::Lane(_) | Self::Cell(_) => false,
-        }
+        self.of_source() == Some(Kind::Transient) || matches!(self, Self::Interrupted(_))
     }
 }
 
@@ -153,7 +168,7 @@ impl Copier {
             budget,
             workers: Semaphore::new(workers),
             preparing: Semaphore::new(workers),
-            sessions: Mutex::default(),
+            sessions: Sessions::default(),
         }
     }
 
@@ -209,7 +224,7 @@ impl Copier {
         let _turn = self.preparing.acquire().await;
         loop {
             match self.find(source).await {
-                Err(CopyError::Sql(error)) if error.kind() == Kind::Transient => {
+                Err(error) if error.of_source() == Some(Kind::Transient) => {
                     let pause = backoff.next_delay();
                     tracing::warn!(table = source.full_name(), ?pause, %error, "a copy can not begin yet; trying again");
                     tokio::time::sleep(pause).await;
@@ -220,13 +235,13 @@ impl Copier {
     }
 
     async fn find(&self, source: &SourceTable) -> Result<Vec<Leaf>, CopyError> {
-        let client = self.session().await?;
+        let client = self.sessions.client(&self.config).await?;
         let leaves = snapshot::leaves(&client, source).await?;
         let heaps: Vec<u32> = leaves.iter().map(|leaf| leaf.oid).chain([source.oid]).collect();
         snapshot::wait_for_writers(&client, &source.full_name(), &heaps).await?;
         // What a writer added meanwhile, before the stream began to carry it, lies in these blocks.
         let leaves = snapshot::leaves(&client, source).await?;
-        self.give_back(client);
+        self.sessions.keep_client(client);
         Ok(leaves)
     }
 
@@ -310,17 +325,17 @@ impl Copier {
     /// earlier one takes too long.
     async fn chunk(&self, of: ChunkOf<'_>, patience: Duration) -> Result<Copied, CopyError> {
         let ChunkOf { table, leaf, of_log, blocks } = of;
-        let client = self.session().await?;
+        let reader = self.sessions.reader(&self.config).await?;
         let columns: Vec<String> = table.spec.sources.iter().map(|column| column.name.clone()).collect();
         let filter = table.spec.filter.as_deref();
         let as_of = of_log.map(|of_log| of_log.as_of.snapshot.as_str());
-        let chunk = match snapshot::open(&client, leaf, &columns, filter, blocks, as_of).await? {
+        let mut chunk = match reader.open(leaf, &columns, filter, blocks, as_of).await? {
             Opened::Chunk(chunk) => chunk,
             Opened::Rewritten => return Ok(Copied::Rewritten),
         };
         // What is read here may be newer than changes that are still on their way, so a lookup for a
         // key change must not rely on it: stored before any of it lands.
-        table.note_read(chunk.position);
+        table.note_read(chunk.position());
         let position = table.read_until();
         let read = |record: &mut TableRecord| record.read_until = record.read_until.max(position);
         self.shared.state.update_target(table.spec.oid, &table.uuid, read).await?;
@@ -330,18 +345,16 @@ impl Copier {
             Some(of_log) => CopiedRows::of_log(table, of_log.as_of.version, of_log.first_ordinal(blocks.0)),
         };
         let mut sending = Sending::new(&self.shared, table, copied.version().commit());
-        let read = self.read(chunk.rows, &mut copied, &mut sending, patience).await?;
+        let read = self.read(&mut chunk, &mut copied, &mut sending, patience).await?;
         let Some(Read { mut count, largest }) = read else {
-            drop(client);
+            drop(chunk);
             sending.sent().await?;
             return Ok(Copied::Again);
         };
-        let same = snapshot::end(&client, leaf).await?;
-        // A session keeps the memory of the largest row that it has read.
+        let (reader, same) = chunk.end(leaf).await?;
+        // The server's end of a session keeps the memory of the largest row that it has sent.
         if largest < LARGE_ROW {
-            self.give_back(client);
-        } else {
-            drop(client);
+            self.sessions.keep_reader(reader);
         }
         sending.sent().await?;
         count += copied.rows() as u64;
@@ -365,64 +378,38 @@ impl Copier {
     /// left is in `copied`. `None` if ClickHouse is too slow to go on.
     async fn read(
         &self,
-        rows: CopyOutStream,
+        chunk: &mut Chunk,
         copied: &mut CopiedRows<'_>,
         sending: &mut Sending<'_>,
         patience: Duration,
     ) -> Result<Option<Read>, CopyError> {
-        let mut rows = pin!(rows);
         let (mut count, mut unweighed, mut largest) = (0, 0, 0);
         loop {
-            // What is sent is looked after between two weighings only, and while rows are waited for.
-            let ready = if unweighed == 0 { None } else { rows.next().now_or_never() };
-            let piece = match ready {
-                Some(piece) => piece,
-                None => tokio::select! {
-                    biased;
-                    sent = sending.next() => {
-                        sent?.into_iter().for_each(|block| copied.give_back(block));
-                        continue;
-                    }
-                    piece = rows.next() => piece,
-                },
-            };
-            let Some(piece) = piece else { return Ok(Some(Read { count, largest })) };
-            let piece = piece?;
-            copied.push(&piece)?;
-            unweighed += piece.len();
-            largest = largest.max(piece.len());
-            // A large row is in the block now: not twice in memory while that is sent.
-            drop(piece);
             // Weighed now and then: adding up the columns costs more than adding a row.
-            if unweighed < WEIGH_AFTER {
-                continue;
-            }
-            unweighed = 0;
-            if copied.bytes() >= self.block_bytes() {
-                match tokio::time::timeout(patience, sending.sent()).await {
-                    Ok(sent) => sent?.into_iter().for_each(|block| copied.give_back(block)),
-                    Err(_) => return Ok(None),
+            let taken = chunk.take(WEIGH_AFTER, |row| Ok::<_, CopyError>(copied.push(row)?))?;
+            largest = largest.max(taken.largest);
+            unweighed += taken.bytes;
+            if unweighed >= WEIGH_AFTER {
+                unweighed = 0;
+                if copied.bytes() >= self.block_bytes() {
+                    match tokio::time::timeout(patience, sending.sent()).await {
+                        Ok(sent) => sent?.into_iter().for_each(|block| copied.give_back(block)),
+                        Err(_) => return Ok(None),
+                    }
+                    count += copied.rows() as u64;
+                    let (block, letters) = copied.take();
+                    sending.send(block, letters);
                 }
-                count += copied.rows() as u64;
-                let (block, letters) = copied.take();
-                sending.send(block, letters);
             }
-        }
-    }
-
-    async fn session(&self) -> Result<Client, SqlError> {
-        let idle = self.sessions.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        match idle.filter(|client| !client.is_closed()) {
-            Some(client) => Ok(client),
-            None => sql::connect(&self.config, "walhouse copy").await,
-        }
-    }
-
-    /// Only sessions without an open transaction come back; the others end when they are dropped.
-    fn give_back(&self, client: Client) {
-        let mut idle = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < IDLE_SESSIONS {
-            idle.push(client);
+            if taken.ended {
+                return Ok(Some(Read { count, largest }));
+            }
+            let more = async { if taken.bytes < WEIGH_AFTER { chunk.wait().await } else { Ok(()) } };
+            tokio::select! {
+                biased;
+                sent = sending.next() => sent?.into_iter().for_each(|block| copied.give_back(block)),
+                more = more => more?,
+            }
         }
     }
 }

@@ -33,11 +33,12 @@
 //!
 //! # Who may import whom
 //!
-//! [`event`] imports nothing of ours, and neither do [`quote`] and [`retry`]. `postgres` and
+//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]. `postgres` and
 //! `clickhouse` stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know
 //! each other. `copy` joins the two, `pipeline` composes everything, `commands` and `http` stand on
 //! top. A test reads the imports and holds the code to this.
 
+pub mod allocator;
 pub mod checkpoint;
 pub mod cli;
 pub mod clickhouse;

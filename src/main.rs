@@ -16,6 +16,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use walhouse::{
+    allocator,
     cli::{Cli, Command, ConfigArgs, VerifyArgs, exit},
     commands::{check, resync, verify},
     config::{self, Config},
@@ -39,6 +40,7 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
+    allocator::give_large_buffers_back();
     let cli = Cli::parse();
     match start(&cli) {
         Ok(code) => code.into(),

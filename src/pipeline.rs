@@ -95,7 +95,7 @@ impl From<CopyError> for SessionError {
     fn from(error: CopyError) -> Self {
         match error {
             CopyError::Sql(error) => Self::Sql(error),
-            CopyError::Replication(error) => Self::Connection(error),
+            CopyError::Connection(error) => Self::Connection(error),
             CopyError::Lane(failure) => Self::Lane(failure),
             // Its chunk is copied again.
             CopyError::Interrupted(why) => Self::Lane(Failure::Bug(format!("an insert was given up: {why}"))),

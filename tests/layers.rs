@@ -8,6 +8,7 @@ use std::{
 
 /// A module of the crate's root, and the ones that it may name.
 const ALLOWED: &[(&str, &[&str])] = &[
+    ("allocator", &[]),
     ("event", &[]),
     ("quote", &[]),
     ("retry", &[]),

@@ -135,8 +135,7 @@ impl Copier {
             let error = match self.snapshot(source).await {
                 Ok(Some(taken)) => return Ok(taken),
                 Ok(None) => "a heap was rewritten just now".to_owned(),
-                Err(CopyError::Sql(error)) if error.kind() == Kind::Transient => error.to_string(),
-                Err(CopyError::Replication(error)) if error.kind() == Kind::Transient => error.to_string(),
+                Err(error) if error.of_source() == Some(Kind::Transient) => error.to_string(),
                 Err(error) => return Err(error),
             };
             let pause = backoff.next_delay();
@@ -155,7 +154,7 @@ impl Copier {
         let mut replication =
             ReplicationConnection::connect(self.config.url.connection(), "walhouse copy snapshot").await?;
         let (position, exported) = exported(&mut replication, source).await?;
-        let keeper = self.session().await?;
+        let keeper = self.sessions.client(&self.config).await?;
         keeper.batch_execute(&snapshot::begin_as_of(&exported)).await?;
         let leaves = snapshot::leaves(&keeper, source).await?;
         let rewritten = snapshot::rewritten_since(&keeper, &leaves).await?;

@@ -3,6 +3,9 @@
 //! They go into one insert, and so into one part; each by itself would cost ClickHouse merges. What was sent of such an
 //! insert is not kept, so if it fails the chunk is read again. If ClickHouse refuses what is in it, the table's blocks are
 //! sent one by one from then on, because the rows that it refuses are looked for in the block.
+//!
+//! All of it runs inside its chunk and not as a task of its own, so that it has ended when the chunk has, or stands without an
+//! answer: a TRUNCATE waits for the one and kills the other.
 
 use super::CopyError;
 use crate::{

@@ -272,14 +272,13 @@ impl Tables {
                 self.soon = true;
                 return Ok(());
             }
-            Err(CopyError::Sql(error)) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => {
+            Err(error) if error.code() == Some(SqlState::UNDEFINED_TABLE.code()) => {
                 // The table, or only a partition of it: the next look at the catalog tells, and goes on.
                 tracing::warn!(oid, "a table, or a partition of it, was dropped while it was copied");
                 self.copying.remove(&table.uuid);
                 return Ok(());
             }
-            Err(CopyError::Sql(error)) if error.kind() == Kind::Definite => error.to_string(),
-            Err(CopyError::Replication(error)) if error.kind() == Kind::Definite => error.to_string(),
+            Err(error) if error.of_source() == Some(Kind::Definite) => error.to_string(),
             Err(CopyError::Lane(Failure::Table(reason))) => reason,
             Err(error @ CopyError::Cell(_)) => error.to_string(),
             Err(error) => return Err(error.into()),

@@ -27,6 +27,7 @@ use postgres_protocol::{
     message::{backend::Message, frontend},
 };
 use socket::Socket;
+use socket2::{SockRef, TcpKeepalive};
 use std::{io, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -38,6 +39,8 @@ use tokio_postgres::config::Host;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much is read at once, at most. Larger rows make the buffer grow to their size.
 const GULP: usize = 512 * 1024;
+/// After so much silence the system asks whether the other end is still there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long a command of replication mode may take. Creating a slot is not one of them.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -50,6 +53,11 @@ pub struct ReplicationConnection {
 
 /// A row of a replication command's answer; `None` is NULL.
 pub type Row = Vec<Option<String>>;
+
+/// A field of the first row; empty if it is NULL, or not there.
+pub fn field(rows: &[Row], index: usize) -> &str {
+    rows.first().and_then(|row| row.get(index)).and_then(Option::as_deref).unwrap_or_default()
+}
 
 impl ReplicationConnection {
     /// Connects and authenticates as `config` says, with `replication=database`.
@@ -277,17 +285,21 @@ impl ReplicationConnection {
 
     /// Makes room for the next read: for the whole of a message that has begun, or for a gulp.
     pub fn make_room(&mut self, delivered: usize) -> Result<(), ConnectionError> {
+        self.give_room_back(delivered);
         let buffer = &mut self.buffer;
         let whole = wire::frame_len(buffer)?.unwrap_or(0);
-        // What was handed over lives as long as its group. This end would keep a large row's memory beyond that.
-        if buffer.is_empty() && delivered > 2 * GULP {
-            *buffer = BytesMut::new();
-        }
         let missing = whole.saturating_sub(buffer.len()).max(GULP / 4);
         if buffer.capacity() - buffer.len() < missing {
             buffer.reserve(missing.max(GULP));
         }
         Ok(())
+    }
+
+    /// Gives memory back that a row of `delivered` bytes has needed, and those behind it do not.
+    pub fn give_room_back(&mut self, delivered: usize) {
+        if delivered > 2 * GULP && self.buffer.len() <= GULP {
+            self.buffer = BytesMut::from(&self.buffer[..]);
+        }
     }
 
     /// The next whole message; errors of the server become errors here, notices are skipped.
@@ -398,6 +410,8 @@ async fn open_tcp(name: &str, port: u16) -> Result<(TcpStream, String), Connecti
     let endpoint = format!("{name}:{port}");
     let io = |source| ConnectionError::Io { endpoint: endpoint.clone(), source };
     let mut failure = io(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    // A session that waits for a lock or for rows has no other way to learn that the server's machine is gone.
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3);
     // Whether the name is wrong was found out by the session that came before this one.
     for address in tokio::net::lookup_host((name, port)).await.map_err(io)? {
         if !address.ip().is_loopback() {
@@ -409,6 +423,7 @@ async fn open_tcp(name: &str, port: u16) -> Result<(TcpStream, String), Connecti
                 // Status updates are small and urgent.
                 stream
                     .set_nodelay(true)
+                    .and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&keepalive))
                     .map_err(|source| ConnectionError::Io { endpoint: endpoint.clone(), source })?;
                 return Ok((stream, endpoint));
             }
@@ -416,4 +431,23 @@ async fn open_tcp(name: &str, port: u16) -> Result<(TcpStream, String), Connecti
         }
     }
     Err(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_room_of_a_large_row_is_given_back_and_what_is_behind_it_is_kept() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        let mut connection =
+            ReplicationConnection { stream: Socket::Unix(near), endpoint: String::new(), buffer: BytesMut::new() };
+        connection.buffer.reserve(8 * GULP);
+        connection.buffer.extend_from_slice(b"the beginning of the next");
+        connection.give_room_back(2 * GULP);
+        assert!(connection.buffer.capacity() >= 8 * GULP, "for ordinary rows it is kept");
+        connection.give_room_back(2 * GULP + 1);
+        assert!(connection.buffer.capacity() < GULP);
+        assert_eq!(connection.buffer, b"the beginning of the next"[..]);
+    }
 }

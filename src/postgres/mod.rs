@@ -5,6 +5,7 @@ pub mod again;
 pub mod assembler;
 pub mod catalog;
 pub mod catchup;
+pub mod chunk;
 pub mod connection;
 mod ddl;
 pub mod lock;

@@ -11,11 +11,11 @@
 
 use super::sql::SqlError;
 use crate::{
-    event::{Lsn, SourceTable, TableKind},
+    event::{SourceTable, TableKind},
     quote,
 };
 use std::time::{Duration, Instant};
-use tokio_postgres::{Client, CopyOutStream};
+use tokio_postgres::Client;
 
 /// A heap to be read: a table, or one partition of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,22 +28,6 @@ pub struct Leaf {
     pub filenode: u32,
     /// How many blocks it has. Rows in later ones came after the stream began.
     pub blocks: u32,
-}
-
-/// What a chunk turned out to be.
-pub enum Opened {
-    /// Its rows are coming.
-    Chunk(Chunk),
-    /// The heap was rewritten: its chunks are void.
-    Rewritten,
-}
-
-/// A chunk that is being read.
-pub struct Chunk {
-    /// Its rows in COPY's text format, one or several in each piece.
-    pub rows: CopyOutStream,
-    /// The WAL position at which it was read: its rows are from no later time.
-    pub position: Lsn,
 }
 
 /// The heaps of a table, largest first.
@@ -123,7 +107,8 @@ pub fn begin_as_of(exported: &str) -> String {
     format!("{BEGIN}; SET TRANSACTION SNAPSHOT {}", quote::postgres_string(exported))
 }
 
-const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// The statement that begins a transaction that reads.
+pub const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 /// Whether one of these heaps was rewritten since the session's snapshot was taken: then the new one has
 /// none of the rows that are visible in it.
@@ -133,59 +118,4 @@ pub async fn rewritten_since(client: &Client, leaves: &[Leaf]) -> Result<bool, S
     let sql = "SELECT EXISTS (SELECT FROM pg_class c WHERE c.oid = ANY($1) \
                AND c.relfilenode IS DISTINCT FROM pg_relation_filenode(c.oid))";
     Ok(client.query_one(sql, &[&oids]).await?.try_get(0)?)
-}
-
-/// Begins to read the blocks `first..last` of a heap: of its rows, those that `filter` lets through,
-/// and those that are visible in the snapshot `as_of`, if there is one. The session's transaction is
-/// open until [`end`] is called, or the session dropped.
-pub async fn open(
-    client: &Client,
-    leaf: &Leaf,
-    columns: &[String],
-    filter: Option<&str>,
-    (first, last): (u32, u32),
-    as_of: Option<&str>,
-) -> Result<Opened, SqlError> {
-    // In this order: the lock keeps rewrites out, then the first query takes the snapshot, then the
-    // position is read. So whatever the snapshot shows was written before that position.
-    let begin = as_of.map_or_else(|| BEGIN.to_owned(), begin_as_of);
-    match client.batch_execute(&begin).await.map_err(SqlError::from) {
-        // Whoever held the snapshot is gone.
-        Err(error) if as_of.is_some() && error.code().is_some() => return Ok(Opened::Rewritten),
-        begun => begun?,
-    }
-    // In one order whenever they are read.
-    let lock = format!(
-        "SET LOCAL row_security = off; SET LOCAL synchronize_seqscans = off; LOCK TABLE ONLY {} IN ACCESS SHARE MODE",
-        leaf.quoted
-    );
-    client.batch_execute(&lock).await?;
-    let row = client
-        .query_one(
-            "SELECT coalesce(pg_relation_filenode($1::oid), 0), pg_current_wal_insert_lsn()::text, \
-             coalesce(to_regclass($2)::oid = $1::oid, false)",
-            &[&leaf.oid, &leaf.quoted],
-        )
-        .await?;
-    // The lock went to whatever has the name now: after a rename that may be another table.
-    if row.try_get::<_, u32>(0)? != leaf.filenode || !row.try_get::<_, bool>(2)? {
-        return Ok(Opened::Rewritten);
-    }
-    let position: &str = row.try_get(1)?;
-    let columns: Vec<String> = columns.iter().map(|column| quote::postgres(column)).collect();
-    let filter = filter.map(|filter| format!(" AND ({filter})")).unwrap_or_default();
-    let copy = format!(
-        "COPY (SELECT {} FROM ONLY {} WHERE ctid >= '({first},0)' AND ctid < '({last},0)'{filter}) TO STDOUT",
-        columns.join(", "),
-        leaf.quoted
-    );
-    let rows = client.copy_out(&copy).await?;
-    Ok(Opened::Chunk(Chunk { rows, position: position.parse().unwrap_or_default() }))
-}
-
-/// Ends a chunk's transaction; `false` if its heap was rewritten after all.
-pub async fn end(client: &Client, leaf: &Leaf) -> Result<bool, SqlError> {
-    let row = client.query_one("SELECT coalesce(pg_relation_filenode($1::oid), 0)", &[&leaf.oid]).await?;
-    client.batch_execute("COMMIT").await?;
-    Ok(row.try_get::<_, u32>(0)? == leaf.filenode)
 }

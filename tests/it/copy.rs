@@ -3,10 +3,12 @@
 mod tables;
 mod together;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rand::RngExt;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use tokio_postgres::Client;
 
 use crate::support::{Daemon, TestDb, assert_equal, eventually, seeded_rng};
@@ -35,16 +37,22 @@ async fn chunks(db: &TestDb) -> Vec<String> {
     stored.unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-/// Waits until some chunks are done, and keeps the next one waiting for as long as the transaction is open.
+/// Lets the copy go on a chunk at a time until some are done, and keeps the next one waiting for as long as the
+/// transaction is open.
+///
+/// A lock that is asked for while a chunk is read stands before the next chunk's: however slow this session is, the
+/// copy does not run away from it.
 async fn hold(db: &TestDb, done: usize) -> Client {
     let holder = db.pg.connect().await.expect("a session");
     let deadline = Instant::now() + Duration::from_secs(60);
-    // A chunk takes a tenth of a second, so this looks more often than `eventually` does.
-    while chunks(db).await.len() < done {
+    loop {
+        holder.batch_execute("BEGIN; LOCK TABLE wide IN ACCESS EXCLUSIVE MODE").await.expect("the lock");
+        if chunks(db).await.len() >= done {
+            break;
+        }
         assert!(Instant::now() < deadline, "{:?}", chunks(db).await);
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        holder.batch_execute("COMMIT").await.expect("the lock is given back");
     }
-    holder.batch_execute("BEGIN; LOCK TABLE wide IN ACCESS EXCLUSIVE MODE").await.expect("the lock");
     let waiting =
         "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'wide'::regclass AND mode = 'AccessShareLock'";
     eventually(Duration::from_secs(30), async || match db.pg.query(waiting).await.is_empty() {
@@ -103,14 +111,21 @@ async fn changes_of_every_kind_beside_the_copy_win_over_it() {
     let db = TestDb::new("copy_changes").await;
     let mut random = seeded_rng();
     wide(&db).await;
-    let began = Instant::now();
     let mut daemon = Daemon::spawn(&db, ONE_WORKER);
-    // In chunks that are being copied.
-    while chunks(&db).await.is_empty() {
-        db.pg.execute(&random_change(&mut random)).await;
-    }
-    // In chunks that are, and in chunks that are not yet.
+    // In chunks that are being copied, until all of them are.
+    let copied = Arc::new(AtomicBool::new(false));
+    let changing = tokio::spawn({
+        let (copied, mut random) = (copied.clone(), StdRng::seed_from_u64(random.random()));
+        let writer = db.pg.connect().await.expect("a session");
+        async move {
+            while !copied.load(Ordering::Relaxed) {
+                writer.batch_execute(&random_change(&mut random)).await.expect("a change");
+            }
+        }
+    });
+    // In chunks that were, and in chunks that are not yet.
     let holder = hold(&db, 1).await;
+    let held = Instant::now();
     let (first, last) = (ROWS / 10, ROWS / 10 * 9);
     for change in [
         format!("UPDATE wide SET v = 7 WHERE id IN ({first}, {last}, 97, {ROWS} / 97 * 97)"),
@@ -121,7 +136,7 @@ async fn changes_of_every_kind_beside_the_copy_win_over_it() {
         holder.batch_execute(&change).await.expect("a change");
     }
     // Progress is told every five seconds, when a chunk is done.
-    while began.elapsed() < Duration::from_millis(5500) {
+    while held.elapsed() < Duration::from_millis(5500) {
         let change = random_change(&mut random);
         holder.batch_execute(&change).await.expect("a change");
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -132,10 +147,9 @@ async fn changes_of_every_kind_beside_the_copy_win_over_it() {
     let ready = daemon.get("/readyz").await.expect("an answer");
     assert!(ready.status == 503 && ready.body.contains("copying 1 table\n"), "{}", ready.body);
     holder.batch_execute("COMMIT").await.expect("a commit");
-    while chunks(&db).await.len() < 4 {
-        db.pg.execute(&random_change(&mut random)).await;
-    }
     daemon.wait_ready().await;
+    copied.store(true, Ordering::Relaxed);
+    changing.await.expect("the changes");
     assert_equal(&db, "wide").await;
     let log = daemon.log();
     let line = log.lines().find(|line| line.contains(" copying ")).expect("a line of progress");

@@ -12,7 +12,7 @@ use crate::{
     config::SourceConfig,
     event::Lsn,
     postgres::{
-        connection::{ConnectionError, ReplicationConnection, Row},
+        connection::{ConnectionError, ReplicationConnection, field},
         plugin,
     },
     quote::postgres_string as literal,
@@ -108,8 +108,4 @@ async fn wish(connection: &mut ReplicationConnection, doing: &'static str, sql: 
 /// How far back decoding may have to begin, for windows of this length.
 pub(super) fn out_of_proportion(window: u64) -> u64 {
     window.saturating_mul(REPEATED)
-}
-
-fn field(rows: &[Row], index: usize) -> &str {
-    rows.first().and_then(|row| row.get(index)).and_then(Option::as_deref).unwrap_or_default()
 }

@@ -23,6 +23,29 @@ async fn a_table_made_later_is_adopted_within_seconds_and_copied() {
     db.cleanup().await;
 }
 
+/// Sessions are kept for the next table, and the server may have ended them meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ended_while_it_was_idle_is_not_used_again() {
+    let db = TestDb::new("copy_idle").await;
+    db.pg.execute("CREATE TABLE early (id int PRIMARY KEY); INSERT INTO early VALUES (1)").await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    let kept = "FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'walhouse copy'";
+    let ended = db.pg.query(&format!("SELECT pg_terminate_backend(pid, 5000) {kept}")).await;
+    assert!(ended.len() >= 2, "one that looks at tables and one that reads them are kept: {}", ended.len());
+    db.pg.execute("CREATE TABLE late (id int PRIMARY KEY); INSERT INTO late VALUES (1)").await;
+    eventually(Duration::from_secs(10), async || {
+        let status = db.ch.query("SELECT status FROM _tables FINAL WHERE table_name = 'late'").await;
+        if status == "streaming" { Ok(()) } else { Err(format!("its status is {status:?}")) }
+    })
+    .await;
+    assert_equal(&db, "late").await;
+    let log = daemon.log();
+    assert!(!log.contains("trying again") && !log.contains("copying it again"), "{log}");
+    drop(daemon);
+    db.cleanup().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_small_and_empty_tables_of_two_schemas_are_copied_at_once() {
     let db = TestDb::new("copy_many").await;
