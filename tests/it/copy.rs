@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio_postgres::Client;
 
-use crate::support::{Daemon, TestDb, assert_equal, eventually, seeded_rng};
+use crate::support::{Daemon, TestDb, assert_equal, chunks, eventually, hold_copy, seeded_rng};
 
 /// One worker, so that chunks are copied one after the other.
 const ONE_WORKER: &str = "[source.snapshot]\nworkers = 1\n";
@@ -30,29 +30,9 @@ async fn wide(db: &TestDb) {
         .await;
 }
 
-/// Chunks that are stored as done, with the time at which each was.
-async fn chunks(db: &TestDb) -> Vec<String> {
-    let stored =
-        db.ch.try_query("SELECT leaf, first_block, row_count, copied_at FROM _chunks FINAL ORDER BY ALL").await;
-    stored.unwrap_or_default().lines().map(str::to_owned).collect()
-}
-
-/// Lets the copy go on a chunk at a time until some are done, and keeps the next one waiting for as long as the
-/// transaction is open.
-///
-/// A lock that is asked for while a chunk is read stands before the next chunk's: however slow this session is, the
-/// copy does not run away from it.
+/// Keeps the copy between two chunks, once some are done, for as long as the transaction is open.
 async fn hold(db: &TestDb, done: usize) -> Client {
-    let holder = db.pg.connect().await.expect("a session");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        holder.batch_execute("BEGIN; LOCK TABLE wide IN ACCESS EXCLUSIVE MODE").await.expect("the lock");
-        if chunks(db).await.len() >= done {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{:?}", chunks(db).await);
-        holder.batch_execute("COMMIT").await.expect("the lock is given back");
-    }
+    let holder = hold_copy(db, "wide", done).await;
     let waiting =
         "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'wide'::regclass AND mode = 'AccessShareLock'";
     eventually(Duration::from_secs(30), async || match db.pg.query(waiting).await.is_empty() {

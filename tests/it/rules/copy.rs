@@ -1,12 +1,11 @@
 //! The copy joins the stream without a gap, whatever goes on meanwhile.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::{publish_all, run, session, stop_reason, wait_for_queue, wait_for_status};
 use crate::support::{
     ClickHouse, ClickHouseOptions, Daemon, Past, Postgres, PostgresOptions, TestDb, assert_equal, assert_settled_equal,
-    eventually, settled,
+    eventually, hold_copy, settled,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,19 +49,6 @@ async fn the_copy_waits_for_a_commit_that_the_slot_has_passed_and_nobody_sees_ye
     db.cleanup().await;
 }
 
-/// Waits until the first chunk of a copy of four has been stored, and stops ClickHouse there.
-async fn freeze_between_chunks(db: &TestDb, clickhouse: &Arc<ClickHouse>) {
-    eventually(Duration::from_secs(60), async || {
-        match db.ch.try_query("SELECT count() FROM _chunks").await?.as_str() {
-            "0" => Err("no chunk is done".to_owned()),
-            _ => Ok(()),
-        }
-    })
-    .await;
-    clickhouse.freeze();
-    assert_eq!(clickhouse.port(), db.clickhouse.port());
-}
-
 /// A table of four chunks whose first third is dead rows; `statement` waits for the chunk that is being read, and so
 /// comes between two of them.
 async fn between_chunks(label: &str, statement: &'static str) {
@@ -77,7 +63,18 @@ async fn between_chunks(label: &str, statement: &'static str) {
         )
         .await;
     let mut daemon = Daemon::spawn(&db, "[source.snapshot]\nworkers = 1");
-    freeze_between_chunks(&db, &clickhouse).await;
+    // The second chunk begins, and can not go on.
+    let holder = hold_copy(&db, "t", 1).await;
+    clickhouse.freeze();
+    assert_eq!(clickhouse.port(), db.clickhouse.port());
+    wait_for_queue(&db, "t").await;
+    run(&holder, "COMMIT").await;
+    let reads = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND granted AND mode = 'AccessShareLock'";
+    eventually(Duration::from_secs(30), async || match db.pg.value(reads).await.as_str() {
+        "0" => Err("no chunk is read".to_owned()),
+        _ => Ok(()),
+    })
+    .await;
     let session = session(&db).await;
     let between = tokio::spawn(async move { session.batch_execute(statement).await });
     wait_for_queue(&db, "t").await;

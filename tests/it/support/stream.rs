@@ -78,6 +78,9 @@ impl Past {
 }
 
 /// The server's process behind a slot, standing still: the stream falls behind for as long as this lives.
+///
+/// It stands while it waits for something to do. Stopped elsewhere, it may hold one of the locks that live in shared
+/// memory, and the whole server, which other tests use too, would stand with it.
 pub(crate) struct FrozenStream {
     pid: u32,
 }
@@ -90,9 +93,29 @@ impl FrozenStream {
             rows.first().and_then(|row| row[0].as_deref()?.parse().ok()).ok_or("nobody reads the slot".to_owned())
         })
         .await;
-        signal("STOP", &[pid]);
-        Self { pid }
+        eventually(Duration::from_secs(20), async || {
+            signal("STOP", &[pid]);
+            let frozen = Self { pid };
+            eventually(Duration::from_secs(5), async || match process(pid, "stat") {
+                stat if stat.contains(") T ") => Ok(()),
+                stat => Err(format!("it does not stand still: {stat}")),
+            })
+            .await;
+            let call = process(pid, "syscall");
+            let waits = EPOLL_WAITS.iter().any(|number| call.split(' ').next() == Some(*number));
+            if waits { Ok(frozen) } else { Err(format!("it is at work: {call}")) }
+        })
+        .await
     }
+}
+
+/// The numbers of the system calls in which PostgreSQL waits for its sockets: epoll_wait and epoll_pwait on x86-64, and
+/// the latter on arm64.
+const EPOLL_WAITS: [&str; 3] = ["232", "281", "22"];
+
+/// What the kernel tells of a process.
+fn process(pid: u32, what: &str) -> String {
+    std::fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default()
 }
 
 impl Drop for FrozenStream {
