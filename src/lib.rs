@@ -56,3 +56,4 @@ pub mod retry;
 pub mod status;
 pub mod telemetry;
 pub mod verify;
+pub mod workers;

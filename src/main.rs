@@ -22,7 +22,7 @@ use walhouse::{
     config::{self, Config},
     http, pipeline,
     status::Status,
-    telemetry,
+    telemetry, workers,
 };
 
 /// Supervisors lose patience after 30 s at the most, and 20 s are promised.
@@ -95,13 +95,23 @@ async fn run(config: Config) -> Result<u8, Failure> {
     });
     tracing::info!(version = env!("CARGO_PKG_VERSION"), http = %config.http.listen, "walhouse starts");
     // A task of its own, so that a panic in it is an exit code like the others.
-    let mut pipeline = tokio::spawn(pipeline::run(Arc::new(config), status, stop.clone()));
+    let config = Arc::new(config);
+    let mut pipeline = tokio::spawn(pipeline::run(Arc::clone(&config), status, stop.clone()));
+    // Workers finish what they have in hand, also when the pipeline can not go on.
+    let handled = stop.child_token();
+    let workers = tokio::spawn(workers::run(config, handled.clone()));
     let late = async {
         stop.cancelled().await;
         sleep(DRAIN).await;
     };
+    let ended = async {
+        let ended = (&mut pipeline).await;
+        handled.cancel();
+        let _ = workers.await;
+        ended
+    };
     tokio::select! {
-        ended = &mut pipeline => match ended {
+        ended = ended => match ended {
             Ok(Ok(())) => {
                 tracing::info!("walhouse has stopped");
                 Ok(exit::FINE)

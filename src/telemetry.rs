@@ -82,6 +82,12 @@ pub mod names {
     pub const QUEUE_LATENCY: &str = "walhouse_queue_latency_seconds";
     /// Requests to SQS that failed, by kind.
     pub const QUEUE_ERRORS: &str = "walhouse_queue_errors_total";
+    /// Messages that came to an end at a worker, by worker and outcome: done, again, dead, lost or released.
+    pub const EVENTS_HANDLED: &str = "walhouse_events_handled_total";
+    /// How long a worker had a message in hand, in seconds.
+    pub const HANDLER_SECONDS: &str = "walhouse_handler_seconds";
+    /// Whether a worker waits for what it depends on: 1 while it does.
+    pub const WORKER_WAITS: &str = "walhouse_worker_waits";
     /// How long inserts took, in seconds.
     pub const INSERT_SECONDS: &str = "walhouse_insert_seconds";
     /// Attempts to insert that failed, by kind.
@@ -113,6 +119,7 @@ pub fn metrics() -> Result<PrometheusHandle, Box<dyn std::error::Error + Send + 
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(names::INSERT_SECONDS.into()), INSERT_BUCKETS)?
         .set_buckets_for_metric(Matcher::Full(names::LATENCY.into()), LATENCY_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(names::HANDLER_SECONDS.into()), LATENCY_BUCKETS)?
         .install_recorder()?;
     describe();
     metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -138,6 +145,9 @@ fn describe() {
     counter!(names::SHAPE_CHANGES, "Changes of shape, by table and outcome: altered, or copied anew");
     counter!(names::DDL_MESSAGES, "Messages of the DDL triggers, or like theirs, by outcome: understood, or refused");
     counter!(names::DEAD_LETTERS, "Rows that went to the dead letters, by table and kind of reason");
+    counter!(names::EVENTS_HANDLED, "Messages that came to an end at a worker, by worker and outcome");
+    histogram!(names::HANDLER_SECONDS, Unit::Seconds, "Time that a worker had a message in hand");
+    gauge!(names::WORKER_WAITS, "1 while a worker waits for what it depends on");
     histogram!(names::INSERT_SECONDS, Unit::Seconds, "Duration of attempts to insert a block");
     counter!(names::INSERT_ERRORS, "Attempts to insert that failed, by kind");
     counter!(names::TOAST_LOOKUPS, "Rows whose unchanged TOAST was looked up, by where it was found");

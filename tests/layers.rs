@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("clickhouse", &["checkpoint", "config", "event", "lane", "quote", "retry", "status", "telemetry"]),
     ("queue", &["config", "event", "lane", "retry", "telemetry"]),
     ("copy", &["clickhouse", "config", "event", "postgres", "retry", "telemetry"]),
+    ("workers", &["clickhouse", "config", "event", "queue"]),
     ("verify", &["event", "quote"]),
     ("cli", &["config"]),
     ("http", &["config", "status", "telemetry"]),

@@ -20,6 +20,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/clickhouse/0005_shapes.sql"),
     include_str!("../../migrations/clickhouse/0006_requests.sql"),
     include_str!("../../migrations/clickhouse/0007_queue.sql"),
+    include_str!("../../migrations/clickhouse/0008_audit_log.sql"),
 ];
 
 /// A confirmed insert, and a merge that took its place, outlive a power cut.

@@ -3,10 +3,14 @@
 //! [`outbox`] reads them out of the stream, [`outgoing`] gives them their envelope, [`pending`] keeps their order, [`client`]
 //! speaks to SQS, and [`publisher`] is the lane that joins these. What is too much to be held is read again later: [`intake`]
 //! and [`feed`].
+//!
+//! And back: [`messages`] are taken from a queue, and a [`consumer`] has each of them handled.
 
 pub mod client;
+pub mod consumer;
 pub mod feed;
 mod intake;
+pub mod messages;
 pub mod outbox;
 pub mod outgoing;
 pub mod pending;

@@ -1,0 +1,379 @@
+//! Takes messages from a queue and has each handled.
+//!
+//! A message is taken for half a minute only, and kept for as long as its handler runs by asking for more time, again and again.
+//! So one whose process died comes back soon, and one whose handler takes long is not handled twice at once; a handler
+//! whose message could not be kept is ended before somebody else may have it.
+//!
+//! What a handler says decides:
+//! - it is done: the message is deleted;
+//! - it failed, perhaps not for ever: the message comes again after the delay of the queue's schedule, and is a dead letter after the
+//!   last try;
+//! - it failed for good, or is no event of this queue: it is a dead letter at once;
+//! - what it depends on is away: it stays in hand until that is back ([`circuit`]).
+//!
+//! A dead letter says why, of whom, when and after how many tries. It is sent before the message is deleted. That SQS itself
+//! moves a message after its last try is what is left for crashes.
+
+mod circuit;
+mod deleter;
+mod known;
+
+use super::{
+    client::Sqs,
+    messages::Message,
+    pending::Destination,
+};
+use crate::{
+    event::{
+        envelope::{Envelope, EventType, Queue, Schedule},
+        schema,
+    },
+    retry::{Backoff, Kind},
+    telemetry::names,
+};
+use circuit::Circuit;
+use futures_util::future::BoxFuture;
+use known::{Known, Meeting};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
+
+/// How long a message is taken for, and how often that is made longer.
+const LEASE: Duration = Duration::from_secs(30);
+const RENEW: Duration = Duration::from_secs(10);
+/// A handler whose message could not be kept ends so long before others may have it.
+const MARGIN: Duration = Duration::from_secs(2);
+/// The longest that SQS waits for a message.
+const LONG_POLL: Duration = Duration::from_secs(20);
+/// SQS hands out so many at once.
+const AT_ONCE: usize = 10;
+/// Requests for messages at once, at most.
+const MAX_TAKERS: usize = 8;
+/// How long handlers may go on after a stop.
+const GRACE: Duration = Duration::from_secs(12);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The longest reason that is kept.
+const LONGEST_REASON: usize = 1024;
+
+/// Acts on the events of a queue.
+pub trait Handler: Send + Sync + 'static {
+    /// What logs and metrics call it.
+    fn name(&self) -> &'static str;
+
+    /// Whether what it depends on is there; if not, what is missing.
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
+
+    /// Acts on an event. May be dropped at any moment, and called again with the same event afterwards.
+    fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>>;
+}
+
+/// An event that was taken from a queue and has the shape of its type.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Its type.
+    pub of: EventType,
+    /// The event.
+    pub envelope: Envelope,
+    /// Attributes of its message that lead on, such as `traceparent`.
+    pub traceparent: Option<String>,
+}
+
+/// Why an event was not acted on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HandleError {
+    /// It never will be.
+    #[error("{0}")]
+    Definite(String),
+    /// Another try may do it.
+    #[error("{0}")]
+    Transient(String),
+    /// What the handler depends on is away, whatever the event.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// How messages are handled.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// So many at once.
+    pub concurrency: usize,
+    /// How long the handling of one may take.
+    pub timeout: Duration,
+    /// How long is waited before the next try.
+    pub schedule: Schedule,
+    /// How often it is tried again.
+    pub retries: u32,
+}
+
+/// The reader of one queue.
+pub struct Consumer {
+    sqs: Arc<Sqs>,
+    queue: Queue,
+    handler: Arc<dyn Handler>,
+    settings: Settings,
+    circuit: Circuit,
+    known: Mutex<Known>,
+    handled: mpsc::UnboundedSender<String>,
+    /// Ends handlers that are still at work after a stop.
+    end: CancellationToken,
+    deleter: Mutex<Option<mpsc::UnboundedReceiver<String>>>,
+}
+
+/// What became of a message.
+enum Outcome {
+    Done,
+    Failed(HandleError),
+    /// It is somebody else's again.
+    Lost,
+    /// The process stops.
+    Released,
+}
+
+impl Consumer {
+    /// A reader; nothing is taken yet.
+    pub fn new(sqs: Arc<Sqs>, queue: Queue, handler: Arc<dyn Handler>, settings: Settings) -> Self {
+        let (handled, receipts) = mpsc::unbounded_channel();
+        Self {
+            sqs,
+            queue,
+            circuit: Circuit::new(handler.name()),
+            handler,
+            settings,
+            known: Mutex::default(),
+            handled,
+            end: CancellationToken::new(),
+            deleter: Mutex::new(Some(receipts)),
+        }
+    }
+
+    /// Runs until it is stopped and what is in hand is finished, or given back.
+    pub async fn run(self, stop: CancellationToken) {
+        let Some(receipts) = self.deleter.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let deleting = tokio::spawn(deleter::run(Arc::clone(&self.sqs), self.source(), receipts));
+        let consumer = Arc::new(self);
+        let (handlers, permits) = (TaskTracker::new(), Arc::new(Semaphore::new(consumer.settings.concurrency)));
+        let mut takers = JoinSet::new();
+        for _ in 0..consumer.settings.concurrency.div_ceil(AT_ONCE).min(MAX_TAKERS) {
+            let taker = Arc::clone(&consumer).take_all(Arc::clone(&permits), handlers.clone());
+            takers.spawn(stop.clone().run_until_cancelled_owned(taker));
+        }
+        let watching = {
+            let consumer = Arc::clone(&consumer);
+            tokio::spawn(async move { consumer.circuit.watch(&*consumer.handler).await })
+        };
+        takers.join_all().await;
+        handlers.close();
+        if timeout(GRACE, handlers.wait()).await.is_err() {
+            consumer.end.cancel();
+            handlers.wait().await;
+        }
+        watching.abort();
+        let _ = watching.await;
+        // The last one that could send it anything.
+        drop(consumer);
+        let _ = deleting.await;
+    }
+
+    fn source(&self) -> Destination {
+        Destination { queue: self.queue, dead: false }
+    }
+
+    /// Takes messages for as long as there are hands for them.
+    async fn take_all(self: Arc<Self>, permits: Arc<Semaphore>, handlers: TaskTracker) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        loop {
+            self.circuit.closed().await;
+            let mut hands = vec![Arc::clone(&permits).acquire_owned().await.expect("nobody closes it")];
+            while hands.len() < AT_ONCE
+                && let Ok(hand) = Arc::clone(&permits).try_acquire_owned()
+            {
+                hands.push(hand);
+            }
+            match self.sqs.take(self.source(), hands.len(), LEASE, LONG_POLL).await {
+                Ok(messages) => {
+                    backoff.reset();
+                    for (message, hand) in messages.into_iter().zip(hands) {
+                        handlers.spawn(Arc::clone(&self).attend(message, hand));
+                    }
+                }
+                Err(error) => {
+                    drop(hands);
+                    if backoff.failures() == 0 {
+                        tracing::warn!(worker = self.handler.name(), %error, "no messages can be taken; trying again");
+                    }
+                    sleep(backoff.next_delay().max(FIRST_PAUSE)).await;
+                }
+            }
+        }
+    }
+
+    /// Deals with a message, whatever it takes.
+    async fn attend(self: Arc<Self>, message: Message, _hand: OwnedSemaphorePermit) {
+        let named = |name: &str| message.attributes.get(name).map(String::as_str).unwrap_or_default();
+        let span = tracing::info_span!(
+            "event",
+            worker = self.handler.name(),
+            correlation_id = named("correlationId"),
+            event_type = named("eventType"),
+            message_id = message.id
+        );
+        let begun = Instant::now();
+        async {
+            let outcome = tokio::select! {
+                outcome = self.work(&message) => outcome,
+                () = self.keep(&message) => Outcome::Lost,
+                () = self.end.cancelled() => Outcome::Released,
+            };
+            let seconds = begun.elapsed().as_secs_f64();
+            metrics::histogram!(names::HANDLER_SECONDS, "worker" => self.handler.name()).record(seconds);
+            let label = self.settle(&message, outcome).await;
+            metrics::counter!(names::EVENTS_HANDLED, "worker" => self.handler.name(), "outcome" => label).increment(1);
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// Has a message handled, once what the handler depends on is there.
+    async fn work(&self, message: &Message) -> Outcome {
+        let event = match read(self.queue, message) {
+            Ok(event) => event,
+            Err(why) => return Outcome::Failed(HandleError::Definite(why)),
+        };
+        let id = &event.envelope.metadata.event_id;
+        match self.known().meet(id) {
+            Meeting::First => {}
+            Meeting::Handled => return Outcome::Done,
+            Meeting::InHand => return Outcome::Lost,
+        }
+        let mut holding = Holding { consumer: self, id, handled: false };
+        loop {
+            let limit = self.settings.timeout;
+            let handled = timeout(limit, self.handler.handle(&event)).await.unwrap_or_else(|_| {
+                Err(HandleError::Transient(format!("it was not done within {} s", limit.as_secs_f64())))
+            });
+            match handled {
+                Ok(()) => {
+                    holding.handled = true;
+                    return Outcome::Done;
+                }
+                Err(HandleError::Unavailable(why)) => {
+                    self.circuit.trip(&why);
+                    self.circuit.closed().await;
+                }
+                Err(error) => return Outcome::Failed(error),
+            }
+        }
+    }
+
+    /// Keeps a message for as long as it is let; then it is not ours any more.
+    async fn keep(&self, message: &Message) {
+        let mut until = Instant::now() + LEASE;
+        loop {
+            sleep(RENEW).await;
+            match timeout(RENEW, self.sqs.hide(self.source(), message, LEASE)).await {
+                Ok(Ok(())) => until = Instant::now() + LEASE - RENEW,
+                Ok(Err(error)) if error.kind == Kind::Definite => return,
+                Ok(Err(_)) | Err(_) => {}
+            }
+            if Instant::now() + RENEW + MARGIN > until {
+                return;
+            }
+        }
+    }
+
+    /// Does what an outcome asks for, and says in a word what that was.
+    async fn settle(&self, message: &Message, outcome: Outcome) -> &'static str {
+        let delay = self.settings.schedule.delay(message.taken);
+        match outcome {
+            Outcome::Done => {
+                // Its reader lives as long as this consumer.
+                let _ = self.handled.send(message.receipt.clone());
+                "done"
+            }
+            Outcome::Failed(HandleError::Definite(why)) => self.bury(message, &why).await,
+            Outcome::Failed(error) if message.taken > self.settings.retries => {
+                self.bury(message, &format!("given up after {} tries: {error}", message.taken)).await
+            }
+            Outcome::Failed(error) => {
+                tracing::warn!(%error, tries = message.taken, ?delay, "an event could not be handled; trying again");
+                self.give_back(message, delay.mul_f64(1.0 + rand::random::<f64>() / 4.0)).await;
+                "again"
+            }
+            Outcome::Lost => {
+                tracing::warn!("the message could not be kept, or came twice at once; its handler has ended");
+                "lost"
+            }
+            Outcome::Released => {
+                tracing::info!("an event is given back, since walhouse stops");
+                self.give_back(message, Duration::ZERO).await;
+                "released"
+            }
+        }
+    }
+
+    async fn give_back(&self, message: &Message, after: Duration) {
+        if let Err(error) = self.sqs.hide(self.source(), message, after).await {
+            tracing::debug!(%error, "a message comes again later than it was meant to");
+        }
+    }
+
+    /// Makes a dead letter of a message.
+    async fn bury(&self, message: &Message, why: &str) -> &'static str {
+        let reason: String = why.chars().filter(|one| !one.is_control()).take(LONGEST_REASON).collect();
+        let with = [
+            ("deadLetterReason", reason),
+            ("deadLetterHandler", self.handler.name().to_owned()),
+            ("deadLetterTries", message.taken.to_string()),
+            ("deadLetterTime", humantime::format_rfc3339_millis(SystemTime::now()).to_string()),
+        ];
+        let to = Destination { queue: self.queue, dead: true };
+        match self.sqs.pass_on(to, message, &with).await {
+            Ok(()) => {
+                tracing::error!(why, tries = message.taken, queue = self.sqs.name(to), "an event is a dead letter");
+                let _ = self.handled.send(message.receipt.clone());
+                "dead"
+            }
+            Err(error) => {
+                // It comes again, and SQS itself moves it once it has come too often.
+                tracing::warn!(why, %error, "an event should be a dead letter and can not be made one");
+                "again"
+            }
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An event in hand, which is let go however its handling ends.
+struct Holding<'a> {
+    consumer: &'a Consumer,
+    id: &'a str,
+    handled: bool,
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        self.consumer.known().part(self.id, self.handled);
+    }
+}
+
+/// The event that a message holds, if it is one of this queue.
+fn read(queue: Queue, message: &Message) -> Result<Event, String> {
+    let of = schema::check_event(&message.body).map_err(|misfit| misfit.to_string())?;
+    if of.queue() != queue {
+        return Err(format!("{of} does not belong into {}", queue.name()));
+    }
+    let envelope = serde_json::from_str(&message.body).map_err(|error| format!("it is no event: {error}"))?;
+    Ok(Event { of, envelope, traceparent: message.attributes.get("traceparent").cloned() })
+}

@@ -1,0 +1,225 @@
+//! audit-log-queue: what happens to security becomes rows of `audit_log`.
+//!
+//! Events are handled one by one and written together: while an insert is on its way the next rows gather, so that a row waits for
+//! one insert at most, and there are never more of them than ClickHouse takes.
+
+use crate::{
+    clickhouse::client::{code, describe},
+    event::schema,
+    queue::consumer::{Event, HandleError, Handler},
+};
+use bytes::Bytes;
+use clickhouse::{Client, error::Error};
+use futures_util::{FutureExt, future::BoxFuture};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, oneshot};
+
+/// Rows of an insert, at most.
+const MAX_ROWS: usize = 1000;
+/// Rows that may wait for one. More wait in the queue.
+const WAITING: usize = 2 * MAX_ROWS;
+/// ClickHouse's codes for what is wrong with a row and not with the server.
+const OF_THE_ROW: [u32; 8] = [
+    6,   // CANNOT_PARSE_TEXT
+    26,  // CANNOT_PARSE_QUOTED_STRING
+    27,  // CANNOT_PARSE_INPUT_ASSERTION_FAILED
+    38,  // CANNOT_PARSE_DATE
+    41,  // CANNOT_PARSE_DATETIME
+    117, // INCORRECT_DATA
+    131, // TOO_LARGE_STRING_SIZE
+    376, // CANNOT_PARSE_UUID
+];
+const COLUMNS: &str = "event_id, correlation_id, event_type, acting_user_id, merchant_account_id, target_resource, outcome, \
+    details, event_timestamp, source_service";
+
+/// Writes `audit_log`.
+pub struct Audit {
+    client: Client,
+    rows: mpsc::Sender<Waiting>,
+}
+
+/// A row that waits to be written, and whoever waits for that.
+struct Waiting {
+    row: Vec<u8>,
+    done: oneshot::Sender<Result<(), HandleError>>,
+}
+
+/// The payload, as far as it is a column.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Payload {
+    event_type: String,
+    acting_user_id: String,
+    outcome: String,
+    merchant_account_id: Option<String>,
+    target_resource: Option<String>,
+    details: Option<Box<RawValue>>,
+}
+
+/// A row, as JSON.
+#[derive(Serialize)]
+struct Row<'a> {
+    event_id: &'a str,
+    correlation_id: &'a str,
+    event_type: String,
+    acting_user_id: String,
+    merchant_account_id: String,
+    target_resource: Option<String>,
+    outcome: String,
+    details: &'a str,
+    event_timestamp: &'a str,
+    source_service: &'a str,
+}
+
+impl Audit {
+    /// A handler that writes with `client`, whose database is chosen.
+    pub fn new(client: Client) -> Self {
+        let (rows, waiting) = mpsc::channel(WAITING);
+        tokio::spawn(write(client.clone(), waiting));
+        Self { client, rows }
+    }
+
+    async fn record(&self, event: &Event) -> Result<(), HandleError> {
+        let (done, written) = oneshot::channel();
+        let waiting = Waiting { row: row(event)?, done };
+        let gone = || HandleError::Transient("the writer of the audit log has ended".to_owned());
+        self.rows.send(waiting).await.map_err(|_| gone())?;
+        written.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+impl Handler for Audit {
+    fn name(&self) -> &'static str {
+        "audit"
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        async {
+            // The pipeline's first start makes it, in this process or another one.
+            let there = self.client.query("EXISTS TABLE audit_log").fetch_one::<u8>().await;
+            match there {
+                Ok(1) => Ok(()),
+                Ok(_) => Err("ClickHouse has no table audit_log yet".to_owned()),
+                Err(error) => Err(describe(&error)),
+            }
+        }
+        .boxed()
+    }
+
+    fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>> {
+        self.record(event).boxed()
+    }
+}
+
+fn row(event: &Event) -> Result<Vec<u8>, HandleError> {
+    let metadata = &event.envelope.metadata;
+    // What a schema lets through has this shape.
+    let no_event = |error: serde_json::Error| HandleError::Definite(schema::Misfit::Json(error.to_string()).to_string());
+    let payload: Payload = serde_json::from_str(event.envelope.payload.get()).map_err(no_event)?;
+    let row = Row {
+        event_id: &metadata.event_id,
+        correlation_id: &metadata.correlation_id,
+        event_type: payload.event_type,
+        acting_user_id: payload.acting_user_id,
+        merchant_account_id: payload.merchant_account_id.unwrap_or_default(),
+        target_resource: payload.target_resource,
+        outcome: payload.outcome,
+        details: payload.details.as_ref().map_or("{}", |details| details.get()),
+        event_timestamp: &metadata.event_timestamp,
+        source_service: &metadata.source_service,
+    };
+    let mut line = serde_json::to_vec(&row).map_err(no_event)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Writes rows as they come, until nobody can send any.
+async fn write(client: Client, mut waiting: mpsc::Receiver<Waiting>) {
+    let mut batch = Vec::new();
+    while waiting.recv_many(&mut batch, MAX_ROWS).await > 0 {
+        // Who does not wait any more has been told something else, and its event comes again.
+        batch.retain(|waiting: &Waiting| !waiting.done.is_closed());
+        let outcome = insert(&client, batch.iter().map(|waiting| waiting.row.as_slice())).await;
+        match outcome {
+            Err(HandleError::Definite(_)) if batch.len() > 1 => {
+                // One of them it is.
+                for waiting in batch.drain(..) {
+                    let outcome = insert(&client, std::iter::once(waiting.row.as_slice())).await;
+                    let _ = waiting.done.send(outcome);
+                }
+            }
+            outcome => {
+                for waiting in batch.drain(..) {
+                    let _ = waiting.done.send(outcome.clone());
+                }
+            }
+        }
+    }
+}
+
+async fn insert<'a>(client: &Client, rows: impl Iterator<Item = &'a [u8]>) -> Result<(), HandleError> {
+    let body = Bytes::from(rows.collect::<Vec<_>>().concat());
+    if body.is_empty() {
+        return Ok(());
+    }
+    let sent = async {
+        let mut insert = client
+            .insert_formatted_with(format!("INSERT INTO audit_log ({COLUMNS}) FORMAT JSONEachRow"))
+            .with_setting("async_insert", "0")
+            .with_setting("input_format_null_as_default", "0")
+            .with_setting("input_format_skip_unknown_fields", "0")
+            .with_setting("max_partitions_per_insert_block", "0")
+            .with_setting("date_time_input_format", "best_effort");
+        insert.send(body).await?;
+        insert.end().await
+    };
+    sent.await.map_err(|error: Error| match code(&error) {
+        Some(code) if OF_THE_ROW.contains(&code) => HandleError::Definite(describe(&error)),
+        _ => HandleError::Unavailable(describe(&error)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::envelope::{Envelope, EventType};
+    use serde_json::{Value, json};
+
+    fn event(payload: Value) -> Event {
+        let envelope = json!({
+            "metadata": {
+                "eventId": "018f3b5e-7c1a-8000-8000-0123456789ab", "eventTimestamp": "2026-01-01T00:00:00.000001Z",
+                "eventType": "SecurityEventOccurred", "eventVersion": "1.1", "correlationId": "c", "sourceService": "shop"
+            },
+            "payload": payload
+        });
+        let envelope: Envelope = serde_json::from_value(envelope).unwrap();
+        Event { of: EventType::SecurityEventOccurred, envelope, traceparent: None }
+    }
+
+    #[test]
+    fn an_event_is_one_row() {
+        let payload = json!({
+            "eventType": "role_changed", "actingUserId": "u", "outcome": "failure", "merchantAccountId": "m",
+            "targetResource": "user/7", "details": {"to": "admin"}, "later": true
+        });
+        let row: Value = serde_json::from_slice(&super::row(&event(payload)).unwrap()).unwrap();
+        assert_eq!(
+            row,
+            json!({
+                "event_id": "018f3b5e-7c1a-8000-8000-0123456789ab", "correlation_id": "c", "event_type": "role_changed",
+                "acting_user_id": "u", "merchant_account_id": "m", "target_resource": "user/7", "outcome": "failure",
+                "details": "{\"to\":\"admin\"}", "event_timestamp": "2026-01-01T00:00:00.000001Z",
+                "source_service": "shop"
+            })
+        );
+    }
+
+    #[test]
+    fn what_an_event_does_not_say_is_empty() {
+        let payload = json!({"eventType": "login", "actingUserId": "u", "outcome": "success", "merchantAccountId": null});
+        let row: Value = serde_json::from_slice(&super::row(&event(payload)).unwrap()).unwrap();
+        assert_eq!((&row["merchant_account_id"], &row["target_resource"], &row["details"]), (&json!(""), &Value::Null, &json!("{}")));
+    }
+}
