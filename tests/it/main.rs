@@ -24,6 +24,7 @@ mod pace;
 mod privileges;
 mod publications;
 mod queue;
+mod workers;
 mod releases;
 mod roundtrip;
 mod rules;

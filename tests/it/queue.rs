@@ -8,10 +8,10 @@ use serde_json::json;
 use crate::support::{Daemon, Proxy, Received, Sqs, TestDb, assert_equal, eventually, settled};
 
 const OUTBOX: &str = include_str!("../../migrations/postgres/0002_outbox_event.sql");
-const LOGIN: &str = r#"{"eventType": "login", "actingUserId": "u1", "outcome": "success"}"#;
+pub(crate) const LOGIN: &str = r#"{"eventType": "login", "actingUserId": "u1", "outcome": "success"}"#;
 
 /// A prefix of the test's own.
-fn prefix(db: &TestDb) -> String {
+pub(crate) fn prefix(db: &TestDb) -> String {
     format!("{}-", db.name)
 }
 
@@ -20,14 +20,14 @@ fn metadata<'a>(event: &'a Received, name: &str) -> &'a str {
     event.body["metadata"][name].as_str().unwrap_or_default()
 }
 
-async fn with_outbox(label: &str) -> TestDb {
+pub(crate) async fn with_outbox(label: &str) -> TestDb {
     let db = TestDb::new(label).await;
     db.pg.execute(OUTBOX).await;
     db.pg.execute("CREATE TABLE item (id int PRIMARY KEY, v text)").await;
     db
 }
 
-fn insert(key: &str, number: usize) -> String {
+pub(crate) fn insert(key: &str, number: usize) -> String {
     let payload = format!(
         r#"{{"eventType": "login", "actingUserId": "{key}", "outcome": "success", "details": {{"n": {number}}}}}"#
     );

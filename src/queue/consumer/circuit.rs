@@ -3,10 +3,10 @@
 //! While it is away, nothing more is taken from the queue, and what was taken waits in hand: a message that is given back uses up
 //! one of its few tries, and has done nothing to deserve that. Whether it is back is asked of the dependency itself.
 
-use super::Handler;
+use super::{Handler, PROBE};
 use crate::{retry::Backoff, telemetry::names};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ impl Circuit {
             let _ = seen.wait_for(|open| *open).await;
             metrics::gauge!(names::WORKER_WAITS, "worker" => self.worker).set(1.0);
             let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-            while let Err(why) = handler.ready().await {
+            while let Err(why) = timeout(PROBE, handler.ready()).await.unwrap_or_else(|_| Err("no answer".to_owned())) {
                 tracing::debug!(worker = self.worker, why, "still waiting");
                 tokio::time::sleep(backoff.next_delay().max(FIRST_PAUSE)).await;
             }

@@ -53,6 +53,8 @@ const RENEW: Duration = Duration::from_secs(10);
 const MARGIN: Duration = Duration::from_secs(2);
 /// The longest that SQS waits for a message.
 const LONG_POLL: Duration = Duration::from_secs(20);
+/// How long what a handler depends on may take to say that it is there.
+const PROBE: Duration = Duration::from_secs(2);
 /// SQS hands out so many at once.
 const AT_ONCE: usize = 10;
 /// Requests for messages at once, at most.
@@ -257,9 +259,10 @@ impl Consumer {
         let mut holding = Holding { consumer: self, id, handled: false };
         loop {
             let limit = self.settings.timeout;
-            let handled = timeout(limit, self.handler.handle(&event)).await.unwrap_or_else(|_| {
-                Err(HandleError::Transient(format!("it was not done within {} s", limit.as_secs_f64())))
-            });
+            let handled = match timeout(limit, self.handler.handle(&event)).await {
+                Ok(handled) => handled,
+                Err(_) => Err(self.timed_out(limit).await),
+            };
             match handled {
                 Ok(()) => {
                     holding.handled = true;
@@ -271,6 +274,15 @@ impl Consumer {
                 }
                 Err(error) => return Outcome::Failed(error),
             }
+        }
+    }
+
+    /// A handler took too long: because of its event, or because what it depends on does not answer.
+    async fn timed_out(&self, limit: Duration) -> HandleError {
+        match timeout(PROBE, self.handler.ready()).await {
+            Ok(Ok(())) => HandleError::Transient(format!("it was not done within {} s", limit.as_secs_f64())),
+            Ok(Err(why)) => HandleError::Unavailable(why),
+            Err(_) => HandleError::Unavailable("what it depends on does not answer".to_owned()),
         }
     }
 

@@ -43,8 +43,13 @@ impl Sqs {
         self.port
     }
 
-    /// `[queue]` with this prefix, by way of `port`.
+    /// `[queue]` with this prefix, by way of `port`, and nobody who handles what is in it.
     pub(crate) fn config(port: u16, prefix: &str) -> String {
+        format!("{}[workers]\nenabled = false\n", Self::handled(port, prefix))
+    }
+
+    /// The same, with workers.
+    pub(crate) fn handled(port: u16, prefix: &str) -> String {
         format!(
             "[queue]\nendpoint_url = \"http://127.0.0.1:{port}\"\nregion = \"eu-central-1\"\nprefix = \"{prefix}\"\n"
         )
@@ -74,6 +79,20 @@ impl Sqs {
         let answer =
             self.client().get_queue_attributes().queue_url(url).attribute_names(QueueAttributeName::All).send();
         answer.await.expect("its attributes").attributes.and_then(|mut all| all.remove(&name))
+    }
+
+    /// Sends a message as somebody else would.
+    pub(crate) async fn send(&self, queue: &str, body: &str) {
+        let url = self.url(queue).await;
+        self.client().send_message().queue_url(url).message_body(body).send().await.expect("it is sent");
+    }
+
+    /// Messages that are in a queue, those in hand among them.
+    pub(crate) async fn count(&self, queue: &str) -> u64 {
+        let number = async |name| self.attribute(queue, name).await.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        number(QueueAttributeName::ApproximateNumberOfMessages).await
+            + number(QueueAttributeName::ApproximateNumberOfMessagesNotVisible).await
+            + number(QueueAttributeName::ApproximateNumberOfMessagesDelayed).await
     }
 
     /// Takes `count` messages and removes them; what is more than that within a moment fails the test.

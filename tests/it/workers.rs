@@ -1,0 +1,151 @@
+//! Workers: each event has its effect, once, whatever happens meanwhile.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::queue::{LOGIN, insert, prefix, with_outbox};
+use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Postgres, Sqs, TestDb, eventually};
+
+/// An event as it is in a queue.
+fn event(version: &str, payload: &Value, more: &Value) -> String {
+    let mut metadata = json!({
+        "eventId": uuid::Uuid::from_u128(rand::random()).to_string(), "eventTimestamp": "2026-01-01T00:00:00.000001Z",
+        "eventType": "SecurityEventOccurred", "eventVersion": version, "correlationId": "c", "sourceService": "shop"
+    });
+    for (name, value) in more.as_object().expect("an object") {
+        metadata[name] = value.clone();
+    }
+    json!({"metadata": metadata, "payload": payload}).to_string()
+}
+
+async fn audited(db: &TestDb, rows: usize) {
+    eventually(Duration::from_secs(60), async || {
+        match db.ch.try_query("SELECT uniqExact(event_id) FROM audit_log").await?.parse::<usize>() {
+            Ok(count) if count >= rows => Ok(()),
+            other => Err(format!("{other:?} of {rows}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_application_writes_is_in_the_audit_log() {
+    let (db, sqs) = (with_outbox("audit").await, Sqs::shared());
+    let mut daemon = Daemon::spawn(&db, &Sqs::handled(sqs.port(), &prefix(&db)));
+    daemon.wait_ready().await;
+    daemon.wait_log("events that are written into the outbox table are sent from now on", 1).await;
+    db.pg
+        .execute(
+            "BEGIN; SELECT pg_logical_emit_message(true, 'walhouse.correlation', 'request 7');
+            INSERT INTO outbox_event (event_type, payload) VALUES ('SecurityEventOccurred', '{\"eventType\": \"role_changed\", \"actingUserId\": \"u''1\\\\n\", \"outcome\": \"failure\", \"merchantAccountId\": \"m\", \"details\": {\"to\": [1.50, \"admin\"]}}');
+            COMMIT",
+        )
+        .await;
+    audited(&db, 1).await;
+    let row = db
+        .ch
+        .query(
+            "SELECT event_id, correlation_id, event_type, acting_user_id, merchant_account_id, target_resource, outcome, details, \
+            source_service FROM audit_log FORMAT JSONEachRow",
+        )
+        .await;
+    let row: Value = serde_json::from_str(&row).expect("a row");
+    let id = db.pg.value("SELECT id FROM outbox_event").await;
+    assert_eq!(
+        row,
+        json!({
+            "event_id": id, "correlation_id": "request 7", "event_type": "role_changed", "acting_user_id": "u'1\n",
+            "merchant_account_id": "m", "target_resource": null, "outcome": "failure", "details": "{\"to\": [1.50, \"admin\"]}",
+            "source_service": db.name
+        })
+    );
+    let queue = format!("{}audit-log-queue", prefix(&db));
+    eventually(Duration::from_secs(10), async || match sqs.count(&queue).await {
+        0 => Ok(()),
+        left => Err(format!("{left} messages are left")),
+    })
+    .await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_worker_understands_is_a_dead_letter_at_once_and_later_minor_versions_are_taken() {
+    let (db, sqs) = (with_outbox("poison").await, Sqs::shared());
+    let mut daemon = Daemon::spawn(&db, &Sqs::handled(sqs.port(), &prefix(&db)));
+    daemon.wait_ready().await;
+    let (queue, dead) = (format!("{}audit-log-queue", prefix(&db)), format!("{}audit-log-dlq", prefix(&db)));
+    let login: Value = serde_json::from_str(LOGIN).expect("JSON");
+    let mut added = login.clone();
+    added["device"] = json!({"kind": "phone"});
+    sqs.send(&queue, &event("1.1", &added, &json!({"tenant": 3}))).await;
+    sqs.send(&queue, "no JSON at all, canary").await;
+    sqs.send(&queue, &event("2.0", &login, &json!({}))).await;
+    sqs.send(&queue, &event("1.0", &json!({"eventType": "login"}), &json!({}))).await;
+    let other = json!({"operationType": "dataExport", "userId": "u", "merchantAccountId": "m", "parameters": {}});
+    sqs.send(&queue, &event("1.0", &other, &json!({"eventType": "AsynchronousOperationRequested"}))).await;
+    let dead = sqs.take(&dead, 4).await;
+    for part in ["it is no JSON", "its version is 2.0", "/payload: ", "does not belong into audit-log-queue"] {
+        assert!(dead.iter().any(|letter| letter.attributes["deadLetterReason"].contains(part)), "{part}: {dead:?}");
+    }
+    for letter in &dead {
+        assert_eq!((letter.attributes["deadLetterHandler"].as_str(), letter.attributes["deadLetterTries"].as_str()), ("audit", "1"));
+    }
+    audited(&db, 1).await;
+    assert_eq!(sqs.count(&queue).await, 0);
+    assert!(!daemon.log().contains("canary"), "{}", daemon.log());
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_clickhouse_is_away_events_wait_and_none_of_their_tries_is_used_up() {
+    let clickhouse = ClickHouse::private(ClickHouseOptions::default());
+    let db = TestDb::on(Postgres::shared(), clickhouse.clone(), "audit_away").await;
+    let sqs = Sqs::shared();
+    let mut daemon =
+        Daemon::spawn(&db, &format!("{}[workers.audit]\ntimeout = \"1s\"\n", Sqs::handled(sqs.port(), &prefix(&db))));
+    daemon.wait_ready().await;
+    let (queue, dead) = (format!("{}audit-log-queue", prefix(&db)), format!("{}audit-log-dlq", prefix(&db)));
+    let login: Value = serde_json::from_str(LOGIN).expect("JSON");
+    sqs.send(&queue, &event("1.0", &login, &json!({}))).await;
+    audited(&db, 1).await;
+    clickhouse.freeze();
+    for _ in 0..20 {
+        sqs.send(&queue, &event("1.0", &login, &json!({}))).await;
+    }
+    daemon.wait_log("events wait until this is over", 1).await;
+    // Longer than four tries of a second would take.
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    clickhouse.resume();
+    audited(&db, 21).await;
+    assert_eq!(sqs.count(&dead).await, 0);
+    assert_eq!(daemon.metric("walhouse_events_handled_total", "outcome=\"again\"").await, 0.0);
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_under_load_leave_each_event_once() {
+    const EVENTS: usize = 600;
+    let (db, sqs) = (with_outbox("audit_kills").await, Sqs::shared());
+    let mut daemon = Daemon::spawn(&db, &Sqs::handled(sqs.port(), &prefix(&db)));
+    daemon.wait_ready().await;
+    daemon.wait_log("events that are written into the outbox table are sent from now on", 1).await;
+    for number in 0..EVENTS {
+        db.pg.execute(&insert(&format!("user {}", number % 7), number)).await;
+        if number % 150 == 149 {
+            daemon.kill9();
+            daemon.start();
+        }
+    }
+    audited(&db, EVENTS).await;
+    let missing = db.pg.value("SELECT count(*) FROM outbox_event").await;
+    assert_eq!(db.ch.query("SELECT count(), uniqExact(event_id) FROM audit_log FINAL").await, format!("{missing}\t{missing}"));
+    let written = db.pg.value("SELECT md5(string_agg(id::text, ',' ORDER BY id::text COLLATE \"C\")) FROM outbox_event").await;
+    let there = db.ch.query("SELECT lower(hex(MD5(arrayStringConcat(arraySort(groupArray(toString(event_id))), ',')))) FROM audit_log FINAL").await;
+    assert_eq!(there, written);
+    drop(daemon);
+    db.cleanup().await;
+}
