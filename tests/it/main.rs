@@ -9,6 +9,7 @@
 mod catchup;
 mod changelog;
 mod commands;
+mod consumer;
 mod copy;
 mod crash;
 mod ddl_trigger;

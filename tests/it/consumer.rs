@@ -1,0 +1,276 @@
+//! The reader of a queue, with handlers that fail in every way.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use serde_json::json;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use walhouse::config::{QueueConfig, WorkersConfig};
+use walhouse::event::envelope::{Queue, Schedule};
+use walhouse::queue::client::Sqs as Client;
+use walhouse::queue::consumer::{Consumer, Event, HandleError, Handler, Settings};
+use walhouse::queue::provision::provision;
+
+use crate::support::{Sqs, eventually};
+
+type Deed = dyn Fn(usize) -> BoxFuture<'static, Result<(), HandleError>> + Send + Sync;
+
+/// Notes when it was called, and for what.
+struct Noting {
+    runs: Mutex<Vec<(String, Instant)>>,
+    deed: Box<Deed>,
+    /// What it depends on is there.
+    there: Mutex<bool>,
+}
+
+impl Noting {
+    fn new(deed: impl Fn(usize) -> BoxFuture<'static, Result<(), HandleError>> + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { runs: Mutex::default(), deed: Box::new(deed), there: Mutex::new(true) })
+    }
+
+    fn runs(&self) -> Vec<(String, Instant)> {
+        self.runs.lock().expect("nobody panics here").clone()
+    }
+}
+
+impl Handler for Noting {
+    fn name(&self) -> &'static str {
+        "noting"
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+        let there = *self.there.lock().expect("nobody panics here");
+        async move { if there { Ok(()) } else { Err("it is away".to_owned()) } }.boxed()
+    }
+
+    fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>> {
+        let run = {
+            let mut runs = self.runs.lock().expect("nobody panics here");
+            runs.push((event.envelope.metadata.event_id.clone(), Instant::now()));
+            runs.len()
+        };
+        (self.deed)(run)
+    }
+}
+
+/// A queue of the test's own, with a reader.
+struct Reading {
+    sqs: Arc<Sqs>,
+    client: Arc<Client>,
+    prefix: String,
+    stop: CancellationToken,
+}
+
+impl Reading {
+    async fn new(label: &str) -> Self {
+        let (sqs, prefix) = (Sqs::shared(), format!("{label}-{:08x}-", rand::random::<u32>()));
+        let config = QueueConfig {
+            endpoint_url: Some(format!("http://127.0.0.1:{}", sqs.port())),
+            region: Some("eu-central-1".to_owned()),
+            prefix: prefix.clone(),
+            ..QueueConfig::default()
+        };
+        let client = Arc::new(Client::new(&config, &WorkersConfig::default()).await);
+        provision(&client, false).await.expect("queues");
+        Self { sqs, client, prefix, stop: CancellationToken::new() }
+    }
+
+    fn read(&self, handler: Arc<Noting>, timeout: Duration) -> JoinHandle<()> {
+        let queue = Queue::AuditLog;
+        let settings = Settings { concurrency: 4, timeout, schedule: queue.schedule(), retries: queue.retries() };
+        self.read_with(handler, settings)
+    }
+
+    fn read_with(&self, handler: Arc<Noting>, settings: Settings) -> JoinHandle<()> {
+        let consumer = Consumer::new(Arc::clone(&self.client), Queue::AuditLog, handler, settings);
+        tokio::spawn(consumer.run(self.stop.clone()))
+    }
+
+    fn queue(&self) -> String {
+        format!("{}audit-log-queue", self.prefix)
+    }
+
+    fn dead(&self) -> String {
+        format!("{}audit-log-dlq", self.prefix)
+    }
+
+    /// Sends an event, and returns its id.
+    async fn send(&self) -> String {
+        let id = uuid::Uuid::from_u128(rand::random()).to_string();
+        self.send_again(&id).await;
+        id
+    }
+
+    async fn send_again(&self, id: &str) {
+        let event = json!({
+            "metadata": {
+                "eventId": id, "eventTimestamp": "2026-01-01T00:00:00Z", "eventType": "SecurityEventOccurred",
+                "eventVersion": "1.0", "correlationId": "c", "sourceService": "shop"
+            },
+            "payload": {"eventType": "login", "actingUserId": "u", "outcome": "success"}
+        });
+        self.sqs.send(&self.queue(), &event.to_string()).await;
+    }
+
+    async fn empty(&self) {
+        eventually(Duration::from_secs(20), async || match self.sqs.count(&self.queue()).await {
+            0 => Ok(()),
+            left => Err(format!("{left} messages are left")),
+        })
+        .await;
+    }
+}
+
+fn done() -> BoxFuture<'static, Result<(), HandleError>> {
+    async { Ok(()) }.boxed()
+}
+
+fn failed(error: HandleError) -> BoxFuture<'static, Result<(), HandleError>> {
+    async { Err(error) }.boxed()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_tried_again_three_times_with_growing_pauses_and_is_a_dead_letter_then() {
+    let reading = Reading::new("retries").await;
+    let handler = Noting::new(|_| failed(HandleError::Transient("a full moon".to_owned())));
+    reading.read(handler.clone(), Duration::from_secs(5));
+    let id = reading.send().await;
+    let letters = reading.sqs.take(&reading.dead(), 1).await;
+    let attribute = |name: &str| letters[0].attributes[name].as_str();
+    assert_eq!(attribute("deadLetterReason"), "given up after 4 tries: a full moon");
+    assert_eq!((attribute("deadLetterTries"), attribute("deadLetterHandler")), ("4", "noting"));
+    assert_eq!(letters[0].body["metadata"]["eventId"], id.as_str());
+    let runs = handler.runs();
+    let pauses: Vec<f64> = runs.windows(2).map(|two| (two[1].1 - two[0].1).as_secs_f64()).collect();
+    println!("pauses between four tries: {pauses:.2?} s");
+    assert_eq!(pauses.len(), 3);
+    // A quarter of jitter, rounded up to whole seconds, and what the queue needs to hand it out.
+    for (pause, wanted) in pauses.iter().zip([2.0, 4.0, 8.0]) {
+        assert!((wanted - 0.1..wanted * 1.25 + 2.0).contains(pause), "{pauses:?}");
+    }
+    reading.empty().await;
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_for_good_is_a_dead_letter_at_once() {
+    let reading = Reading::new("definite").await;
+    let handler = Noting::new(|_| failed(HandleError::Definite("there is no such report".to_owned())));
+    reading.read(handler.clone(), Duration::from_secs(5));
+    reading.send().await;
+    let letters = reading.sqs.take(&reading.dead(), 1).await;
+    assert_eq!(letters[0].attributes["deadLetterReason"], "there is no such report");
+    assert_eq!((letters[0].attributes["deadLetterTries"].as_str(), handler.runs().len()), ("1", 1));
+    reading.empty().await;
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handler_that_hangs_is_ended_at_its_limit_and_tried_again() {
+    let reading = Reading::new("hangs").await;
+    let handler = Noting::new(|run| if run == 1 { std::future::pending().boxed() } else { done() });
+    reading.read(handler.clone(), Duration::from_secs(1));
+    reading.send().await;
+    eventually(Duration::from_secs(20), async || match handler.runs().len() {
+        2 => Ok(()),
+        runs => Err(format!("{runs} runs")),
+    })
+    .await;
+    let runs = handler.runs();
+    let between = (runs[1].1 - runs[0].1).as_secs_f64();
+    assert!((2.9..6.5).contains(&between), "its limit of a second, and a pause of two: {between}");
+    reading.empty().await;
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_handler_takes_longer_than_the_lease_is_not_handled_twice() {
+    let reading = Reading::new("long").await;
+    let handler = Noting::new(|_| tokio::time::sleep(Duration::from_secs(40)).map(Ok).boxed());
+    // Two readers, as of two processes.
+    reading.read(handler.clone(), Duration::from_secs(60));
+    reading.read(handler.clone(), Duration::from_secs(60));
+    reading.send().await;
+    tokio::time::sleep(Duration::from_secs(39)).await;
+    assert_eq!(handler.runs().len(), 1);
+    reading.empty().await;
+    assert_eq!(handler.runs().len(), 1);
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_comes_twice_is_handled_once() {
+    let reading = Reading::new("twice").await;
+    let handler = Noting::new(|_| tokio::time::sleep(Duration::from_millis(300)).map(Ok).boxed());
+    reading.read(handler.clone(), Duration::from_secs(5));
+    let id = reading.send().await;
+    reading.send_again(&id).await;
+    reading.send_again(&id).await;
+    // One that comes while it is in hand waits for the end of its lease.
+    eventually(Duration::from_secs(45), async || match reading.sqs.count(&reading.queue()).await {
+        0 => Ok(()),
+        left => Err(format!("{left} messages are left")),
+    })
+    .await;
+    reading.send_again(&id).await;
+    reading.empty().await;
+    assert_eq!(handler.runs().len(), 1);
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_what_it_depends_on_is_away_an_event_stays_in_hand_and_no_other_is_taken() {
+    let reading = Reading::new("away").await;
+    let away = || failed(HandleError::Unavailable("it is away".to_owned()));
+    let handler = Noting::new(move |run| if run == 1 { away() } else { done() });
+    *handler.there.lock().expect("nobody panics here") = true;
+    let settings = Settings {
+        concurrency: 1,
+        timeout: Duration::from_secs(5),
+        schedule: Schedule::Fixed(Duration::from_secs(1)),
+        retries: 0,
+    };
+    let there = |there| *handler.there.lock().expect("nobody panics here") = there;
+    let first = reading.send().await;
+    reading.read_with(handler.clone(), settings);
+    eventually(Duration::from_secs(10), async || match handler.runs().len() {
+        0 => Err("nothing was handled".to_owned()),
+        _ => Ok(()),
+    })
+    .await;
+    there(false);
+    reading.send().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    there(true);
+    reading.empty().await;
+    let runs: Vec<String> = handler.runs().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(runs.iter().filter(|id| **id == first).count(), 2, "{runs:?}");
+    // Without any retry to use up.
+    assert_eq!(reading.sqs.count(&reading.dead()).await, 0);
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_stops_in_the_middle_gives_back_what_is_in_hand() {
+    let reading = Reading::new("stops").await;
+    let handler = Noting::new(|run| if run == 1 { std::future::pending().boxed() } else { done() });
+    let first = reading.read(handler.clone(), Duration::from_secs(300));
+    reading.send().await;
+    eventually(Duration::from_secs(10), async || match handler.runs().len() {
+        1 => Ok(()),
+        runs => Err(format!("{runs} runs")),
+    })
+    .await;
+    reading.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(18), first).await.expect("it stops in time").expect("without a panic");
+    let begun = Instant::now();
+    let next = Reading { stop: CancellationToken::new(), ..reading };
+    next.read(handler.clone(), Duration::from_secs(300));
+    next.empty().await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "it need not wait for the end of a lease");
+    assert_eq!(handler.runs().len(), 2);
+    next.stop.cancel();
+}
