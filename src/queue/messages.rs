@@ -122,12 +122,7 @@ impl Sqs {
     ///
     /// # Errors
     /// If it is not known to be there.
-    pub async fn pass_on(
-        &self,
-        to: Destination,
-        message: &Message,
-        with: &[(&str, String)],
-    ) -> Result<(), QueueError> {
+    pub async fn pass_on(&self, to: Destination, message: &Message, with: &[(&str, String)]) -> Result<(), QueueError> {
         let url = self.url(to).await?;
         let mut attributes = message.attributes.clone();
         for (name, value) in with {

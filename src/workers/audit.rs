@@ -115,7 +115,8 @@ impl Handler for Audit {
 fn row(event: &Event) -> Result<Vec<u8>, HandleError> {
     let metadata = &event.envelope.metadata;
     // What a schema lets through has this shape.
-    let no_event = |error: serde_json::Error| HandleError::Definite(schema::Misfit::Json(error.to_string()).to_string());
+    let no_event =
+        |error: serde_json::Error| HandleError::Definite(schema::Misfit::Json(error.to_string()).to_string());
     let payload: Payload = serde_json::from_str(event.envelope.payload.get()).map_err(no_event)?;
     let row = Row {
         event_id: &metadata.event_id,
@@ -218,8 +219,12 @@ mod tests {
 
     #[test]
     fn what_an_event_does_not_say_is_empty() {
-        let payload = json!({"eventType": "login", "actingUserId": "u", "outcome": "success", "merchantAccountId": null});
+        let payload =
+            json!({"eventType": "login", "actingUserId": "u", "outcome": "success", "merchantAccountId": null});
         let row: Value = serde_json::from_slice(&super::row(&event(payload)).unwrap()).unwrap();
-        assert_eq!((&row["merchant_account_id"], &row["target_resource"], &row["details"]), (&json!(""), &Value::Null, &json!("{}")));
+        assert_eq!(
+            (&row["merchant_account_id"], &row["target_resource"], &row["details"]),
+            (&json!(""), &Value::Null, &json!("{}"))
+        );
     }
 }

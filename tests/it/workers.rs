@@ -90,7 +90,10 @@ async fn what_no_worker_understands_is_a_dead_letter_at_once_and_later_minor_ver
         assert!(dead.iter().any(|letter| letter.attributes["deadLetterReason"].contains(part)), "{part}: {dead:?}");
     }
     for letter in &dead {
-        assert_eq!((letter.attributes["deadLetterHandler"].as_str(), letter.attributes["deadLetterTries"].as_str()), ("audit", "1"));
+        assert_eq!(
+            (letter.attributes["deadLetterHandler"].as_str(), letter.attributes["deadLetterTries"].as_str()),
+            ("audit", "1")
+        );
     }
     audited(&db, 1).await;
     assert_eq!(sqs.count(&queue).await, 0);
@@ -142,8 +145,12 @@ async fn kills_under_load_leave_each_event_once() {
     }
     audited(&db, EVENTS).await;
     let missing = db.pg.value("SELECT count(*) FROM outbox_event").await;
-    assert_eq!(db.ch.query("SELECT count(), uniqExact(event_id) FROM audit_log FINAL").await, format!("{missing}\t{missing}"));
-    let written = db.pg.value("SELECT md5(string_agg(id::text, ',' ORDER BY id::text COLLATE \"C\")) FROM outbox_event").await;
+    assert_eq!(
+        db.ch.query("SELECT count(), uniqExact(event_id) FROM audit_log FINAL").await,
+        format!("{missing}\t{missing}")
+    );
+    let written =
+        db.pg.value("SELECT md5(string_agg(id::text, ',' ORDER BY id::text COLLATE \"C\")) FROM outbox_event").await;
     let there = db.ch.query("SELECT lower(hex(MD5(arrayStringConcat(arraySort(groupArray(toString(event_id))), ',')))) FROM audit_log FINAL").await;
     assert_eq!(there, written);
     drop(daemon);

@@ -18,11 +18,7 @@ mod circuit;
 mod deleter;
 mod known;
 
-use super::{
-    client::Sqs,
-    messages::Message,
-    pending::Destination,
-};
+use super::{client::Sqs, messages::Message, pending::Destination};
 use crate::{
     event::{
         envelope::{Envelope, EventType, Queue, Schedule},
@@ -326,7 +322,8 @@ impl Consumer {
             }
             Outcome::Released => {
                 tracing::info!("an event is given back, since walhouse stops");
-                self.give_back(message, Duration::ZERO).await;
+                // Not to one of our own requests, which nobody waits for any more and SQS may still answer.
+                self.give_back(message, LONG_POLL.saturating_sub(GRACE)).await;
                 "released"
             }
         }

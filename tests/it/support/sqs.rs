@@ -89,7 +89,8 @@ impl Sqs {
 
     /// Messages that are in a queue, those in hand among them.
     pub(crate) async fn count(&self, queue: &str) -> u64 {
-        let number = async |name| self.attribute(queue, name).await.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let number =
+            async |name| self.attribute(queue, name).await.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
         number(QueueAttributeName::ApproximateNumberOfMessages).await
             + number(QueueAttributeName::ApproximateNumberOfMessagesNotVisible).await
             + number(QueueAttributeName::ApproximateNumberOfMessagesDelayed).await
