@@ -65,9 +65,10 @@ async fn between_chunks(label: &str, statement: &'static str) {
     let mut daemon = Daemon::spawn(&db, "[source.snapshot]\nworkers = 1");
     // The second chunk begins, and can not go on.
     let holder = hold_copy(&db, "t", 1).await;
+    // Not before what it asks of ClickHouse for the first one is answered.
+    wait_for_queue(&db, "t").await;
     clickhouse.freeze();
     assert_eq!(clickhouse.port(), db.clickhouse.port());
-    wait_for_queue(&db, "t").await;
     run(&holder, "COMMIT").await;
     let reads = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND granted AND mode = 'AccessShareLock'";
     eventually(Duration::from_secs(30), async || match db.pg.value(reads).await.as_str() {
