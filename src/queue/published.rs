@@ -225,7 +225,7 @@ mod tests {
     }
 
     fn table(schema: &str, identity: ReplicaIdentity) -> Table {
-        let mut config = Config::new("postgres://localhost/shop".parse().unwrap());
+        let mut config = Config::new("postgres://walhouse@localhost/shop".parse().unwrap());
         let options = config.tables.entry(format!("{schema}.contact")).or_default();
         options.publish = true;
         options.exclude_columns = vec!["secret".to_owned()];
