@@ -4,15 +4,19 @@
 //! speaks to SQS, and [`publisher`] is the lane that joins these. What is too much to be held is read again later: [`intake`]
 //! and [`feed`].
 //!
-//! And back: [`messages`] are taken from a queue, and a [`consumer`] has each of them handled.
+//! And back: [`messages`] are taken from a queue, and a [`consumer`] has each of them handled. What it can not handle is a dead
+//! letter ([`letters`]), which somebody looks at, and [`redrive`] sends home.
 
 pub mod client;
 pub mod consumer;
 pub mod feed;
 mod intake;
+pub mod letters;
 pub mod messages;
 pub mod outbox;
 pub mod outgoing;
 pub mod pending;
 pub mod provision;
 pub mod publisher;
+pub mod redrive;
+mod walk;

@@ -133,7 +133,7 @@ fn attributes(
 }
 
 /// What SQS takes of Unicode: the characters of XML 1.0.
-fn is_legal(one: char) -> bool {
+pub(super) fn is_legal(one: char) -> bool {
     matches!(one, '\t' | '\n' | '\r' | ' '..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..)
 }
 
