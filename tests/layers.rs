@@ -21,9 +21,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("clickhouse", &["checkpoint", "config", "event", "lane", "quote", "retry", "status", "telemetry"]),
     ("queue", &["config", "event", "lane", "retry", "telemetry"]),
     ("copy", &["clickhouse", "config", "event", "postgres", "retry", "telemetry"]),
+    ("setup", &["clickhouse", "config", "event", "postgres", "quote"]),
     ("workers", &["clickhouse", "config", "event", "queue"]),
     ("verify", &["event", "quote"]),
-    ("cli", &["config"]),
+    ("cli", &["config", "event"]),
     ("http", &["config", "status", "telemetry"]),
     (
         "pipeline",
@@ -38,11 +39,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "queue",
             "quote",
             "retry",
+            "setup",
             "status",
             "telemetry",
         ],
     ),
-    ("commands", &["cli", "clickhouse", "config", "event", "postgres", "quote", "retry", "verify"]),
+    ("commands", &["cli", "clickhouse", "config", "event", "postgres", "queue", "quote", "retry", "setup", "verify"]),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -103,7 +103,7 @@ pub async fn list(sqs: &Sqs, queue: Queue, filter: &Filter, limit: usize) -> Res
     let from = Destination { queue, dead: true };
     let count = again(async || sqs.count(from).await).await?;
     let mut listed = Listed { queue: sqs.name(from), count, letters: Vec::new() };
-    if count == 0 || limit == 0 {
+    if limit == 0 {
         return Ok(listed);
     }
     let mut walk = Walk::new(sqs, from);
