@@ -92,7 +92,8 @@ pub struct Filter {
 impl Filter {
     /// Whether a letter is meant.
     pub fn takes(&self, letter: &Letter) -> bool {
-        let is = |wanted: &Option<String>, own: Option<&str>| wanted.as_deref().is_none_or(|wanted| own == Some(wanted));
+        let is =
+            |wanted: &Option<String>, own: Option<&str>| wanted.as_deref().is_none_or(|wanted| own == Some(wanted));
         (is(&self.id, letter.event_id.as_deref()) || is(&self.id, Some(&letter.message_id)))
             && is(&self.event_type, letter.event_type.as_deref())
             && self.reason.as_deref().is_none_or(|part| letter.reason.contains(part))
@@ -118,8 +119,10 @@ mod tests {
 
     #[test]
     fn a_letter_says_what_its_attributes_and_its_body_say() {
-        let body = r#"{"metadata": {"eventId": "e1", "eventType": "A", "eventVersion": "1.0"}, "payload": {"eventId": "no"}}"#;
-        let marked = message(body, &[("deadLetterReason", "a full moon"), ("deadLetterTries", "4"), ("eventType", "B")]);
+        let body =
+            r#"{"metadata": {"eventId": "e1", "eventType": "A", "eventVersion": "1.0"}, "payload": {"eventId": "no"}}"#;
+        let marked =
+            message(body, &[("deadLetterReason", "a full moon"), ("deadLetterTries", "4"), ("eventType", "B")]);
         let letter = Letter::of(&marked);
         assert_eq!((letter.event_id.as_deref(), letter.event_type.as_deref()), (Some("e1"), Some("B")));
         assert_eq!((letter.event_version.as_deref(), letter.tries), (Some("1.0"), Some(4)));

@@ -103,7 +103,10 @@ async fn without_queues_the_rest_is_made_and_what_is_away_does_not_hide_it() {
     let config = write_config(&db, &Sqs::config(away, "x-"), free_port(), "away.toml");
     let exit = walhouse(&config, &["provision"]).await;
     assert!(exit.code == Some(1) && exit.stdout.contains("✗ queue "), "{exit:?}");
-    assert!(exit.stdout.contains("can not be reached") && exit.stdout.contains("+ ClickHouse  _checkpoint"), "{exit:?}");
+    assert!(
+        exit.stdout.contains("can not be reached") && exit.stdout.contains("+ ClickHouse  _checkpoint"),
+        "{exit:?}"
+    );
     assert_eq!(slots(&db).await, "1");
 
     let config = write_config(&db, "", free_port(), "none.toml");

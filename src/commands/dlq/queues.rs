@@ -87,10 +87,16 @@ fn listed(queues: &[Listed]) -> Answer {
             text.push_str(&table(head, letters.iter().map(row)));
         }
         if !letters.is_empty() && usize::try_from(*count).is_ok_and(|count| count > letters.len()) {
-            let _ = writeln!(text, "{} of them are listed: see --limit and the filters", letters.len());
+            let behind = if is_fifo(queue) { "; in a FIFO queue some stand behind others of their group" } else { "" };
+            let _ = writeln!(text, "{} of them are listed: see --limit and the filters{behind}", letters.len());
         }
     }
     Answer::new(text, json!({ "queues": queues }), exit::FINE)
+}
+
+/// SQS itself has it so that their names end in this.
+fn is_fifo(queue: &str) -> bool {
+    queue.ends_with(".fifo")
 }
 
 fn row(letter: &Letter) -> [String; 7] {
@@ -150,7 +156,9 @@ async fn deal(
         },
         Err((error, done)) => {
             let Done { letters, .. } = done;
-            Err(Error::Unfinished(format!("{error}. Before that, {letters} letters were done; do it again for the rest")))
+            Err(Error::Unfinished(format!(
+                "{error}. Before that, {letters} letters were done; do it again for the rest"
+            )))
         }
     }
 }
@@ -166,6 +174,9 @@ fn dealt(deed: Deed, done: &Done) -> Answer {
     let mut text = format!("{queue}: {letters} {verb}");
     if *passed_over > 0 {
         let _ = write!(text, ", {passed_over} passed over");
+    }
+    if is_fifo(queue) && (*passed_over > 0 || done.dry_run) {
+        text.push_str("; those that stand behind one of these in their group were not in sight");
     }
     if *later > 0 {
         let _ = write!(text, ", {later} left alone that came meanwhile or failed once more");

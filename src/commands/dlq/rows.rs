@@ -72,7 +72,9 @@ pub(super) async fn run(config: &Config, args: &DlqArgs) -> Result<Answer, Error
         DlqCommand::Redrive(redrive) => Err(rows.instead(&redrive.filter).await?),
         DlqCommand::Purge(purge) => {
             if purge.limit.is_some() {
-                return Err(Error::Usage("--limit is for queues: choose rows by --table, --event-id or --reason".into()));
+                return Err(Error::Usage(
+                    "--limit is for queues: choose rows by --table, --event-id or --reason".into(),
+                ));
             }
             rows.purge(&purge.filter, purge.dry_run, purge.yes).await
         }
@@ -162,7 +164,10 @@ impl Rows<'_> {
     async fn purge(&self, filter: &FilterArgs, dry_run: bool, yes: bool) -> Result<Answer, Error> {
         let letters: u64 = self.counts(filter).await?.iter().map(|count| count.count).sum();
         if !dry_run && !yes {
-            return Err(say_yes(letters, "the values of these rows, and what tells walhouse that they are not in ClickHouse"));
+            return Err(say_yes(
+                letters,
+                "the values of these rows, and what tells walhouse that they are not in ClickHouse",
+            ));
         }
         if !dry_run && letters > 0 {
             let sql = format!("DELETE FROM {TABLE} WHERE {} SETTINGS lightweight_deletes_sync = 2", self.meant(filter));
