@@ -1,5 +1,9 @@
 //! Commands and flags. What they do is elsewhere; this is what they are called.
 
+mod dlq;
+
+pub use dlq::{DlqArgs, DlqCommand, FilterArgs, ListArgs, PurgeArgs, RedriveArgs, ShowArgs};
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -87,6 +91,30 @@ pub enum Command {
   walhouse resync public.sales_order
   walhouse resync 'crm.*' --no-wait")]
     Resync(ResyncArgs),
+    /// Create what walhouse needs, and put right what differs
+    ///
+    /// The queues with those of their dead letters, the publication, the slot (whose position it records), the ClickHouse
+    /// database and walhouse's own tables in it. To do it again does nothing. run does the same at its start; of the queues,
+    /// only where queue.endpoint_url is set, since those in AWS have owners.
+    #[command(after_help = "Examples:
+  walhouse provision --dry-run
+  walhouse provision
+  walhouse provision --json | jq '.steps[] | select(.action != \"present\")'
+
+Exit codes:
+  0  all is there (in a dry run: or could be)
+  1  something could not be looked at, created or changed
+  2  the command line or the configuration is wrong")]
+    Provision(ProvisionArgs),
+    /// Look at dead letters, send them home, remove them
+    ///
+    /// Events that no worker could handle wait in a queue of dead letters until somebody has looked into why; nothing sends
+    /// them anywhere by itself. docs/recovery.md is the procedure.
+    #[command(after_help = "Examples:
+  walhouse dlq list
+  walhouse dlq show --queue audit-log 018f3b5e-7c1a-8000-8000-0123456789ab
+  walhouse dlq redrive --queue audit-log --dry-run")]
+    Dlq(DlqArgs),
     /// Print the effective configuration, secrets redacted
     ///
     /// The file, with the environment over it and the defaults filled in.
@@ -137,6 +165,17 @@ pub struct ResyncArgs {
     /// How long to wait until walhouse run takes the request up.
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub timeout: Timespan,
+}
+
+/// `walhouse provision`
+#[derive(Clone, Debug, Args)]
+pub struct ProvisionArgs {
+    /// Change nothing, and say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `walhouse config`
@@ -193,12 +232,26 @@ mod tests {
     }
 
     #[test]
+    fn the_queue_may_be_named_before_or_after_what_is_to_be_done() {
+        for line in ["walhouse dlq --queue audit-log list --json", "walhouse dlq list --json --queue audit-log"] {
+            let Command::Dlq(args) = parse(line).command_or_run() else { panic!("dlq was asked for") };
+            assert_eq!((args.queue.map(|queue| queue.label()), args.json), (Some("audit-log"), true), "{line}");
+        }
+        for line in ["walhouse dlq list --queue orders", "walhouse dlq redrive --rate 0", "walhouse dlq"] {
+            Cli::try_parse_from(line.split(' ')).expect_err(line);
+        }
+    }
+
+    #[test]
     fn every_help_ends_in_examples() {
         let mut root = Cli::command();
         root.build();
         let helps = root.get_subcommands_mut().filter(|command| command.get_name() != "help");
-        let helps: Vec<_> = helps.map(|command| command.render_long_help().to_string()).collect();
-        assert_eq!(helps.len(), 5);
+        let mut helps: Vec<_> = helps.map(|command| command.render_long_help().to_string()).collect();
+        assert_eq!(helps.len(), 7);
+        let dlq = root.find_subcommand_mut("dlq").expect("it is there");
+        let below = dlq.get_subcommands_mut().filter(|command| command.get_name() != "help");
+        helps.extend(below.map(|command| command.render_long_help().to_string()));
         for help in helps.iter().chain([&root.render_long_help().to_string()]) {
             assert!(help.contains("\nExamples:\n  "), "{help}");
         }

@@ -36,7 +36,7 @@
 //! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`] knows
 //! the configuration alone. `postgres` and
 //! `clickhouse` stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know
-//! each other. `copy` joins the two, `pipeline` composes everything, `commands` and `http` stand on
+//! each other. `setup` and `copy` join the two, `pipeline` composes everything, `commands` and `http` stand on
 //! top. A test reads the imports and holds the code to this.
 
 pub mod allocator;
@@ -55,6 +55,7 @@ pub mod postgres;
 pub mod queue;
 pub mod quote;
 pub mod retry;
+pub mod setup;
 pub mod status;
 pub mod telemetry;
 pub mod verify;

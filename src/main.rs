@@ -17,8 +17,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use walhouse::{
     allocator,
-    cli::{Cli, Command, ConfigArgs, VerifyArgs, exit},
-    commands::{check, resync, verify},
+    cli::{Cli, Command, ConfigArgs, DlqArgs, VerifyArgs, exit},
+    commands::{check, dlq, provision, resync, verify},
     config::{self, Config},
     http, pipeline,
     status::Status,
@@ -71,6 +71,12 @@ fn start(cli: &Cli) -> Result<u8, Failure> {
                 resync::run(&config, &args, &say).await.map_err(|error| Failure::new(exit::FOUND, error))?;
                 Ok(exit::FINE)
             }
+            Command::Provision(args) => {
+                let report = provision::run(&config, args.dry_run).await;
+                print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
+                Ok(report.exit_code())
+            }
+            Command::Dlq(args) => dead_letters(&config, &args).await,
             Command::Config(args) => show(&config, &args),
         }
     });
@@ -84,7 +90,7 @@ async fn run(config: Config) -> Result<u8, Failure> {
     let listener = http::bind(config.http.listen).await.map_err(|error| Failure::new(exit::USAGE, error))?;
     let metrics = telemetry::metrics().map_err(|error| Failure::new(exit::FOUND, error))?;
     let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
+    stop_on_signals(&stop, "what is not durable is read again from the checkpoint at the next start")?;
     let status = Arc::<Status>::default();
     tokio::spawn(http::serve(listener, metrics.clone(), Arc::clone(&status)));
     tokio::spawn(async move {
@@ -126,8 +132,8 @@ async fn run(config: Config) -> Result<u8, Failure> {
     }
 }
 
-/// The first signal drains, the second ends at once.
-fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
+/// The first signal drains, the second ends at once; `then` says what becomes of what was in hand.
+fn stop_on_signals(stop: &CancellationToken, then: &'static str) -> Result<(), Failure> {
     let listen =
         |kind| signal(kind).map_err(|error| Failure(exit::FOUND, format!("signals can not be received: {error}")));
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
@@ -137,7 +143,7 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<(), Failure> {
         tracing::info!("{name}: stopping; a second signal ends at once");
         stop.cancel();
         let name = next(&mut terminate, &mut interrupt).await;
-        tracing::warn!("{name} again: what is not durable is read again from the checkpoint at the next start");
+        tracing::warn!("{name} again: {then}");
         std::process::exit(exit::FOUND.into());
     });
     Ok(())
@@ -157,6 +163,15 @@ async fn compare(config: &Config, args: &VerifyArgs) -> Result<u8, Failure> {
     })?;
     print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
     Ok(report.exit_code())
+}
+
+async fn dead_letters(config: &Config, args: &DlqArgs) -> Result<u8, Failure> {
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop, "letters that were in hand come back within two minutes")?;
+    let answer = dlq::run(config, args, &stop, &say).await;
+    let answer = answer.map_err(|error| Failure::new(error.exit_code(), error))?;
+    print(if args.json { pretty(&answer.json) } else { answer.text })?;
+    Ok(answer.exit_code)
 }
 
 fn show(config: &Config, args: &ConfigArgs) -> Result<u8, Failure> {

@@ -25,6 +25,7 @@ use crate::{
         sql::SqlError,
     },
     retry::{Backoff, Kind},
+    setup::SetupError,
     status::Status,
     telemetry::names,
 };
@@ -89,6 +90,18 @@ impl From<AskError> for SessionError {
         match error {
             AskError::Sql(error) => Self::Sql(error),
             AskError::Connection(error) => Self::Connection(error),
+        }
+    }
+}
+
+impl From<SetupError> for SessionError {
+    fn from(error: SetupError) -> Self {
+        match error {
+            SetupError::Sql(error) => Self::Sql(error),
+            SetupError::Connection(error) => Self::Connection(error),
+            SetupError::ClickHouse(error) => error.into(),
+            SetupError::Gap(gap) => Self::Gap(gap),
+            SetupError::Definite(what) => Self::Definite(what),
         }
     }
 }

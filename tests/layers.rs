@@ -22,9 +22,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("clickhouse", &["checkpoint", "config", "event", "lane", "mask", "quote", "retry", "status", "telemetry"]),
     ("queue", &["config", "event", "lane", "mask", "retry", "telemetry"]),
     ("copy", &["clickhouse", "config", "event", "postgres", "retry", "telemetry"]),
+    ("setup", &["clickhouse", "config", "event", "postgres", "quote"]),
     ("workers", &["clickhouse", "config", "event", "queue"]),
     ("verify", &["event", "quote"]),
-    ("cli", &["config"]),
+    ("cli", &["config", "event"]),
     ("http", &["config", "status", "telemetry"]),
     (
         "pipeline",
@@ -39,11 +40,15 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "queue",
             "quote",
             "retry",
+            "setup",
             "status",
             "telemetry",
         ],
     ),
-    ("commands", &["cli", "clickhouse", "config", "event", "mask", "postgres", "quote", "retry", "verify"]),
+    (
+        "commands",
+        &["cli", "clickhouse", "config", "event", "mask", "postgres", "queue", "quote", "retry", "setup", "verify"],
+    ),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

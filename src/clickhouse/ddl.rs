@@ -55,6 +55,38 @@ pub async fn has_time64(client: &Client) -> Result<bool, Error> {
     Ok(has == 1)
 }
 
+/// Whether the database is there, and which of walhouse's own tables, and columns of them, are: each by its name, such as
+/// `_checkpoint` or `_checkpoint.queue_lsn`, in the order in which [`migrate`] makes them.
+pub async fn migrated(server: &Client, database: &str) -> Result<(bool, Vec<(String, bool)>), Error> {
+    let exists = "SELECT count() FROM system.databases WHERE name = {name: String}";
+    let count: u64 =
+        retrying("look for the database", || server.query_raw(exists).param("name", database).fetch_one()).await?;
+    let columns = "SELECT table, name FROM system.columns WHERE database = {name: String}";
+    let look = || server.query_raw(columns).param("name", database).fetch_all::<(String, String)>();
+    let columns = retrying("look at walhouse's own tables", look).await?;
+    let is_there = |(table, column): &(&str, Option<&str>)| {
+        columns.iter().any(|(of, name)| of == table && column.is_none_or(|column| column == name))
+    };
+    let name = |(table, column): (&str, Option<&str>)| match column {
+        Some(column) => format!("{table}.{column}"),
+        None => table.to_owned(),
+    };
+    let made = MIGRATIONS.iter().filter_map(|migration| made(migration));
+    Ok((count > 0, made.map(|thing| (name(thing), is_there(&thing))).collect()))
+}
+
+/// The table that a migration makes, or the table and the last column that it adds.
+fn made(migration: &str) -> Option<(&str, Option<&str>)> {
+    let word = |after: &str| {
+        let rest = migration.rsplit_once(after)?.1.trim_start();
+        rest.split(|one: char| !one.is_ascii_alphanumeric() && one != '_').next()
+    };
+    match word("CREATE TABLE IF NOT EXISTS ") {
+        Some(table) => Some((table, None)),
+        None => Some((word("ALTER TABLE ")?, Some(word("ADD COLUMN IF NOT EXISTS ")?))),
+    }
+}
+
 /// Creates the database and walhouse's own tables where they are missing. `server` has no
 /// database chosen, `client` has.
 pub async fn migrate(server: &Client, client: &Client, database: &str) -> Result<(), Error> {
@@ -263,4 +295,17 @@ pub fn create_view(spec: &TableSpec) -> String {
         columns.join(", "),
         quote::clickhouse(&spec.target),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_migration_says_what_it_makes() {
+        let all: Vec<_> = MIGRATIONS.iter().map(|migration| made(migration)).collect();
+        assert_eq!(all[0], Some(("_checkpoint", None)));
+        assert!(all.contains(&Some(("_checkpoint", Some("queue_lsn")))), "{all:?}");
+        assert!(all.iter().all(Option::is_some), "{all:?}");
+    }
 }

@@ -1,5 +1,7 @@
 //! What the command line can ask for, besides `run`.
 
 pub mod check;
+pub mod dlq;
+pub mod provision;
 pub mod resync;
 pub mod verify;

@@ -36,7 +36,7 @@ pub enum Misfit {
     /// It has another shape. The place in it, and what is expected there; never a value.
     #[error("{place}: {expected}")]
     Shape {
-        /// A JSON pointer.
+        /// A JSON pointer; `/` for the whole.
         place: String,
         /// What is wrong there.
         expected: String,
@@ -88,7 +88,8 @@ fn check(validator: &Validator, value: &Value, inside: &str) -> Result<(), Misfi
     let Err(error) = validator.validate(value) else { return Ok(()) };
     // Not the error's own text, which quotes the value.
     let expected = error.masked_with("it").to_string();
-    Err(Misfit::Shape { place: format!("{inside}{}", error.instance_path()), expected })
+    let place = format!("{inside}{}", error.instance_path());
+    Err(Misfit::Shape { place: if place.is_empty() { "/".to_owned() } else { place }, expected })
 }
 
 /// They are part of the program, and a test compiles each.

@@ -9,7 +9,7 @@ use crate::{
     },
     queue::{
         client::Sqs,
-        letters::{LostRow, send_all},
+        lost::{LostRow, send_all},
         outbox::Origin,
         published,
     },

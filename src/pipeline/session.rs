@@ -26,11 +26,12 @@ use crate::{
         lookup::Lookup,
         outlet::Outlet,
         publication::{self, Publication},
-        slot::{self, Remembered, Server},
+        slot::Server,
         source::{Reader, Settings, Source},
         sql,
     },
     queue::publisher::PublishError,
+    setup,
     status::Status,
     telemetry::names,
 };
@@ -91,7 +92,7 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
     let phase = |phase: &str| status.update(|account| account.phase = phase.to_owned());
     phase("connecting to PostgreSQL");
     let control = sql::connect(source, "walhouse").await?;
-    fit(&control, config).await?;
+    setup::fit(&control, config).await?;
     phase("waiting for the slot's lock");
     let lock = Arc::new(SlotLock::take(sql::connect(source, "walhouse lock").await?, &source.slot).await?);
     phase("connecting to ClickHouse");
@@ -110,7 +111,7 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
             let gone = || SessionError::Definite("a publication that is gone was taken for one that is there".into());
             (checkpoint, found.ok_or_else(gone)?)
         }
-        None => begin(config, &control, &server, found, &state).await?,
+        None => setup::begin(config, &control, &server, found, &state).await?,
     };
     Ok(Ready {
         control,
@@ -127,45 +128,6 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
     })
 }
 
-/// Whether the server can be a source at all.
-async fn fit(control: &tokio_postgres::Client, config: &Config) -> Result<(), SessionError> {
-    let row = control
-        .query_one(
-            "SELECT current_setting('server_version_num')::int, current_setting('wal_level'), \
-             (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user), current_user::text, \
-             EXISTS (SELECT FROM pg_publication WHERE pubname = $1), \
-             has_database_privilege(current_database(), 'CREATE'), pg_is_in_recovery(), current_database()::text",
-            &[&config.source.publication],
-        )
-        .await?;
-    let (version, wal_level): (i32, &str) = (row.try_get(0)?, row.try_get(1)?);
-    let (replication, role, published): (bool, &str, bool) = (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
-    let (may_create, standby, database): (bool, bool, &str) = (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?);
-    let role_name = crate::quote::postgres(role);
-    let wrong = if version < 140_000 {
-        format!("PostgreSQL {} is too old: walhouse needs 14 or later", version / 10_000)
-    } else if standby {
-        "this server is a standby: point source.url at the primary".to_owned()
-    } else if wal_level != "logical" {
-        format!(
-            "wal_level is {wal_level}, and logical replication needs logical: run ALTER SYSTEM SET wal_level = 'logical' \
-             and restart PostgreSQL"
-        )
-    } else if !replication {
-        format!("role {role} may not use replication: run ALTER ROLE {role_name} REPLICATION")
-    } else if !published && !may_create {
-        format!(
-            "the publication {} does not exist, and role {role} may not create it: run GRANT CREATE ON DATABASE {} TO \
-             {role_name}, or create the publication as its owner",
-            config.source.publication,
-            crate::quote::postgres(database)
-        )
-    } else {
-        return Ok(());
-    };
-    Err(SessionError::Definite(wrong))
-}
-
 /// Compares what is stored with what the server has.
 async fn compare(
     mut stored: Checkpoint,
@@ -174,80 +136,13 @@ async fn compare(
     state: &State,
     replication: &mut ReplicationConnection,
 ) -> Result<Checkpoint, SessionError> {
-    let remembered = Remembered {
-        lsn: stored.lsn,
-        ceiling: stored.ceiling,
-        system_identifier: stored.system_identifier,
-        timeline: stored.timeline,
-        publication: stored.publication.clone(),
-    };
-    let switch = if server.timeline == stored.timeline {
-        None
-    } else {
-        slot::switch_point(replication, server.timeline, stored.timeline).await?
-    };
-    if let Some(gap) = server.gap(&remembered, slot_name, switch) {
-        return Err(gap.into());
-    }
-    if let Some(misfit) = server.slot.as_ref().and_then(|slot| slot.misfit(slot_name)) {
-        return Err(SessionError::Definite(misfit));
-    }
+    setup::goes_on(&stored, server, slot_name, replication).await?;
     if server.timeline != stored.timeline {
         tracing::info!(from = stored.timeline, to = server.timeline, "the cluster was promoted; nothing was missed");
         stored.timeline = server.timeline;
         state.set_checkpoint(stored.clone()).await?;
     }
     Ok(stored)
-}
-
-/// The first session of a slot: creates it, or takes one that was provisioned, and stores its
-/// position before anything else.
-async fn begin(
-    config: &Config,
-    control: &tokio_postgres::Client,
-    server: &Server,
-    publication: Option<Publication>,
-    state: &State,
-) -> Result<(Checkpoint, Publication), SessionError> {
-    let name = &config.source.slot;
-    if let Some(misfit) = server.slot.as_ref().and_then(|slot| slot.misfit(name)) {
-        return Err(SessionError::Definite(misfit));
-    }
-    let publication = match publication {
-        Some(publication) => publication,
-        None => publication::create_publication(control, &config.source.publication).await?,
-    };
-    let lsn = match &server.slot {
-        Some(slot) => match slot.confirmed.filter(|_| !slot.lost) {
-            Some(confirmed) => {
-                tracing::info!(slot = name, position = %confirmed, "taking a slot that exists already");
-                confirmed
-            }
-            None => {
-                return Err(SessionError::Definite(format!(
-                    "the replication slot {name} exists and can not be used (it is lost, or was never completed): \
-                     run SELECT pg_drop_replication_slot('{name}')"
-                )));
-            }
-        },
-        None => {
-            let watcher = sql::connect(&config.source, "walhouse watcher").await?;
-            let lsn = slot::create_slot(control, &watcher, name).await?;
-            tracing::info!(slot = name, position = %lsn, "slot created");
-            lsn
-        }
-    };
-    let checkpoint = Checkpoint {
-        epoch: Epoch(0),
-        lsn,
-        queue_lsn: lsn,
-        ceiling: lsn,
-        system_identifier: server.system_identifier,
-        timeline: server.timeline,
-        publication: publication.identity.clone(),
-    };
-    state.set_checkpoint(checkpoint.clone()).await?;
-    Ok((checkpoint, publication))
 }
 
 /// Streams until something ends it.

@@ -3,7 +3,10 @@
 //! AWS's own client signs and speaks; what is repeated is decided here, so its retries are off. A queue is asked for by its name
 //! once. Whatever URL it then has, requests go to the configured endpoint.
 
-use super::pending::{Destination, Item};
+use super::{
+    letters,
+    pending::{Destination, Item},
+};
 use crate::{
     config::{QueueConfig, WorkersConfig},
     retry::Kind,
@@ -172,9 +175,10 @@ impl Sqs {
             let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
             value.expect("an attribute with its type")
         };
-        let reason = event.dead.as_deref().map(|reason| ("deadLetterReason", reason));
-        let named = event.attributes.iter().map(|(name, value)| (*name, value.as_str())).chain(reason);
-        let attributes = named.map(|(name, value)| (name.to_owned(), text(value)));
+        let named = event.attributes.iter().map(|(name, value)| (*name, value.clone()));
+        let marks = event.dead.as_deref().map(|reason| letters::marks(reason, letters::OUTBOX, 0));
+        let named = named.chain(marks.into_iter().flatten());
+        let attributes = named.map(|(name, value)| (name.to_owned(), text(&value)));
         let mut entry = SendMessageBatchRequestEntry::builder()
             .id(index.to_string())
             .message_body(&event.body)

@@ -1,131 +1,159 @@
-//! Dead letters that are no events of an application: rows that their table does not take.
+//! Dead letters: events that nobody could handle, each with why, of whom, when and after how many tries.
+//!
+//! Whoever makes one marks it with attributes of its message. One that SQS itself has moved, after a worker's last try ended in a
+//! crash, has none of them.
 
-use super::{
-    client::{QueueError, Sqs},
-    outbox::Origin,
-    outgoing::{Draft, Outgoing},
-    pending::{self, Destination, Item, MAX_BYTES, MAX_ENTRIES},
-};
-use crate::{
-    event::{
-        Version,
-        envelope::{EventType, Place, Queue, Written},
-    },
-    retry::Kind,
-};
+use super::{messages::Message, outgoing::is_legal};
+use serde::Serialize;
+use serde_json::Value;
 use std::time::SystemTime;
 
-/// A row that its table does not take.
-#[derive(Clone, Debug)]
-pub struct LostRow {
-    /// What tells it from all others: the same each time it is sent.
-    pub id: uuid::Uuid,
-    /// What events call its table.
-    pub table: String,
-    /// The version that it would have.
-    pub version: Version,
-    /// When its transaction committed.
-    pub time: SystemTime,
-    /// The payload of its event.
-    pub payload: String,
-    /// Why it is not there, without any value.
+/// What the attributes of dead letters begin with. A letter that is sent home loses them.
+const MARK: &str = "deadLetter";
+const REASON: &str = "deadLetterReason";
+const HANDLER: &str = "deadLetterHandler";
+const TRIES: &str = "deadLetterTries";
+const TIME: &str = "deadLetterTime";
+/// Who makes letters of what an application wrote: nobody has tried to handle it.
+pub(super) const OUTBOX: &str = "outbox";
+/// The longest reason that is kept.
+const LONGEST_REASON: usize = 1024;
+
+/// The marks of a letter that is made now. No value is empty, nor has it characters that SQS does not take.
+pub(super) fn marks(why: &str, handler: &str, tries: u32) -> [(&'static str, String); 4] {
+    let reason: String = why.chars().filter(|&one| is_legal(one) && !one.is_control()).take(LONGEST_REASON).collect();
+    [
+        (REASON, if reason.is_empty() { "nobody said why".to_owned() } else { reason }),
+        (HANDLER, handler.to_owned()),
+        (TRIES, tries.to_string()),
+        (TIME, humantime::format_rfc3339_millis(SystemTime::now()).to_string()),
+    ]
+}
+
+/// A dead letter, as it is listed: nothing of its payload.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Letter {
+    /// SQS's own id of the message.
+    pub message_id: String,
+    /// The event's id, if it has one.
+    pub event_id: Option<String>,
+    /// The name of its type, if it has one.
+    pub event_type: Option<String>,
+    /// Its version, if it has one.
+    pub event_version: Option<String>,
+    /// What belongs together with it.
+    pub correlation_id: Option<String>,
+    /// Why nobody could handle it.
     pub reason: String,
+    /// Who could not; `outbox` if nobody tried, since it does not fit its schema.
+    pub handler: Option<String>,
+    /// How often that was tried.
+    pub tries: Option<u32>,
+    /// When it was given up, RFC 3339.
+    pub time: Option<String>,
 }
 
-impl LostRow {
-    /// The event that tells of it.
-    pub fn letter(self, origin: &Origin) -> Outgoing {
-        let draft = Draft {
-            place: Place {
-                system_identifier: origin.system_identifier,
-                epoch: self.version.epoch(),
-                commit: self.version.commit(),
-                record: self.version.record(),
-                written: Written::Change,
-                ordinal: 0,
-            },
-            time: self.time,
-            event_type: EventType::DatabaseChangeCaptured.name().to_owned(),
-            version: None,
-            id: Some(self.id.to_string()),
-            key: None,
-            correlation: None,
-            service: origin.service.clone(),
-            traceparent: None,
-            table: Some(self.table),
-            payload: self.payload,
+impl Letter {
+    /// What a message of a queue of dead letters is. The body says what no attribute does.
+    pub fn of(message: &Message) -> Self {
+        let body: Value = serde_json::from_str(&message.body).unwrap_or_default();
+        let named = |name: &str| message.attributes.get(name).cloned();
+        let inside = |name: &str| {
+            let found = body.pointer("/metadata").and_then(|metadata| metadata.get(name)).or_else(|| body.get(name));
+            found.and_then(Value::as_str).map(str::to_owned)
         };
-        let mut letter = draft.finish(None);
-        letter.dead = Some(self.reason);
-        letter
+        let moved = || "SQS has moved it: whoever had taken it for the last time ended without a word".to_owned();
+        let sent = || message.sent.map(|sent| humantime::format_rfc3339_millis(sent).to_string());
+        Self {
+            message_id: message.id.clone(),
+            event_id: inside("eventId"),
+            event_type: named("eventType").or_else(|| inside("eventType")),
+            event_version: named("eventVersion").or_else(|| inside("eventVersion")),
+            correlation_id: named("correlationId").or_else(|| inside("correlationId")),
+            reason: named(REASON).unwrap_or_else(moved),
+            handler: named(HANDLER),
+            tries: named(TRIES).and_then(|tries| tries.parse().ok()),
+            time: named(TIME).or_else(sent),
+        }
     }
 }
 
-/// Sends dead letters, and returns once each of them is in its queue.
-///
-/// # Errors
-/// If it is not known of all of them; those that are there are sent again then.
-pub async fn send_all(sqs: &Sqs, letters: Vec<Outgoing>) -> Result<(), QueueError> {
-    let to = Destination { queue: Queue::DataSync, dead: true };
-    let mut waiting: Vec<Outgoing> = letters.into_iter().rev().collect();
-    while !waiting.is_empty() {
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        while let Some(event) = waiting.pop() {
-            let size = pending::size(&event);
-            if batch.len() == MAX_ENTRIES || !batch.is_empty() && bytes + size > MAX_BYTES {
-                waiting.push(event);
-                break;
-            }
-            bytes += size;
-            batch.push(Item { row: 0, event, bytes: size });
-        }
-        for (item, sent) in batch.iter().zip(sqs.send(to, &batch).await?) {
-            match sent {
-                Ok(()) => {}
-                // What is left of it is who it was; the row itself is in the table of letters.
-                Err(refusal) if refusal.of_the_message && item.event.body != item.event.epitaph().body => {
-                    waiting.push(item.event.epitaph());
-                }
-                Err(refusal) => {
-                    let message = format!("SQS did not take a message for {}: {}", sqs.name(to), refusal.code);
-                    return Err(QueueError { kind: Kind::Transient, is_missing: false, message });
-                }
-            }
-        }
+/// Which letters are meant; all of them if nothing is said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only that of this event, or of this message.
+    pub id: Option<String>,
+    /// Only those of events of this type.
+    pub event_type: Option<String>,
+    /// Only those whose reason has this in it.
+    pub reason: Option<String>,
+}
+
+impl Filter {
+    /// Whether a letter is meant.
+    pub fn takes(&self, letter: &Letter) -> bool {
+        let is =
+            |wanted: &Option<String>, own: Option<&str>| wanted.as_deref().is_none_or(|wanted| own == Some(wanted));
+        (is(&self.id, letter.event_id.as_deref()) || is(&self.id, Some(&letter.message_id)))
+            && is(&self.event_type, letter.event_type.as_deref())
+            && self.reason.as_deref().is_none_or(|part| letter.reason.contains(part))
     }
-    Ok(())
+}
+
+/// The same message without what makes it a dead letter.
+pub(super) fn revived(message: &Message) -> Message {
+    let mut revived = message.clone();
+    revived.attributes.retain(|name, _| !name.starts_with(MARK));
+    revived
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Epoch, Lsn};
-    use std::{sync::Arc, time::UNIX_EPOCH};
+    use std::collections::BTreeMap;
+
+    fn message(body: &str, attributes: &[(&str, &str)]) -> Message {
+        let attributes = attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Message { id: "m1".to_owned(), body: body.to_owned(), attributes: attributes.collect(), ..Message::default() }
+    }
 
     #[test]
-    fn a_lost_row_is_a_change_with_its_own_version() {
-        let origin = Origin {
-            system_identifier: 1,
-            epoch: Epoch(0),
-            service: "shop".to_owned(),
-            table: ("public".to_owned(), "outbox_event".to_owned()),
-            published: Arc::default(),
+    fn a_letter_says_what_its_attributes_and_its_body_say() {
+        let body =
+            r#"{"metadata": {"eventId": "e1", "eventType": "A", "eventVersion": "1.0"}, "payload": {"eventId": "no"}}"#;
+        let marked =
+            message(body, &[("deadLetterReason", "a full moon"), ("deadLetterTries", "4"), ("eventType", "B")]);
+        let letter = Letter::of(&marked);
+        assert_eq!((letter.event_id.as_deref(), letter.event_type.as_deref()), (Some("e1"), Some("B")));
+        assert_eq!((letter.event_version.as_deref(), letter.tries), (Some("1.0"), Some(4)));
+        assert_eq!(letter.reason, "a full moon");
+        let moved = Letter::of(&message("no JSON at all", &[]));
+        assert!(moved.event_id.is_none() && moved.reason.starts_with("SQS has moved it"), "{moved:?}");
+        // What is left of one that was too large.
+        assert_eq!(Letter::of(&message(r#"{"eventId": "e2"}"#, &[])).event_id.as_deref(), Some("e2"));
+    }
+
+    #[test]
+    fn a_filter_takes_what_fits_all_that_it_says() {
+        let letter = Letter::of(&message(
+            r#"{"metadata": {"eventId": "e1", "eventType": "A"}}"#,
+            &[("deadLetterReason", "/payload: it is wrong")],
+        ));
+        let filter = |id: Option<&str>, of: Option<&str>, reason: Option<&str>| {
+            let own = |text: Option<&str>| text.map(str::to_owned);
+            Filter { id: own(id), event_type: own(of), reason: own(reason) }.takes(&letter)
         };
-        let lost = LostRow {
-            id: uuid::Uuid::from_u128(7),
-            table: "sales_order".to_owned(),
-            version: Version::new(Epoch(2), Lsn(0x200), Lsn(0x1F0)),
-            time: UNIX_EPOCH,
-            payload: r#"{"tableName":"sales_order","operation":"insert","after":{"id":"1"}}"#.to_owned(),
-            reason: "column total: too large".to_owned(),
-        };
-        let letter = lost.letter(&origin);
-        let body: serde_json::Value = serde_json::from_str(&letter.body).unwrap();
-        assert_eq!(
-            body["metadata"]["position"],
-            serde_json::json!({"epoch": 2, "commitLsn": "0/200", "recordLsn": "0/1F0"})
-        );
-        assert_eq!((letter.queue, letter.dead.as_deref()), (Queue::DataSync, Some("column total: too large")));
-        assert!(letter.attributes.contains(&("routingKey", "cdc.sales_order".to_owned())));
+        assert!(filter(None, None, None) && filter(Some("e1"), Some("A"), Some("payload")));
+        assert!(filter(Some("m1"), None, None), "the message's own id will do");
+        assert!(!filter(Some("e2"), None, None) && !filter(None, Some("B"), None) && !filter(None, None, Some("moon")));
+    }
+
+    #[test]
+    fn what_is_sent_home_is_no_dead_letter_any_more() {
+        let marks: BTreeMap<_, _> = marks("a\u{1}b\u{FFFE}", "audit", 3).into();
+        assert_eq!((marks["deadLetterReason"].as_str(), marks["deadLetterTries"].as_str()), ("ab", "3"));
+        let named: Vec<_> = marks.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let revived = revived(&message("{}", &[&named[..], &[("eventType", "A")]].concat()));
+        assert_eq!(revived.attributes.keys().collect::<Vec<_>>(), ["eventType"]);
     }
 }

@@ -118,11 +118,18 @@ impl Sqs {
         Ok(gone)
     }
 
-    /// Sends what was taken from a queue to another one, with these attributes in place of those of the same name.
+    /// Sends what was taken from a queue to another one, with these attributes in place of those of the same name. What
+    /// has the same `once` within five minutes a FIFO queue takes once.
     ///
     /// # Errors
     /// If it is not known to be there.
-    pub async fn pass_on(&self, to: Destination, message: &Message, with: &[(&str, String)]) -> Result<(), QueueError> {
+    pub async fn pass_on(
+        &self,
+        to: Destination,
+        message: &Message,
+        with: &[(&str, String)],
+        once: String,
+    ) -> Result<(), QueueError> {
         let url = self.url(to).await?;
         let mut attributes = message.attributes.clone();
         for (name, value) in with {
@@ -145,9 +152,7 @@ impl Sqs {
             .set_message_attributes(Some(attributes.map(|(name, value)| (name, text(value))).collect()));
         if self.is_fifo() {
             let group = message.group.as_deref().unwrap_or(&message.id);
-            // Another one each time: what comes back a second time within five minutes is not to vanish.
-            let deduplication = format!("{}-{}", message.id, message.taken);
-            request = request.message_group_id(group).message_deduplication_id(deduplication);
+            request = request.message_group_id(group).message_deduplication_id(once);
         }
         request.send().await.map(|_| ()).map_err(|error| self.error(&error, &self.name(to)))
     }

@@ -4,15 +4,17 @@
 //! speaks to SQS, and [`publisher`] is the lane that joins these. What is too much to be held is read again later: [`intake`]
 //! and [`feed`].
 //!
-//! Rows that their tables in ClickHouse do not take come here as dead [`letters`].
+//! Rows that their tables in ClickHouse do not take, [`lost`] rows, come here as dead letters.
 //!
-//! And back: [`messages`] are taken from a queue, and a [`consumer`] has each of them handled.
+//! And back: [`messages`] are taken from a queue, and a [`consumer`] has each of them handled. What it can not handle is a dead
+//! letter ([`letters`]), which somebody looks at, and [`redrive`] sends home.
 
 pub mod client;
 pub mod consumer;
 pub mod feed;
 mod intake;
 pub mod letters;
+pub mod lost;
 pub mod messages;
 pub mod outbox;
 pub mod outgoing;
@@ -20,3 +22,5 @@ pub mod pending;
 pub mod provision;
 pub mod published;
 pub mod publisher;
+pub mod redrive;
+mod walk;

@@ -133,20 +133,22 @@ fn attributes(
 }
 
 /// What SQS takes of Unicode: the characters of XML 1.0.
-fn is_legal(one: char) -> bool {
+pub(super) fn is_legal(one: char) -> bool {
     matches!(one, '\t' | '\n' | '\r' | ' '..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..)
 }
 
-/// The same JSON with escapes in place of characters that SQS does not take. Outside of strings JSON has none of them.
+/// The same JSON with escapes in place of characters that SQS does not take. Outside of strings JSON has none of them. Those
+/// beyond U+FFFF are escaped too: SQS takes them, and what stands in for it at home does not.
 fn legal(json: &str) -> Cow<'_, str> {
-    if json.chars().all(is_legal) {
+    let stays = |one: char| is_legal(one) && one <= '\u{FFFF}';
+    if json.chars().all(stays) {
         return Cow::Borrowed(json);
     }
     let mut out = String::with_capacity(json.len() + 16);
     for one in json.chars() {
-        match is_legal(one) {
+        match stays(one) {
             true => out.push(one),
-            false => out.push_str(&format!("\\u{:04x}", u32::from(one))),
+            false => one.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
         }
     }
     Cow::Owned(out)
@@ -239,7 +241,7 @@ mod tests {
             "{\"eventType\": \"login\", \"actingUserId\": \"\u{FFFE}\u{1F600}\u{7F}\", \"outcome\": \"success\"}";
         let event =
             Draft { payload: payload.to_owned(), correlation: Some("a\u{1}b".to_owned()), ..draft() }.finish(None);
-        assert!(event.body.chars().all(is_legal), "{:?}", event.body);
+        assert!(event.body.chars().all(|one| is_legal(one) && one <= '\u{FFFF}'), "{:?}", event.body);
         let back: Value = serde_json::from_str(&event.body).unwrap();
         assert_eq!(back["payload"]["actingUserId"], "\u{FFFE}\u{1F600}\u{7F}");
         assert_eq!(back["metadata"]["correlationId"], "a\u{1}b");

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{config::WorkersConfig, event::envelope::Queue, retry::Kind};
 use aws_sdk_sqs::types::QueueAttributeName as Name;
+use serde::Serialize;
 use std::{collections::HashMap, time::Duration};
 
 /// How long a message waits in its queue: SQS's own default, four days.
@@ -27,8 +28,19 @@ pub enum Action {
     Fits,
     /// It was not there.
     Create,
-    /// These attributes, with their values, are other ones.
-    Set(Vec<(String, String)>),
+    /// These attributes have other values.
+    Set(Vec<Change>),
+}
+
+/// An attribute that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// Its name.
+    pub attribute: String,
+    /// The value that it has; none if it has none.
+    pub from: Option<String>,
+    /// The value that it should have.
+    pub to: String,
 }
 
 /// A queue, and what is to be done about it.
@@ -125,8 +137,11 @@ async fn one(
         }
         request.send().await.map_err(|error| sqs.error(&error, &name))?;
     }
-    let other = other.into_iter().map(|(attribute, value)| (attribute.as_str().to_owned(), value)).collect();
-    Ok((Step { queue: name, action: Action::Set(other) }, arn))
+    let change = |(attribute, to): (Name, String)| {
+        let from = present.get(&attribute).filter(|from| !from.is_empty()).cloned();
+        Change { attribute: attribute.as_str().to_owned(), from, to }
+    };
+    Ok((Step { queue: name, action: Action::Set(other.into_iter().map(change).collect()) }, arn))
 }
 
 async fn attributes(sqs: &Sqs, destination: Destination) -> Result<HashMap<Name, String>, QueueError> {

@@ -18,7 +18,7 @@ mod circuit;
 mod deleter;
 mod known;
 
-use super::{client::Sqs, messages::Message, pending::Destination};
+use super::{client::Sqs, letters, messages::Message, pending::Destination};
 use crate::{
     event::{
         envelope::{Envelope, EventType, Queue, Schedule},
@@ -32,7 +32,7 @@ use futures_util::future::BoxFuture;
 use known::{Known, Meeting};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -59,8 +59,6 @@ const MAX_TAKERS: usize = 8;
 const GRACE: Duration = Duration::from_secs(12);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// The longest reason that is kept.
-const LONGEST_REASON: usize = 1024;
 
 /// Acts on the events of a queue.
 pub trait Handler: Send + Sync + 'static {
@@ -337,15 +335,11 @@ impl Consumer {
 
     /// Makes a dead letter of a message.
     async fn bury(&self, message: &Message, why: &str) -> &'static str {
-        let reason: String = why.chars().filter(|one| !one.is_control()).take(LONGEST_REASON).collect();
-        let with = [
-            ("deadLetterReason", reason),
-            ("deadLetterHandler", self.handler.name().to_owned()),
-            ("deadLetterTries", message.taken.to_string()),
-            ("deadLetterTime", humantime::format_rfc3339_millis(SystemTime::now()).to_string()),
-        ];
+        let with = letters::marks(why, self.handler.name(), message.taken);
         let to = Destination { queue: self.queue, dead: true };
-        match self.sqs.pass_on(to, message, &with).await {
+        // Another one each time: what comes back a second time within five minutes is not to vanish.
+        let once = format!("{}-{}", message.id, message.taken);
+        match self.sqs.pass_on(to, message, &with, once).await {
             Ok(()) => {
                 tracing::error!(why, tries = message.taken, queue = self.sqs.name(to), "an event is a dead letter");
                 let _ = self.handled.send(message.receipt.clone());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
-use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
+use aws_sdk_sqs::types::{Message, MessageAttributeValue, MessageSystemAttributeName, QueueAttributeName};
 use serde_json::Value;
 
 use super::eventually;
@@ -85,6 +85,33 @@ impl Sqs {
     pub(crate) async fn send(&self, queue: &str, body: &str) {
         let url = self.url(queue).await;
         self.client().send_message().queue_url(url).message_body(body).send().await.expect("it is sent");
+    }
+
+    /// Sends a message with attributes; to a FIFO queue, into `group`.
+    pub(crate) async fn send_with(&self, queue: &str, body: &str, attributes: &[(&str, &str)], group: Option<&str>) {
+        let value = |value: &str| {
+            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
+            value.expect("an attribute with its type")
+        };
+        let attributes = attributes.iter().map(|(name, text)| ((*name).to_owned(), value(text))).collect();
+        let mut request = self.client().send_message().queue_url(self.url(queue).await).message_body(body);
+        if let Some(group) = group {
+            request = request.message_group_id(group).message_deduplication_id(format!("{:x}", rand::random::<u64>()));
+        }
+        request.set_message_attributes(Some(attributes)).send().await.expect("it is sent");
+    }
+
+    /// Sets an attribute of a queue, as somebody else would.
+    pub(crate) async fn set(&self, queue: &str, name: QueueAttributeName, value: &str) {
+        let request = self.client().set_queue_attributes().queue_url(self.url(queue).await);
+        request.attributes(name, value).send().await.expect("it is set");
+    }
+
+    /// The names of the queues with a prefix.
+    pub(crate) async fn queues(&self, prefix: &str) -> Vec<String> {
+        let answer = self.client().list_queues().queue_name_prefix(prefix).send().await.expect("queues can be listed");
+        let name = |url: String| url.rsplit('/').next().unwrap_or_default().to_owned();
+        answer.queue_urls.unwrap_or_default().into_iter().map(name).collect()
     }
 
     /// Messages that are in a queue, those in hand among them.

@@ -1,0 +1,195 @@
+//! Dead letters in SQS.
+
+use super::{
+    Answer, Error, say_yes,
+    table::{or_dash, table},
+};
+use crate::{
+    cli::{DlqArgs, DlqCommand, FilterArgs, exit},
+    config::{QueueConfig, WorkersConfig},
+    event::envelope::Queue,
+    queue::{
+        client::Sqs,
+        letters::{Filter, Letter},
+        messages::Message,
+        redrive::{self, Deed, Done, Listed, Options},
+    },
+};
+use serde_json::{Value, json};
+use std::fmt::Write;
+use tokio_util::sync::CancellationToken;
+
+pub(super) async fn run(
+    config: &QueueConfig,
+    workers: &WorkersConfig,
+    args: &DlqArgs,
+    stop: &CancellationToken,
+    say: &(dyn Fn(&str) + Send + Sync),
+) -> Result<Answer, Error> {
+    let sqs = Sqs::new(config, workers).await;
+    let queue = || {
+        let labels = Queue::ALL.map(Queue::label).join(", ");
+        args.queue.ok_or_else(|| Error::Usage(format!("say which queue's dead letters: --queue with one of {labels}")))
+    };
+    match &args.command {
+        DlqCommand::List(list) => {
+            let filter = filter(&list.filter)?;
+            let queues = args.queue.map_or_else(|| Queue::ALL.to_vec(), |queue| vec![queue]);
+            let looks = queues.into_iter().map(|queue| redrive::list(&sqs, queue, &filter, list.limit));
+            Ok(listed(&futures_util::future::try_join_all(looks).await?))
+        }
+        DlqCommand::Show(show) => match redrive::find(&sqs, queue()?, &show.id).await? {
+            Some((letter, message)) => Ok(shown(&letter, &message)),
+            None => Err(Error::Unfinished(absent(&show.id))),
+        },
+        DlqCommand::Redrive(redrive) => {
+            let options = Options {
+                filter: filter(&redrive.filter)?,
+                limit: redrive.limit,
+                rate: redrive.rate,
+                dry_run: redrive.dry_run,
+            };
+            deal(&sqs, queue()?, Deed::Redrive, options, stop, say).await
+        }
+        DlqCommand::Purge(purge) => {
+            let dry_run = purge.dry_run || !purge.yes;
+            let options = Options { filter: filter(&purge.filter)?, limit: purge.limit, rate: None, dry_run };
+            let answer = deal(&sqs, queue()?, Deed::Purge, options, stop, say).await?;
+            match purge.yes || purge.dry_run {
+                true => Ok(answer),
+                false => Err(say_yes(answer.json["letters"].as_u64().unwrap_or_default(), "these letters")),
+            }
+        }
+    }
+}
+
+fn filter(args: &FilterArgs) -> Result<Filter, Error> {
+    if args.table.is_some() {
+        return Err(Error::Usage("--table is for rows: say --rows too".to_owned()));
+    }
+    Ok(Filter { id: args.event_id.clone(), event_type: args.event_type.clone(), reason: args.reason.clone() })
+}
+
+fn absent(id: &str) -> String {
+    format!(
+        "there is no dead letter {id} here, or somebody else has it in hand at the moment; see walhouse dlq list for those \
+         that there are"
+    )
+}
+
+fn listed(queues: &[Listed]) -> Answer {
+    let mut text = String::new();
+    for Listed { queue, count, letters } in queues {
+        // To a String it can not fail.
+        let _ = writeln!(text, "{queue}: {count} {}", if *count == 1 { "letter" } else { "letters" });
+        if !letters.is_empty() {
+            let head = ["EVENT", "TYPE", "VERSION", "TRIES", "HANDLER", "TIME", "REASON"];
+            text.push_str(&table(head, letters.iter().map(row)));
+        }
+        if !letters.is_empty() && usize::try_from(*count).is_ok_and(|count| count > letters.len()) {
+            let behind = if is_fifo(queue) { "; in a FIFO queue some stand behind others of their group" } else { "" };
+            let _ = writeln!(text, "{} of them are listed: see --limit and the filters{behind}", letters.len());
+        }
+    }
+    Answer::new(text, json!({ "queues": queues }), exit::FINE)
+}
+
+/// SQS itself has it so that their names end in this.
+fn is_fifo(queue: &str) -> bool {
+    queue.ends_with(".fifo")
+}
+
+fn row(letter: &Letter) -> [String; 7] {
+    let Letter { event_type, event_version, tries, handler, time, reason, .. } = letter;
+    // One without an event's id is found by its message's.
+    let id = letter.event_id.clone().unwrap_or_else(|| letter.message_id.clone());
+    [
+        id,
+        or_dash(event_type.as_ref()),
+        or_dash(event_version.as_ref()),
+        or_dash(*tries),
+        or_dash(handler.as_ref()),
+        or_dash(time.as_ref()),
+        reason.clone(),
+    ]
+}
+
+fn shown(letter: &Letter, message: &Message) -> Answer {
+    let body = serde_json::from_str(&message.body).unwrap_or_else(|_| Value::String(message.body.clone()));
+    let mut all = serde_json::to_value(letter).unwrap_or_default();
+    all["attributes"] = json!(message.attributes);
+    all["group"] = json!(message.group);
+    all["body"] = body.clone();
+    let mut text = String::new();
+    let lines = [
+        ("message", Some(&letter.message_id)),
+        ("event", letter.event_id.as_ref()),
+        ("correlation", letter.correlation_id.as_ref()),
+        ("reason", Some(&letter.reason)),
+        ("handler", letter.handler.as_ref()),
+        ("time", letter.time.as_ref()),
+        ("group", message.group.as_ref()),
+    ];
+    for (name, value) in lines {
+        let _ = writeln!(text, "{name:12} {}", or_dash(value));
+    }
+    let _ = writeln!(text, "{:12} {}", "tries", or_dash(letter.tries));
+    for (name, value) in message.attributes.iter().filter(|(name, _)| !name.starts_with("deadLetter")) {
+        let _ = writeln!(text, "{name:12} {value}");
+    }
+    let _ = write!(text, "\n{body:#}");
+    Answer::new(text, all, exit::FINE)
+}
+
+async fn deal(
+    sqs: &Sqs,
+    queue: Queue,
+    deed: Deed,
+    options: Options,
+    stop: &CancellationToken,
+    say: &(dyn Fn(&str) + Send + Sync),
+) -> Result<Answer, Error> {
+    match redrive::deal(sqs, queue, deed, &options, stop, say).await {
+        Ok(done) => match &options.filter.id {
+            Some(id) if done.letters == 0 && !done.stopped => Err(Error::Unfinished(absent(id))),
+            _ => Ok(dealt(deed, &done)),
+        },
+        Err((error, done)) => {
+            let Done { letters, .. } = done;
+            Err(Error::Unfinished(format!(
+                "{error}. Before that, {letters} letters were done; do it again for the rest"
+            )))
+        }
+    }
+}
+
+fn dealt(deed: Deed, done: &Done) -> Answer {
+    let Done { queue, letters, twice, passed_over, later, .. } = done;
+    let verb = match (deed, done.dry_run) {
+        (Deed::Redrive, false) => "sent home",
+        (Deed::Redrive, true) => "would be sent home",
+        (Deed::Purge, false) => "removed for good",
+        (Deed::Purge, true) => "would be removed for good",
+    };
+    let mut text = format!("{queue}: {letters} {verb}");
+    if *passed_over > 0 {
+        let _ = write!(text, ", {passed_over} passed over");
+    }
+    if is_fifo(queue) && (*passed_over > 0 || done.dry_run) {
+        text.push_str("; those that stand behind one of these in their group were not in sight");
+    }
+    if *later > 0 {
+        let _ = write!(text, ", {later} left alone that came meanwhile or failed once more");
+    }
+    if *twice > 0 {
+        let _ = write!(
+            text,
+            "\n{twice} of them could not be removed and are there twice: the second time they have no effect"
+        );
+    }
+    if done.stopped {
+        text.push_str("\nstopped before it was through; nothing is lost, do it again for the rest");
+    }
+    let code = if done.stopped { exit::FOUND } else { exit::FINE };
+    Answer::new(text, json!(done), code)
+}
