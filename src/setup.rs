@@ -170,6 +170,7 @@ pub async fn begin(
         system_identifier: server.system_identifier,
         timeline: server.timeline,
         publication: publication.identity.clone(),
+        outbox: String::new(),
     };
     state.set_checkpoint(checkpoint.clone()).await?;
     Ok((checkpoint, publication))

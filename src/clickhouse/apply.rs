@@ -433,6 +433,7 @@ mod tests {
             system_identifier: 1,
             timeline: 1,
             publication: "p".to_owned(),
+            outbox: String::new(),
         };
         Known { slot: "s".to_owned(), checkpoint: Some(checkpoint), tables: vec![record] }.void(&resent)
     }

@@ -45,6 +45,8 @@ pub struct Checkpoint {
     pub timeline: u32,
     /// The publication's identity.
     pub publication: String,
+    /// The identity of the outbox table's membership in it; empty if it never was in it.
+    pub outbox: String,
 }
 
 /// A piece of a heap whose copy is done.
@@ -93,6 +95,7 @@ struct CheckpointRow {
     system_identifier: u64,
     timeline: u32,
     publication: String,
+    outbox: String,
     revision: u64,
 }
 
@@ -166,7 +169,18 @@ impl State {
         }
         checkpoint.lsn = checkpoint.lsn.max(lsn);
         checkpoint.queue_lsn = checkpoint.queue_lsn.max(queue_lsn);
-        checkpoint.ceiling = checkpoint.ceiling.max(lsn);
+        // What is in a queue is out of hand as rows are.
+        checkpoint.ceiling = checkpoint.ceiling.max(lsn).max(queue_lsn);
+        self.write_checkpoint(&mut inner, checkpoint).await
+    }
+
+    /// Notes which outbox table is published.
+    pub async fn note_outbox(&self, identity: &str) -> Result<(), clickhouse::error::Error> {
+        let mut inner = self.inner.lock().await;
+        let Some(mut checkpoint) = inner.checkpoint.clone().filter(|checkpoint| checkpoint.outbox != identity) else {
+            return Ok(());
+        };
+        identity.clone_into(&mut checkpoint.outbox);
         self.write_checkpoint(&mut inner, checkpoint).await
     }
 
@@ -188,7 +202,7 @@ impl State {
         let mut inner = self.inner.lock().await;
         let Some(mut checkpoint) = inner.checkpoint.clone() else { return Ok(()) };
         // Rows of a transaction that the stop cut short were sent, though it does not count.
-        let ceiling = checkpoint.lsn.max(inner.sent);
+        let ceiling = checkpoint.lsn.max(checkpoint.queue_lsn).max(inner.sent);
         if checkpoint.ceiling <= ceiling {
             return Ok(());
         }
@@ -205,7 +219,7 @@ impl State {
             self.client
                 .query(
                     "INSERT INTO _checkpoint (slot, epoch, lsn, queue_lsn, ceiling, system_identifier, timeline, publication, \
-                     revision) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                     outbox, revision) SETTINGS async_insert = 0 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 )
                 .bind(&self.slot)
                 .bind(row.epoch.0)
@@ -215,6 +229,7 @@ impl State {
                 .bind(row.system_identifier)
                 .bind(row.timeline)
                 .bind(&row.publication)
+                .bind(&row.outbox)
                 .bind(revision)
                 .with_setting("query_id", self.ids.next())
                 .execute()
@@ -379,7 +394,8 @@ const TABLES: &str = "SELECT oid, schema_name, table_name, target, uuid, toStrin
 async fn checkpoint(client: &Client, slot: &str) -> Result<Option<CheckpointRow>, clickhouse::error::Error> {
     client
         .query(
-            "SELECT epoch, lsn, queue_lsn, ceiling, system_identifier, timeline, publication, revision FROM _checkpoint \
+            "SELECT epoch, lsn, queue_lsn, ceiling, system_identifier, timeline, publication, outbox, revision \
+             FROM _checkpoint \
              WHERE slot = ? ORDER BY revision DESC, lsn DESC LIMIT 1",
         )
         .bind(slot)
@@ -417,6 +433,7 @@ impl From<CheckpointRow> for Checkpoint {
             system_identifier: row.system_identifier,
             timeline: row.timeline,
             publication: row.publication,
+            outbox: row.outbox,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! `[queue]` and `[workers]`: where events go, and who handles them.
 
 use super::{
-    http_url,
     value::{ByteSize, Timespan},
     within,
 };
@@ -61,6 +60,22 @@ pub struct WorkerConfig {
     /// The delay before the first retry; the event's own if it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_delay: Option<Timespan>,
+}
+
+/// The host of a URL.
+fn host(url: &str) -> Option<String> {
+    let url: axum::http::Uri = url.parse().ok()?;
+    url.host().filter(|host| !host.is_empty()).map(str::to_ascii_lowercase)
+}
+
+fn endpoint(url: &str) -> Result<(), String> {
+    let form =
+        "it is not a URL of the form https://sqs.eu-central-1.amazonaws.com, or http://localhost:4566 for an emulator";
+    if url.contains(['@', '?']) {
+        return Err(format!("{form}, without credentials and parameters"));
+    }
+    let is_http = url.starts_with("http://") || url.starts_with("https://");
+    if is_http && host(url).is_some() { Ok(()) } else { Err(form.to_owned()) }
 }
 
 /// SQS takes names of up to 80 characters, of which the longest of ours needs 26 and FIFO five more.
@@ -134,10 +149,18 @@ impl QueueConfig {
         (schema.to_owned(), name.to_owned())
     }
 
+    /// Whether the queues are those of an emulator: walhouse makes them itself then, and any credentials will do.
+    pub fn is_emulator(&self) -> bool {
+        let host = self.endpoint_url.as_ref().and_then(|url| host(url));
+        host.is_some_and(|host| {
+            ![".amazonaws.com", ".amazonaws.com.cn", ".api.aws"].iter().any(|aws| host.ends_with(aws))
+        })
+    }
+
     pub(super) fn check(&self) -> Result<(), Refused> {
         let at = |key: &'static str| move |message| (Cow::from(key), message);
         if let Some(url) = &self.endpoint_url {
-            http_url(url).map_err(at("queue.endpoint_url"))?;
+            endpoint(url).map_err(at("queue.endpoint_url"))?;
         }
         let named =
             self.outbox_table.split_once('.').is_some_and(|(schema, name)| !schema.is_empty() && !name.is_empty());

@@ -47,11 +47,14 @@ use std::{
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::{JoinError, JoinHandle},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 /// How long draining may take once a stop was asked for; what is not durable by then is replayed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long of it events may take. What comes after them, the last checkpoint, does not wait for a queue that is away.
+const QUEUE_DRAIN: Duration = Duration::from_secs(5);
 /// How often the lag is measured.
 const MONITOR_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -113,6 +116,12 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
         }
         None => setup::begin(config, &control, &server, found, &state).await?,
     };
+    if config.queue.is_none() && !checkpoint.outbox.is_empty() {
+        tracing::warn!(
+            "there is no [queue], and an outbox table was published by this slot: the events that are in the WAL now, and those \
+             that follow, are passed over and never sent"
+        );
+    }
     Ok(Ready {
         control,
         lock,
@@ -252,14 +261,20 @@ async fn stream(
     let drain = async {
         sink.join().await?;
         if publisher.is_some() {
-            join(&mut publisher).await?;
+            match timeout(QUEUE_DRAIN, join(&mut publisher)).await {
+                Ok(ended) => ended?,
+                Err(_) => {
+                    tracing::warn!("events that are not sent yet are left to the next start");
+                    drop(publisher);
+                }
+            }
         }
         settled.cancel();
         checkpoints.join().await?;
         state.settle().await?;
         Ok::<_, SessionError>(())
     };
-    match tokio::time::timeout(DRAIN_TIMEOUT, drain).await {
+    match timeout(DRAIN_TIMEOUT, drain).await {
         Ok(drained) => drained?,
         Err(_) => tracing::warn!("what is not durable yet is left to the next start, which replays it"),
     }

@@ -115,6 +115,8 @@ impl Tables {
 
     /// Runs until the session ends.
     pub(super) async fn run(mut self, control: Client) -> Result<(), SessionError> {
+        let stored = self.shared.state.checkpoint().await.map(|checkpoint| checkpoint.outbox);
+        self.outbox = stored.filter(|outbox| !outbox.is_empty());
         let mut poll = tokio::time::interval(POLL_INTERVAL);
         // What is asked for again and again is done once, and soon.
         let mut hurried = false;

@@ -18,7 +18,9 @@ use aws_sdk_sqs::{
     types::{MessageAttributeValue, SendMessageBatchRequestEntry},
 };
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use sha2::{Digest, Sha256};
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -36,8 +38,17 @@ pub struct QueueError {
     pub kind: Kind,
     /// Whether it is that there is no such queue.
     pub is_missing: bool,
+    /// Whether it is what was sent that is refused, and not the request: with less in it, it may be taken.
+    pub is_too_much: bool,
     /// What happened, where, and what to do.
     pub message: String,
+}
+
+impl QueueError {
+    /// One that another request is to be tried for.
+    pub fn new(kind: Kind, message: String) -> Self {
+        Self { kind, is_missing: false, is_too_much: false, message }
+    }
 }
 
 /// What became of the messages of a batch, in their order.
@@ -50,6 +61,35 @@ pub struct Refusal {
     pub of_the_message: bool,
     /// SQS's code for it.
     pub code: String,
+}
+
+/// What SQS says of a message that it will never take, or of a request that has such messages in it. Whose fault it is
+/// (`SenderFault`) says less: being too fast is the sender's too.
+const OF_THE_MESSAGE: [&str; 7] = [
+    "InvalidMessageContents",
+    "InvalidParameterValue",
+    "InvalidAttributeValue",
+    "MissingParameter",
+    "MessageTooLong",
+    "BatchRequestTooLong",
+    "ValidationError",
+];
+
+fn is_of_the_message(code: &str) -> bool {
+    let code = code.rsplit(['.', '#']).next().unwrap_or(code);
+    OF_THE_MESSAGE.contains(&code)
+}
+
+/// The longest that FIFO's ids may be.
+const LONGEST_FIFO_ID: usize = 128;
+
+/// What FIFO takes as an id: the text itself, or if it has other characters than letters, digits and punctuation of ASCII, or
+/// too many of them, its hash.
+fn fifo_id(text: &str) -> Cow<'_, str> {
+    if (1..=LONGEST_FIFO_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Cow::Borrowed(text);
+    }
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
 }
 
 /// SQS.
@@ -81,7 +121,7 @@ impl Sqs {
         }
         if let Some(url) = &config.endpoint_url {
             loader = loader.endpoint_url(url.clone());
-            if std::env::var_os("AWS_ACCESS_KEY_ID").is_none() {
+            if config.is_emulator() && std::env::var_os("AWS_ACCESS_KEY_ID").is_none() {
                 // An emulator wants any at all.
                 loader = loader.credentials_provider(Credentials::new("walhouse", "walhouse", None, None, "emulator"));
             }
@@ -111,7 +151,7 @@ impl Sqs {
 
     /// Whether queues that are missing are created without being asked for: not in AWS, where they have owners.
     pub fn creates(&self) -> bool {
-        self.config.endpoint_url.is_some()
+        self.config.is_emulator()
     }
 
     /// Whether its queues are FIFO queues.
@@ -134,11 +174,9 @@ impl Sqs {
         }
         let name = self.name(destination);
         let answer = self.client.get_queue_url().queue_name(&name).send().await;
-        let answer = answer.map_err(|error| self.error(&error, &name))?;
-        let url = answer.queue_url().ok_or_else(|| QueueError {
-            kind: Kind::Transient,
-            is_missing: false,
-            message: format!("SQS at {} has no URL for {name}", self.endpoint),
+        let answer = answer.map_err(|error| self.error(&error, destination))?;
+        let url = answer.queue_url().ok_or_else(|| {
+            QueueError::new(Kind::Transient, format!("SQS at {} has no URL for {name}", self.endpoint))
         })?;
         self.urls.lock().unwrap_or_else(PoisonError::into_inner).insert(destination, url.to_owned());
         Ok(url.to_owned())
@@ -152,7 +190,7 @@ impl Sqs {
         let url = self.url(destination).await?;
         let entries = items.iter().enumerate().map(|(index, item)| self.entry(index, item)).collect();
         let answer = self.client.send_message_batch().queue_url(url).set_entries(Some(entries)).send().await;
-        let answer = answer.map_err(|error| self.error(&error, &self.name(destination)))?;
+        let answer = answer.map_err(|error| self.error(&error, destination))?;
         // What the answer does not mention is sent again.
         let unknown = || Err(Refusal { of_the_message: false, code: "without an answer".to_owned() });
         let mut sent: Sent = items.iter().map(|_| unknown()).collect();
@@ -163,7 +201,8 @@ impl Sqs {
         }
         for failed in answer.failed() {
             if let Some(place) = failed.id().parse().ok().and_then(|index: usize| sent.get_mut(index)) {
-                *place = Err(Refusal { of_the_message: failed.sender_fault(), code: failed.code().to_owned() });
+                *place =
+                    Err(Refusal { of_the_message: is_of_the_message(failed.code()), code: failed.code().to_owned() });
             }
         }
         Ok(sent)
@@ -176,7 +215,7 @@ impl Sqs {
             value.expect("an attribute with its type")
         };
         let named = event.attributes.iter().map(|(name, value)| (*name, value.clone()));
-        let marks = event.dead.as_deref().map(|reason| letters::marks(reason, letters::OUTBOX, 0));
+        let marks = event.dead.as_deref().map(|reason| letters::marks(reason, event.handler, 0));
         let named = named.chain(marks.into_iter().flatten());
         let attributes = named.map(|(name, value)| (name.to_owned(), text(&value)));
         let mut entry = SendMessageBatchRequestEntry::builder()
@@ -185,18 +224,18 @@ impl Sqs {
             .set_message_attributes(Some(attributes.collect()));
         if self.config.fifo {
             let group = event.key.as_deref().unwrap_or(&event.id);
-            entry = entry.message_group_id(group).message_deduplication_id(&event.id);
+            entry = entry.message_group_id(fifo_id(group)).message_deduplication_id(fifo_id(&event.id));
         }
         entry.build().expect("an entry with its id and body")
     }
 
     /// What an error of AWS's client means.
-    pub fn error<E, R>(&self, error: &SdkError<E, R>, queue: &str) -> QueueError
+    pub fn error<E, R>(&self, error: &SdkError<E, R>, destination: Destination) -> QueueError
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
         R: std::fmt::Debug,
     {
-        let endpoint = &self.endpoint;
+        let (endpoint, queue) = (&self.endpoint, self.name(destination));
         let is_missing = matches!(error.code(), Some("AWS.SimpleQueueService.NonExistentQueue" | "QueueDoesNotExist"));
         let (kind, message) = match error {
             SdkError::ServiceError(_) => match error.code().unwrap_or("an error without a code") {
@@ -224,6 +263,36 @@ impl Sqs {
             }
             _ => (Kind::Transient, format!("SQS at {endpoint} can not be reached")),
         };
-        QueueError { kind, is_missing, message }
+        if is_missing {
+            // It may be made anew, and then it has another URL, perhaps.
+            self.urls.lock().unwrap_or_else(PoisonError::into_inner).remove(&destination);
+        }
+        let is_too_much = error.code().is_some_and(is_of_the_message);
+        QueueError { kind, is_missing, is_too_much, message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fifo_takes_any_key() {
+        assert_eq!(fifo_id("order-7/é".trim_end_matches('é')), "order-7/");
+        let own = "018f3b5e-7c1a-8000-8000-0123456789ab";
+        assert_eq!(fifo_id(own), own);
+        let ids = ["user 1", "user  1", "größe", "", &"x".repeat(129)].map(fifo_id);
+        assert!(ids.iter().all(|id| id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())), "{ids:?}");
+        assert_ne!(ids[0], ids[1]);
+        assert_eq!(fifo_id(&"x".repeat(128)).len(), 128);
+    }
+
+    #[test]
+    fn being_too_fast_is_no_fault_of_the_message() {
+        assert!(is_of_the_message("InvalidMessageContents"));
+        assert!(is_of_the_message("AWS.SimpleQueueService.BatchRequestTooLong"));
+        assert!(is_of_the_message("com.amazonaws.sqs#InvalidParameterValue"));
+        assert!(!is_of_the_message("RequestThrottled") && !is_of_the_message("KmsThrottled"));
+        assert!(!is_of_the_message("AccessDenied") && !is_of_the_message("ServiceUnavailable"));
     }
 }

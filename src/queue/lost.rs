@@ -15,6 +15,9 @@ use crate::{
 };
 use std::time::SystemTime;
 
+/// Who makes letters of rows that ClickHouse does not take.
+const CLICKHOUSE: &str = "clickhouse";
+
 /// A row that its table does not take.
 #[derive(Clone, Debug)]
 pub struct LostRow {
@@ -55,9 +58,7 @@ impl LostRow {
             table: Some(self.table),
             payload: self.payload,
         };
-        let mut letter = draft.finish(None);
-        letter.dead = Some(self.reason);
-        letter
+        Outgoing { dead: Some(self.reason), handler: CLICKHOUSE, ..draft.finish(None) }
     }
 }
 
@@ -83,12 +84,12 @@ pub async fn send_all(sqs: &Sqs, letters: Vec<Outgoing>) -> Result<(), QueueErro
             match sent {
                 Ok(()) => {}
                 // What is left of it is who it was; the row itself is in the table of letters.
-                Err(refusal) if refusal.of_the_message && item.event.body != item.event.epitaph().body => {
+                Err(refusal) if refusal.of_the_message && !item.event.is_epitaph() => {
                     waiting.push(item.event.epitaph());
                 }
                 Err(refusal) => {
                     let message = format!("SQS did not take a message for {}: {}", sqs.name(to), refusal.code);
-                    return Err(QueueError { kind: Kind::Transient, is_missing: false, message });
+                    return Err(QueueError::new(Kind::Transient, message));
                 }
             }
         }

@@ -75,7 +75,7 @@ impl Sqs {
             .message_system_attribute_names(System::All)
             .send()
             .await;
-        let answer = answer.map_err(|error| self.error(&error, &self.name(from)))?;
+        let answer = answer.map_err(|error| self.error(&error, from))?;
         Ok(answer.messages.unwrap_or_default().into_iter().map(Message::from).collect())
     }
 
@@ -87,7 +87,7 @@ impl Sqs {
         let url = self.url(from).await?;
         let request = self.client().change_message_visibility().queue_url(url).receipt_handle(&message.receipt);
         let answer = request.visibility_timeout(seconds(lease)).send().await;
-        answer.map(|_| ()).map_err(|error| self.error(&error, &self.name(from)))
+        answer.map(|_| ()).map_err(|error| self.error(&error, from))
     }
 
     /// Deletes messages that were taken, and says of each whether it is gone.
@@ -102,7 +102,7 @@ impl Sqs {
         };
         let entries = receipts.iter().enumerate().map(entry).collect();
         let answer = self.client().delete_message_batch().queue_url(url).set_entries(Some(entries)).send().await;
-        let answer = answer.map_err(|error| self.error(&error, &self.name(from)))?;
+        let answer = answer.map_err(|error| self.error(&error, from))?;
         let unknown = || Err(Refusal { of_the_message: false, code: "without an answer".to_owned() });
         let mut gone: Sent = receipts.iter().map(|_| unknown()).collect();
         for deleted in answer.successful() {
@@ -154,7 +154,7 @@ impl Sqs {
             let group = message.group.as_deref().unwrap_or(&message.id);
             request = request.message_group_id(group).message_deduplication_id(once);
         }
-        request.send().await.map(|_| ()).map_err(|error| self.error(&error, &self.name(to)))
+        request.send().await.map(|_| ()).map_err(|error| self.error(&error, to))
     }
 }
 

@@ -1,5 +1,6 @@
 //! An event on its way out: from what an application wrote to what a queue takes.
 
+use super::letters;
 use crate::event::{
     envelope::{Envelope, EventType, Metadata, Place, Position, Queue, VERSION, Written},
     schema::{self, Misfit},
@@ -41,6 +42,8 @@ pub struct Outgoing {
     pub queue: Queue,
     /// Why it is a dead letter.
     pub dead: Option<String>,
+    /// Who says so.
+    pub handler: &'static str,
     /// The event's id.
     pub id: String,
     /// Events of one key keep their order.
@@ -55,11 +58,17 @@ impl Outgoing {
     /// What is left of an event that can not even be kept as a dead letter: who it was.
     pub fn epitaph(&self) -> Self {
         let attributes = self.attributes.iter().filter(|(name, _)| *name != "traceparent").cloned().collect();
-        let body = serde_json::json!({ "eventId": self.id, "payload": "not kept" }).to_string();
+        let body = serde_json::json!({ "eventId": self.id, "payload": NOT_KEPT }).to_string();
         Self { body, attributes, ..self.clone() }
+    }
+
+    /// Whether it is that.
+    pub fn is_epitaph(&self) -> bool {
+        self.body.len() < 2 * LONGEST && self.body.ends_with(&format!("\"payload\":\"{NOT_KEPT}\"}}"))
     }
 }
 
+const NOT_KEPT: &str = "not kept";
 /// The longest that an identifier may be; what is longer is no identifier.
 const LONGEST: usize = 256;
 
@@ -103,6 +112,7 @@ impl Draft {
             // What is of no type is for those who look after what happens to security.
             queue: of.map_or(Queue::AuditLog, EventType::queue),
             dead: checked.err(),
+            handler: letters::OUTBOX,
             id,
             key: self.key.filter(|key| !key.is_empty()),
             body: legal(&body).into_owned(),

@@ -116,11 +116,14 @@ impl Pending {
     }
 }
 
-/// What SQS counts: the body, and of each attribute its name, its type and its value.
+/// What SQS counts: the body, and of each attribute its name, its type and its value. What marks a dead letter is counted
+/// generously.
 pub fn size(event: &Outgoing) -> usize {
+    const MARKS: usize = 256;
     const TYPE: usize = "String".len();
     let attributes: usize = event.attributes.iter().map(|(name, value)| name.len() + TYPE + value.len()).sum();
-    event.body.len() + attributes
+    let marks = event.dead.as_ref().map_or(0, |reason| reason.len() + MARKS);
+    event.body.len() + attributes + marks
 }
 
 #[cfg(test)]
@@ -132,6 +135,7 @@ mod tests {
         Outgoing {
             queue: Queue::AuditLog,
             dead: None,
+            handler: "outbox",
             id: String::new(),
             key: key.map(str::to_owned),
             body: "x".repeat(body),

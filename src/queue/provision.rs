@@ -118,7 +118,7 @@ async fn one(
             if sqs.is_fifo() {
                 request = request.attributes(Name::FifoQueue, "true");
             }
-            request.send().await.map_err(|error| sqs.error(&error, &name))?;
+            request.send().await.map_err(|error| sqs.error(&error, destination))?;
             let arn = attributes(sqs, destination).await?.remove(&Name::QueueArn);
             return Ok((Step { queue: name, action: Action::Create }, arn));
         }
@@ -135,7 +135,7 @@ async fn one(
         for (attribute, value) in &other {
             request = request.attributes(attribute.clone(), value);
         }
-        request.send().await.map_err(|error| sqs.error(&error, &name))?;
+        request.send().await.map_err(|error| sqs.error(&error, destination))?;
     }
     let change = |(attribute, to): (Name, String)| {
         let from = present.get(&attribute).filter(|from| !from.is_empty()).cloned();
@@ -147,12 +147,10 @@ async fn one(
 async fn attributes(sqs: &Sqs, destination: Destination) -> Result<HashMap<Name, String>, QueueError> {
     let url = sqs.url(destination).await?;
     let answer = sqs.client().get_queue_attributes().queue_url(url).attribute_names(Name::All).send().await;
-    let answer = answer.map_err(|error| sqs.error(&error, &sqs.name(destination)))?;
-    answer.attributes.ok_or_else(|| QueueError {
-        kind: Kind::Transient,
-        is_missing: false,
-        message: format!("SQS tells nothing of {}", sqs.name(destination)),
-    })
+    let answer = answer.map_err(|error| sqs.error(&error, destination))?;
+    answer
+        .attributes
+        .ok_or_else(|| QueueError::new(Kind::Transient, format!("SQS tells nothing of {}", sqs.name(destination))))
 }
 
 /// Whether an attribute has a value; of JSON, whatever its form.

@@ -132,21 +132,29 @@ impl Publisher {
             && self.running.len() < MAX_RUNNING
             && let Some((destination, items)) = self.intake.batch()
         {
-            let sqs = Arc::clone(&self.sqs);
-            self.running.spawn(async move {
-                let sent = match sqs.send(destination, &items).await {
-                    Err(error) if error.is_missing && sqs.creates() => create(&sqs).await.and(Err(error)),
-                    sent => sent,
-                };
-                Flight { destination, items, sent }
-            });
+            self.fly(destination, items);
         }
+    }
+
+    fn fly(&mut self, destination: Destination, items: Vec<Item>) {
+        let sqs = Arc::clone(&self.sqs);
+        self.running.spawn(async move {
+            let sent = match sqs.send(destination, &items).await {
+                Err(error) if error.is_missing && sqs.creates() => create(&sqs).await.and(Err(error)),
+                sent => sent,
+            };
+            Flight { destination, items, sent }
+        });
     }
 
     /// Takes back a batch; `true` if there was trouble.
     fn landed(&mut self, Flight { destination, items, sent }: Flight) -> bool {
         let sent = match sent {
             Ok(sent) => sent,
+            Err(error) if error.is_too_much => {
+                self.too_much(destination, items, &error);
+                return false;
+            }
             Err(error) => {
                 self.trouble(&error);
                 // In front of the others, in their order.
@@ -158,7 +166,9 @@ impl Publisher {
         for (item, sent) in items.into_iter().zip(sent).rev() {
             match sent {
                 Ok(()) => self.intake.sent(destination, &item),
-                Err(refusal) if refusal.of_the_message => self.bury(destination, item, &refusal),
+                Err(refusal) if refusal.of_the_message && !item.event.is_epitaph() => {
+                    self.bury(destination, item, &refusal.code);
+                }
                 Err(refusal) => {
                     refused = Some(refusal);
                     self.intake.again(destination, item);
@@ -174,17 +184,35 @@ impl Publisher {
             Some(Refusal { code, .. }) => {
                 let queue = self.sqs.name(destination);
                 let message = format!("SQS did not take every message of a batch for {queue}: {code}");
-                self.trouble(&QueueError { kind: Kind::Transient, is_missing: false, message });
+                self.trouble(&QueueError::new(Kind::Transient, message));
                 true
             }
         }
     }
 
+    /// SQS does not take these messages together: it may take each half of them. A queue may allow less than SQS does.
+    fn too_much(&mut self, destination: Destination, mut items: Vec<Item>, error: &QueueError) {
+        if items.len() > 1 {
+            let second = items.split_off(items.len() / 2);
+            self.fly(destination, items);
+            self.fly(destination, second);
+            return;
+        }
+        for item in items {
+            if item.event.is_epitaph() {
+                self.trouble(error);
+                self.intake.again(destination, item);
+            } else {
+                self.bury(destination, item, &error.message);
+            }
+        }
+    }
+
     /// SQS will never take this message.
-    fn bury(&mut self, destination: Destination, item: Item, refusal: &Refusal) {
+    fn bury(&mut self, destination: Destination, item: Item, why: &str) {
         let (queue, id) = (self.sqs.name(destination), &item.event.id);
-        tracing::error!(queue, event_id = id, code = refusal.code, "SQS refuses an event; it becomes a dead letter");
-        self.intake.bury(destination, item, &refusal.code);
+        tracing::error!(queue, event_id = id, why, "SQS refuses an event; it becomes a dead letter");
+        self.intake.bury(destination, item, why);
     }
 
     fn trouble(&mut self, error: &QueueError) {

@@ -89,7 +89,7 @@ impl Sqs {
         ];
         let url = self.url(of).await?;
         let request = self.client().get_queue_attributes().queue_url(url).set_attribute_names(Some(NAMES.to_vec()));
-        let answer = request.send().await.map_err(|error| self.error(&error, &self.name(of)))?;
+        let answer = request.send().await.map_err(|error| self.error(&error, of))?;
         let all = answer.attributes.unwrap_or_default();
         Ok(NAMES.iter().filter_map(|name| all.get(name)?.parse::<u64>().ok()).sum())
     }

@@ -78,7 +78,7 @@ impl<'a> Walk<'a> {
                     "more than {MOST_KEPT} letters of {queue} would have to be passed over at once: do with a wider filter \
                      first"
                 );
-                return Err(QueueError { kind: Kind::Definite, is_missing: false, message });
+                return Err(QueueError::new(Kind::Definite, message));
             }
             let taken = again(async || self.sqs.take(self.from, MAX_ENTRIES, LEASE, PATIENCE).await).await?;
             self.empty = if taken.is_empty() { self.empty + 1 } else { 0 };

@@ -1,5 +1,7 @@
 //! Events: from what applications write in their transactions to SQS.
 
+mod limits;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 
 use super::{SessionError, Tables};
 use crate::{
+    clickhouse::job::Failure,
     postgres::publication::{self, Membership},
     quote,
     retry::Kind,
@@ -33,8 +34,20 @@ impl Tables {
             ),
             _ => {}
         }
+        if let Some(now) = carried {
+            // The next process has to know it too, whatever happens until then.
+            self.shared.state.note_outbox(&now.identity).await.map_err(Failure::ClickHouse)?;
+        }
         self.outbox = carried.map(|membership| membership.identity.clone());
-        if oid.is_none() || carried.is_some() {
+        let Some(oid) = oid.filter(|_| carried.is_none()) else { return Ok(()) };
+        if let Some(leaf) = without_identity(control, oid).await? {
+            if self.said.insert((oid, leaf.clone())) {
+                tracing::error!(
+                    table,
+                    "the outbox table is not published, because nobody could update or delete its rows then: {leaf} has no \
+                     usable replica identity. Give it a primary key"
+                );
+            }
             return Ok(());
         }
         match publication::add_to_publication(control, &self.source.publication, &table).await {
@@ -43,14 +56,29 @@ impl Tables {
                 // Its identity is seen at the next look.
                 self.soon = true;
             }
-            // A writer of it keeps it out: at the next look.
-            Ok(false) => self.soon = true,
+            // A writer of it keeps it out: at the next look, and not sooner, since all other writers wait behind this.
+            Ok(false) => {}
             Err(error) if error.kind() == Kind::Transient => return Err(error.into()),
-            Err(error) if self.said.insert((oid.unwrap_or_default(), error.to_string())) => {
+            Err(error) if self.said.insert((oid, error.to_string())) => {
                 tracing::warn!(table, %error, "the outbox table can not be published, so its events are not sent");
             }
             Err(_) => {}
         }
         Ok(())
     }
+}
+
+/// The table, or a partition of it, whose rows nobody could update or delete any more once they are published.
+async fn without_identity(control: &Client, oid: u32) -> Result<Option<String>, SessionError> {
+    let row = control
+        .query_opt(
+            "SELECT c.oid::regclass::text FROM pg_class c \
+             WHERE c.oid IN (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid::regclass)) \
+             AND NOT CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false \
+             ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate \
+                          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) END LIMIT 1",
+            &[&oid],
+        )
+        .await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
 }

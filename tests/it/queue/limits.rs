@@ -1,0 +1,142 @@
+//! What a queue does not take, and what the lane can not hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use aws_sdk_sqs::types::QueueAttributeName;
+use serde_json::Value;
+
+use super::{insert, prefix, with_outbox};
+use crate::support::{Daemon, Proxy, Sqs, TestDb, eventually, settled};
+
+const READY: &str = "events that are written into the outbox table are sent from now on";
+
+fn number(event: &Value) -> usize {
+    let number = event["payload"]["details"]["n"].as_u64().expect("a number");
+    usize::try_from(number).expect("a small one")
+}
+
+/// An event with a payload of so many bytes, more or less.
+fn large(number: usize, bytes: usize) -> String {
+    format!(
+        "INSERT INTO outbox_event (event_type, payload) SELECT 'SecurityEventOccurred', jsonb_build_object('eventType', 'login',
+        'actingUserId', 'u', 'outcome', 'success', 'details', jsonb_build_object('n', {number}, 'x', repeat('x', {bytes})));"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_large_for_a_queue_is_a_dead_letter_and_what_is_too_large_together_goes_apart() {
+    let (db, sqs) = (with_outbox("queue_large").await, Sqs::shared());
+    let queue = format!("{}audit-log-queue", prefix(&db));
+    let mut daemon = Daemon::spawn(&db, &Sqs::config(sqs.port(), &prefix(&db)));
+    daemon.wait_ready().await;
+    daemon.wait_log(READY, 1).await;
+    // Less than SQS allows, as it was usual for long.
+    let url = sqs.url(&queue).await;
+    let limit = sqs.client().set_queue_attributes().queue_url(url);
+    limit.attributes(QueueAttributeName::MaximumMessageSize, "262144").send().await.expect("a limit");
+    let mut all: String = (0..12).map(|number| large(number, 60_000)).collect();
+    all.push_str(&large(12, 300_000));
+    all.push_str(&large(13, 2_000_000));
+    all.push_str(&insert("last", 14));
+    db.pg.execute(&format!("BEGIN; {all} COMMIT")).await;
+    let mut sent: Vec<_> = sqs.take(&queue, 13).await.iter().map(|event| number(&event.body)).collect();
+    sent.sort_unstable();
+    assert_eq!(sent, (0..12).chain([14]).collect::<Vec<_>>());
+    let dead = sqs.take(&format!("{}audit-log-dlq", prefix(&db)), 2).await;
+    assert!(
+        dead.iter().all(|letter| letter.attributes["deadLetterReason"].starts_with("SQS refuses it: ")),
+        "{dead:?}"
+    );
+    // What fits is kept; of what fits nowhere, who it was.
+    let kept = dead.iter().filter(|letter| letter.body["payload"]["details"]["n"] == 12).count();
+    let ids = db.pg.value("SELECT id FROM outbox_event ORDER BY length(payload::text) DESC LIMIT 1").await;
+    let named = dead.iter().filter(|letter| letter.body["eventId"] == ids.as_str()).count();
+    assert_eq!((kept, named), (1, 1));
+    settled(&db).await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifo_queues_have_the_events_of_a_key_in_their_order_whatever_the_key_is() {
+    let (db, sqs) = (with_outbox("queue_fifo").await, Sqs::shared());
+    let config = Sqs::config(sqs.port(), &prefix(&db)).replacen("[queue]\n", "[queue]\nfifo = true\n", 1);
+    let mut daemon = Daemon::spawn(&db, &config);
+    daemon.wait_ready().await;
+    daemon.wait_log(READY, 1).await;
+    let keys = ["user 1", "größe", "plain", "-", &"x".repeat(200)];
+    let all: String = (0..100).map(|number| insert(keys[number % keys.len()], number)).collect();
+    let misfit = "INSERT INTO outbox_event (aggregate_id, event_type, payload) VALUES ('user 1', 'OrderPlaced', '{}');";
+    db.pg.execute(&format!("{all} {misfit}")).await;
+    let sent = sqs.take(&format!("{}audit-log-queue.fifo", prefix(&db)), 100).await;
+    let mut by_key: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for event in &sent {
+        let user = event.body["payload"]["actingUserId"].as_str().expect("a user");
+        by_key.entry(user.to_owned()).or_default().push(number(&event.body));
+    }
+    for (key, numbers) in &by_key {
+        assert_eq!(numbers.len(), 20, "{key}");
+        assert!(numbers.is_sorted(), "{key}: {numbers:?}");
+    }
+    sqs.take(&format!("{}audit-log-dlq.fifo", prefix(&db)), 1).await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+async fn received(db: &TestDb, sqs: &Sqs, rows: usize) -> BTreeSet<usize> {
+    let queue = format!("{}audit-log-queue", prefix(db));
+    let (mut seen, deadline) = (BTreeSet::new(), Instant::now() + Duration::from_secs(120));
+    // What was sent and not confirmed comes twice.
+    while seen.len() < rows && Instant::now() < deadline {
+        let left = rows - seen.len();
+        seen.extend(sqs.drain(&queue, left, Duration::from_secs(10)).await.iter().map(|event| number(&event.body)));
+    }
+    seen
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_events_than_the_lane_can_hold_wait_in_the_wal_and_all_of_them_come() {
+    const EVENTS: usize = 4_000;
+    let (db, sqs) = (with_outbox("queue_behind").await, Sqs::shared());
+    let proxy = Proxy::to(sqs.port()).await;
+    let config = Sqs::config(proxy.port(), &prefix(&db)).replacen("[queue]\n", "[queue]\nbudget = \"2MiB\"\n", 1);
+    let mut daemon = Daemon::spawn(&db, &config);
+    daemon.wait_ready().await;
+    daemon.wait_log(READY, 1).await;
+    proxy.cut_after("AmazonSQS.SendMessageBatch");
+    let some = |first: usize, count: usize| {
+        format!(
+            "INSERT INTO outbox_event (aggregate_id, event_type, payload) SELECT 'user ' || n % 50, 'SecurityEventOccurred',
+            jsonb_build_object('eventType', 'login', 'actingUserId', 'u', 'outcome', 'success', 'details', jsonb_build_object('n', n, 'x', repeat('x', 1000)))
+            FROM generate_series({first}, {}) n; INSERT INTO item SELECT n, 'x' FROM generate_series({first}, {}) n",
+            first + count - 1,
+            first + count - 1
+        )
+    };
+    for batch in 0..EVENTS / 2 / 100 {
+        db.pg.execute(&some(batch * 100, 100)).await;
+    }
+    daemon.wait_log("events come faster than they are sent; the WAL keeps them", 1).await;
+    // The other lane has no part in it.
+    eventually(Duration::from_secs(20), async || {
+        match db.ch.query("SELECT count() FROM item").await.parse::<usize>() {
+            Ok(count) if count == EVENTS / 2 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    assert!(daemon.rss_bytes() < 120 << 20, "{} bytes", daemon.rss_bytes());
+    proxy.mend();
+    // Others come while these are read once more.
+    for batch in EVENTS / 2 / 100..EVENTS / 100 {
+        db.pg.execute(&some(batch * 100, 100)).await;
+    }
+    let seen = received(&db, &sqs, EVENTS).await;
+    let missing: Vec<_> = (0..EVENTS).filter(|number| !seen.contains(number)).collect();
+    assert!(missing.is_empty(), "{} are missing, such as {:?}", missing.len(), missing.first());
+    daemon.wait_log("events are sent as they come again", 1).await;
+    settled(&db).await;
+    drop(daemon);
+    db.cleanup().await;
+}
