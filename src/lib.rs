@@ -54,6 +54,7 @@ pub mod queue;
 pub mod quote;
 pub mod retry;
 pub mod status;
+pub mod store;
 pub mod telemetry;
 pub mod verify;
 pub mod workers;

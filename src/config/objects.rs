@@ -80,7 +80,9 @@ impl ObjectsConfig {
         }
         for (key, value) in [("objects.endpoint_url", &self.endpoint_url), ("objects.region", &self.region)] {
             if value.is_some() && matches!(place, Place::Directory(_)) {
-                return Err(at(key)("it is of use for an s3:// URL alone; remove it, or change objects.url".to_owned()));
+                return Err(at(key)(
+                    "it is of use for an s3:// URL alone; remove it, or change objects.url".to_owned(),
+                ));
             }
         }
         Ok(())
@@ -112,8 +114,18 @@ mod tests {
         assert_eq!(place("s3://shop-reports"), bucket(""));
         assert_eq!(place("s3://shop-reports/a/b/"), bucket("a/b"));
         for url in [
-            "file://objects", "file://./objects", "file:///a/../b", "file:///", "objects", "/objects", "s3://", "s3://a",
-            "s3://Up/x", "s3://user:canary@bucket", "https://bucket/x", "",
+            "file://objects",
+            "file://./objects",
+            "file:///a/../b",
+            "file:///",
+            "objects",
+            "/objects",
+            "s3://",
+            "s3://a",
+            "s3://Up/x",
+            "s3://user:canary@bucket",
+            "https://bucket/x",
+            "",
         ] {
             let why = place(url).expect_err(url);
             assert!(!why.contains("canary"), "{why}");

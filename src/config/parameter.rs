@@ -78,7 +78,8 @@ pub enum ParameterType {
     Decimal(u32, u32),
 }
 
-const TYPES: &str = "String, Bool, Date, DateTime('UTC'), UUID, Float64, Int8 to Int64, UInt8 to UInt64 or Decimal(P, S)";
+const TYPES: &str =
+    "String, Bool, Date, DateTime('UTC'), UUID, Float64, Int8 to Int64, UInt8 to UInt64 or Decimal(P, S)";
 
 impl FromStr for ParameterType {
     type Err = String;
@@ -142,11 +143,17 @@ impl ParameterType {
             }
             (Self::Int(bits), value) => {
                 let most = i64::MAX >> (64 - bits);
-                whole(value).and_then(|text| text.parse().ok()).filter(|number| (-most - 1..=most).contains(number)).map(|number| number.to_string())
+                whole(value)
+                    .and_then(|text| text.parse().ok())
+                    .filter(|number| (-most - 1..=most).contains(number))
+                    .map(|number| number.to_string())
             }
             (Self::UInt(bits), value) => {
                 let most = u64::MAX >> (64 - bits);
-                whole(value).and_then(|text| text.parse().ok()).filter(|number| *number <= most).map(|number: u64| number.to_string())
+                whole(value)
+                    .and_then(|text| text.parse().ok())
+                    .filter(|number| *number <= most)
+                    .map(|number: u64| number.to_string())
             }
             (Self::Decimal(digits, scale), value) => whole(value).filter(|text| is_decimal(text, digits, scale)),
             _ => None,
@@ -271,7 +278,17 @@ mod tests {
         for of in ["String", "Bool", "Date", "DateTime('UTC')", "UUID", "Float64", "Int8", "UInt64", "Decimal(12, 2)"] {
             assert_eq!(of.parse::<ParameterType>().unwrap().to_string(), of);
         }
-        for of in ["", "string", "Identifier", "DateTime", "Int7", "UInt128", "Decimal(77, 1)", "Decimal(2, 3)", "Nullable(String)"] {
+        for of in [
+            "",
+            "string",
+            "Identifier",
+            "DateTime",
+            "Int7",
+            "UInt128",
+            "Decimal(77, 1)",
+            "Decimal(2, 3)",
+            "Nullable(String)",
+        ] {
             assert!(of.parse::<ParameterType>().unwrap_err().contains("DateTime('UTC')"), "{of}");
         }
     }

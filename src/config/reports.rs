@@ -112,7 +112,10 @@ pub(super) fn check(configured: &BTreeMap<String, ReportConfig>) -> Result<(), (
     for (name, report) in configured {
         let path = |key: &str| Cow::from(format!("reports.{name}{key}"));
         if !is_name(name) {
-            return Err((path(""), "its name has other characters than lower case letters, digits and underscores".to_owned()));
+            return Err((
+                path(""),
+                "its name has other characters than lower case letters, digits and underscores".to_owned(),
+            ));
         }
         report.check().map_err(|(key, why)| (path(&key), why))?;
     }
@@ -131,14 +134,20 @@ impl ReportConfig {
         for (name, Parameter { of, default }) in &self.parameters {
             let at = |why: String| (format!(".parameters.{name}"), why);
             if name == MERCHANT || OTHERS.contains(&name.as_str()) {
-                let why = format!("the name is taken: {MERCHANT} is the event's merchantAccountId, report and format say what is asked for");
+                let why = format!(
+                    "the name is taken: {MERCHANT} is the event's merchantAccountId, report and format say what is asked for"
+                );
                 return Err(at(why));
             }
             if !is_name(name) {
-                return Err(at("its name has other characters than lower case letters, digits and underscores".to_owned()));
+                return Err(at(
+                    "its name has other characters than lower case letters, digits and underscores".to_owned()
+                ));
             }
             let default = default.as_ref().map(SettingValue::json);
-            default.map_or(Ok(String::new()), |value| of.text(&value)).map_err(|why| at(format!("its default: {why}")))?;
+            default
+                .map_or(Ok(String::new()), |value| of.text(&value))
+                .map_err(|why| at(format!("its default: {why}")))?;
         }
         let placeholders = placeholders(&self.sql).map_err(sql)?;
         if !placeholders.contains(&(MERCHANT.to_owned(), ParameterType::String.to_string())) {
@@ -157,7 +166,9 @@ impl ReportConfig {
             }
         }
         match self.parameters.keys().find(|name| !placeholders.iter().any(|(used, _)| used == *name)) {
-            Some(unused) => Err((format!(".parameters.{unused}"), format!("the statement does not mention {{{unused}:…}}"))),
+            Some(unused) => {
+                Err((format!(".parameters.{unused}"), format!("the statement does not mention {{{unused}:…}}")))
+            }
             None => Ok(()),
         }
     }
@@ -248,9 +259,18 @@ mod tests {
             (scoped.to_owned(), ".sql: it asks for {n:UInt32}, which parameters does not name"),
             (format!("{scoped}parameters = {{ n = 'Int32' }}"), ".sql: it asks for {n:UInt32}, which is a Int32"),
             (format!("{scoped}parameters = {{ n = 'UInt32', m = 'Date' }}"), ".parameters.m: the statement does not"),
-            (format!("{scoped}parameters = {{ n = {{ type = 'UInt32', default = -1 }} }}"), ".parameters.n: its default: it takes"),
-            (format!("{scoped}parameters = {{ n = 'UInt32', merchant = 'String' }}"), ".parameters.merchant: the name is taken"),
-            (format!("{scoped}parameters = {{ n = 'UInt32', format = 'String' }}"), ".parameters.format: the name is taken"),
+            (
+                format!("{scoped}parameters = {{ n = {{ type = 'UInt32', default = -1 }} }}"),
+                ".parameters.n: its default: it takes",
+            ),
+            (
+                format!("{scoped}parameters = {{ n = 'UInt32', merchant = 'String' }}"),
+                ".parameters.merchant: the name is taken",
+            ),
+            (
+                format!("{scoped}parameters = {{ n = 'UInt32', format = 'String' }}"),
+                ".parameters.format: the name is taken",
+            ),
             (format!("{scoped}parameters = {{ n = 'UInt32', 'a-b' = 'String' }}"), ".parameters.a-b: its name"),
             ("sql = 'SELECT {merchant:String}; SELECT 1'".to_owned(), ".sql: it has a semicolon"),
             ("sql = 'SELECT {merchant:String} $$ $$'".to_owned(), ".sql: it has a dollar sign"),
@@ -259,7 +279,8 @@ mod tests {
             let why = refusal(&text);
             assert!(why.starts_with(part), "{text}: {why}");
         }
-        let unknown = toml::from_str::<ReportConfig>("sql = 'SELECT 1'\nparameters = { n = 'Identifier' }").unwrap_err();
+        let unknown =
+            toml::from_str::<ReportConfig>("sql = 'SELECT 1'\nparameters = { n = 'Identifier' }").unwrap_err();
         assert!(unknown.to_string().contains("is no type of a parameter"), "{unknown}");
     }
 

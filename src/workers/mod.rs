@@ -5,6 +5,8 @@
 //! die between an effect and the deletion of its message.
 
 pub mod audit;
+pub mod operation;
+mod warehouse;
 
 use crate::{
     clickhouse,
@@ -21,6 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Runs the workers that are configured, until they are stopped and have finished or given back what they had in hand.
 pub async fn run(config: Arc<Config>, stop: CancellationToken) {
+    let warehouse = tokio::spawn(warehouse::run(Arc::clone(&config), stop.clone()));
+    handle(config, stop).await;
+    let _ = warehouse.await;
+}
+
+async fn handle(config: Arc<Config>, stop: CancellationToken) {
     let Some(queue) = config.queue.as_ref().filter(|_| config.workers.enabled) else { return };
     let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
     let client = clickhouse::client::client(&config.clickhouse).with_database(&config.clickhouse.database);
@@ -31,7 +39,10 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) {
             consumers.spawn(consumer.run(stop.clone()));
         }
     };
-    start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client)));
+    start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client.clone())));
+    let timeout = settings(Queue::AsyncOperations, &config.workers.operation).timeout;
+    let operation = operation::Operation::new(client, Arc::clone(&sqs), Arc::clone(&config), timeout);
+    start(Queue::AsyncOperations, &config.workers.operation, Arc::new(operation));
     consumers.join_all().await;
 }
 
