@@ -15,12 +15,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("status", &[]),
     ("config", &[]),
     ("store", &["config"]),
+    ("mask", &["config"]),
     ("telemetry", &["config"]),
     ("checkpoint", &["event"]),
     ("lane", &["event", "retry"]),
     ("postgres", &["config", "event", "lane", "quote", "retry", "telemetry"]),
-    ("clickhouse", &["checkpoint", "config", "event", "lane", "quote", "retry", "status", "telemetry"]),
-    ("queue", &["config", "event", "lane", "retry", "telemetry"]),
+    ("clickhouse", &["checkpoint", "config", "event", "lane", "mask", "quote", "retry", "status", "telemetry"]),
+    ("queue", &["config", "event", "lane", "mask", "retry", "telemetry"]),
     ("copy", &["clickhouse", "config", "event", "postgres", "retry", "telemetry"]),
     ("workers", &["clickhouse", "config", "event", "queue", "retry", "store"]),
     ("verify", &["event", "quote"]),
@@ -43,7 +44,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("commands", &["cli", "clickhouse", "config", "event", "postgres", "quote", "retry", "verify"]),
+    ("commands", &["cli", "clickhouse", "config", "event", "mask", "postgres", "quote", "retry", "verify"]),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

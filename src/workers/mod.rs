@@ -5,7 +5,9 @@
 //! die between an effect and the deletion of its message.
 
 pub mod audit;
+pub mod data_sync;
 pub mod operation;
+mod together;
 mod warehouse;
 
 use crate::{
@@ -39,10 +41,12 @@ async fn handle(config: Arc<Config>, stop: CancellationToken) {
             consumers.spawn(consumer.run(stop.clone()));
         }
     };
-    start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client.clone())));
+    let data_sync = data_sync::DataSync::new(client.clone(), Arc::clone(&config));
+    start(Queue::DataSync, &config.workers.data_sync, Arc::new(data_sync));
     let timeout = settings(Queue::AsyncOperations, &config.workers.operation).timeout;
-    let operation = operation::Operation::new(client, Arc::clone(&sqs), Arc::clone(&config), timeout);
+    let operation = operation::Operation::new(client.clone(), Arc::clone(&sqs), Arc::clone(&config), timeout);
     start(Queue::AsyncOperations, &config.workers.operation, Arc::new(operation));
+    start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client)));
     consumers.join_all().await;
 }
 

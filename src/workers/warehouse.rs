@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Runs until the star schema is there, or never can be.
-pub async fn run(config: Arc<Config>, stop: CancellationToken) {
+pub(super) async fn run(config: Arc<Config>, stop: CancellationToken) {
     if !config.warehouse.enabled {
         return;
     }

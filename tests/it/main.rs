@@ -24,6 +24,7 @@ mod outage;
 mod pace;
 mod privileges;
 mod publications;
+mod published;
 mod queue;
 mod releases;
 mod roundtrip;
