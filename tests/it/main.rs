@@ -27,6 +27,7 @@ mod publications;
 mod published;
 mod queue;
 mod releases;
+mod reports;
 mod roundtrip;
 mod rules;
 mod scale;
