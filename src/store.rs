@@ -330,6 +330,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_bucket_that_does_not_answer_is_named_and_is_asked_over_tls() {
+        let url = "s3://some-bucket/a/b".to_owned();
+        // Nobody listens on the port of the discard protocol.
+        let endpoint_url = Some("https://127.0.0.1:9".to_owned());
+        let store = Store::new(&ObjectsConfig { url, endpoint_url, region: Some("eu-central-1".to_owned()) }).unwrap();
+        assert_eq!(store.location("m/a.csv"), "s3://some-bucket/a/b/m/a.csv");
+        assert_eq!(store.key("m/a.csv").to_string(), "a/b/m/a.csv");
+        let away = store.ready().await.unwrap_err();
+        assert!(away.starts_with("s3://some-bucket/a/b can not be used: "), "{away}");
+        let mut writer = store.write("m/a.csv", "text/csv").await.unwrap();
+        writer.put(Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(writer.finish().await.unwrap_err().to_string(), away);
+    }
+
+    #[tokio::test]
     async fn a_directory_that_can_not_be_made_is_named_with_what_to_do() {
         let directory = Directory::new();
         fs::create_dir_all(&directory.0).unwrap();

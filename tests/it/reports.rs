@@ -214,6 +214,44 @@ async fn every_report_is_what_postgresql_says_in_every_format() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_star_schema_waits_for_its_tables_and_takes_nobodys_name() {
+    let db = TestDb::new("star").await;
+    db.pg.execute("CREATE TABLE item (id int PRIMARY KEY)").await;
+    let mut daemon = Daemon::spawn(&db, "[warehouse]\nenabled = true\n");
+    daemon.wait_ready().await;
+    daemon.wait_log("the star schema waits for tables", 1).await;
+    let views = "SELECT count() FROM system.tables WHERE database = currentDatabase() AND match(name, '^(dim|fact)_') AND engine = 'View'";
+    assert_eq!(db.ch.query(views).await, "0", "in a database that has none of its tables nothing is made");
+    db.pg.execute("CREATE TABLE fact_orders (id int PRIMARY KEY); INSERT INTO fact_orders VALUES (7)").await;
+    let (from, to) = (SHOP.find("CREATE TYPE").unwrap(), SHOP.find("INSERT INTO").unwrap());
+    eventually(Duration::from_secs(30), async || match db.ch.try_query("SELECT id FROM fact_orders").await?.as_str() {
+        "7" => Ok(()),
+        other => Err(other.to_owned()),
+    })
+    .await;
+    db.pg.execute(&SHOP[from..to]).await;
+    daemon.wait_log("the star schema is not made: there is a table of that name", 1).await;
+    assert_eq!(db.ch.query("SELECT id FROM fact_orders FINAL WHERE _is_deleted = 0").await, "7");
+    // Without the one that is in its way it is made, and once more at each start.
+    db.pg.execute("ALTER TABLE fact_orders RENAME TO something").await;
+    drop(daemon);
+    db.ch.query("DROP TABLE fact_orders SYNC").await;
+    db.ch.query("DROP VIEW fact_orders_current SYNC").await;
+    let mut daemon = Daemon::spawn(&db, "[source]\nexclude = [\"public.something\"]\n[warehouse]\nenabled = true\n");
+    daemon.wait_log("the star schema is there", 1).await;
+    daemon.kill9();
+    daemon.start();
+    daemon.wait_log("the star schema is there", 2).await;
+    assert_eq!(db.ch.query(views).await, "5");
+    assert_eq!(
+        db.ch.query("SELECT count(), max(full_date), any(date_key) > 0 FROM dim_dates").await,
+        "18263\t2049-12-31\t1"
+    );
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_parameter_reaches_the_rows_of_another_merchant() {
     let db = shop("scope").await;
     let daemon = running(&db, "").await;
