@@ -57,6 +57,7 @@ pub mod quote;
 pub mod retry;
 pub mod setup;
 pub mod status;
+pub mod store;
 pub mod telemetry;
 pub mod verify;
 pub mod workers;

@@ -1,6 +1,6 @@
 -- A shop for several merchants, with a past: 8 merchants, 2,000 users, 20,000 customers, 5,000 products whose
 -- descriptions are too large to stay in their rows, 100,000 orders with about 300,000 items.
--- Constraints come after the rows, which is faster.
+-- An order's customer and its products are of its own merchant. Constraints come after the rows, which is faster.
 
 \set ON_ERROR_STOP on
 SET client_min_messages = warning;
@@ -33,6 +33,7 @@ CREATE TABLE customer (
     phone text,
     birth_date date,
     newsletter boolean,
+    region text,
     created_at timestamptz NOT NULL DEFAULT now()
 );
 
@@ -57,6 +58,7 @@ CREATE TABLE sales_order (
     merchant_account_id integer NOT NULL,
     customer_id uuid NOT NULL,
     status order_status NOT NULL DEFAULT 'draft',
+    channel text NOT NULL DEFAULT 'web',
     currency char(3) NOT NULL DEFAULT 'EUR',
     total_amount numeric(12, 2),
     note text,
@@ -90,7 +92,8 @@ FROM generate_series(1, 2000) u;
 INSERT INTO customer
 SELECT md5('customer ' || c)::uuid, 1 + c % 8, 'customer' || c || '@mail.example', 'Customer ' || c || ' Łukasz "Łu" O''Neil',
        CASE WHEN c % 3 > 0 THEN '+49 30 ' || 1000000 + c END, CASE WHEN c % 5 > 0 THEN date '1940-01-01' + (random() * 25000)::integer END,
-       CASE c % 3 WHEN 0 THEN true WHEN 1 THEN false END, timestamptz '2020-01-01+00' + random() * interval '1900 days'
+       CASE c % 3 WHEN 0 THEN true WHEN 1 THEN false END, CASE WHEN c % 11 > 0 THEN (ARRAY['north', 'east', 'south', 'west'])[1 + c % 4] END,
+       timestamptz '2020-01-01+00' + random() * interval '1900 days'
 FROM generate_series(1, 20000) c;
 
 -- Text of 2.6 to 5.2 kB that does not compress: TOAST keeps it out of line.
@@ -105,12 +108,12 @@ SELECT p, 1 + p % 8, 'P-' || p, 'Product ' || p, some_description(80 + p % 80), 
 FROM generate_series(1, 5000) p;
 
 INSERT INTO order_item
-SELECT o, line, 1 + o % 8, 'P-' || 1 + (random() * 4999)::integer, 1 + (random() * 4)::integer, (random() * 500)::numeric(12, 2),
+SELECT o, line, 1 + o % 8, 'P-' || o % 8 + 8 * (1 + floor(random() * 624)::integer), 1 + (random() * 4)::integer, (random() * 500)::numeric(12, 2),
        CASE WHEN random() < 0.2 THEN random()::real END
 FROM generate_series(1, 100000) o, generate_series(1, 1 + o % 5) line;
 
 INSERT INTO sales_order
-SELECT o, 1 + o % 8, md5('customer ' || 1 + o % 20000)::uuid, (enum_range(NULL::order_status))[1 + o % 6], 'EUR', total,
+SELECT o, 1 + o % 8, md5('customer ' || o % 8 + 8 * (1 + (o / 8) % 2499))::uuid, (enum_range(NULL::order_status))[1 + o % 6], (ARRAY['web', 'app', 'store'])[1 + o % 3], 'EUR', total,
        CASE WHEN o % 10 = 0 THEN E'Please ring twice.\nThank you!' WHEN o % 10 = 1 THEN '' END,
        CASE WHEN o % 4 = 0 THEN jsonb_build_object('channel', 'web', 'campaign', o % 100) END,
        o % 20 = 0, placed, CASE WHEN o % 6 >= 3 THEN (placed + interval '2 days')::date END

@@ -8,7 +8,7 @@
 //! a table without a key is a [`changelog`];
 //! [`sink`] is the lane that drives all of this and keeps the [`ledger`] of what is durable.
 //! [`evolve`] decides what a change of a table's shape means, and [`reshape`] does that to its
-//! target. [`state`] is what survives, and [`requests`] is what operators ask for.
+//! target. [`warehouse`] lays a star schema over them, if asked to. [`state`] is what survives, and [`requests`] is what operators ask for.
 
 pub mod apply;
 pub mod batch;
@@ -32,6 +32,7 @@ pub mod table;
 pub mod text;
 pub mod toast;
 pub mod types;
+pub mod warehouse;
 
 use crate::retry::{Backoff, Kind};
 use clickhouse::error::Error;

@@ -6,8 +6,11 @@
 //! silence. No output of this tree shows a secret: neither `Debug`, nor `Serialize`, nor an error.
 
 mod load;
+mod objects;
 mod options;
+mod parameter;
 mod queue;
+mod reports;
 mod tables;
 mod url;
 mod value;
@@ -25,8 +28,11 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 pub use load::{ConfigError, load};
+pub use objects::{ObjectsConfig, Place};
 pub use options::{ColumnConfig, Masking, MaskingConfig, OnDropColumn, SettingValue, TableConfig, TableOptions};
+pub use parameter::{Parameter, ParameterType};
 pub use queue::{QueueConfig, WorkerConfig, WorkersConfig};
+pub use reports::{MERCHANT, OperationConfig, ReportConfig, WarehouseConfig, reports};
 pub use tables::{Glob, TableFilter};
 pub use url::{Endpoint, SourceUrl, SslMode, check_loopback};
 pub use value::{ByteSize, LogFormat, REDACTED, Timespan, Unrepresentable};
@@ -59,6 +65,18 @@ pub struct Config {
     /// Who handles them.
     #[serde(default)]
     pub workers: WorkersConfig,
+    /// Where the results of reports and exports are put.
+    #[serde(default)]
+    pub objects: ObjectsConfig,
+    /// What one of them may cost.
+    #[serde(default)]
+    pub operation: OperationConfig,
+    /// The star schema that the built-in ones read.
+    #[serde(default)]
+    pub warehouse: WarehouseConfig,
+    /// Reports beside the built-in ones, or in their place, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub reports: BTreeMap<String, ReportConfig>,
     /// The key of masks.
     #[serde(default)]
     pub masking: MaskingConfig,
@@ -198,6 +216,10 @@ impl Config {
             log: LogConfig::default(),
             queue: None,
             workers: WorkersConfig::default(),
+            objects: ObjectsConfig::default(),
+            operation: OperationConfig::default(),
+            warehouse: WarehouseConfig::default(),
+            reports: BTreeMap::new(),
             masking: MaskingConfig::default(),
             tables: BTreeMap::new(),
         }
@@ -245,6 +267,9 @@ impl Config {
         self.check_level().map_err(at("log.level"))?;
         self.queue.as_ref().map_or(Ok(()), QueueConfig::check)?;
         self.workers.check()?;
+        self.objects.check()?;
+        self.operation.check()?;
+        reports::check(&self.reports)?;
         self.check_tables()
     }
 

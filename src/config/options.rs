@@ -159,6 +159,18 @@ pub enum SettingValue {
     Text(String),
 }
 
+impl SettingValue {
+    /// The same in JSON.
+    pub fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Bool(on) => (*on).into(),
+            Self::Integer(number) => (*number).into(),
+            Self::Float(number) => (*number).into(),
+            Self::Text(text) => text.as_str().into(),
+        }
+    }
+}
+
 impl TableConfig {
     /// The first key whose value can be told to be wrong without the catalog, and why.
     pub(super) fn check(&self) -> Result<(), (String, String)> {

@@ -279,6 +279,15 @@ impl Place {
     }
 }
 
+/// The id of an event that another one has as its consequence: the same however often the other is handled.
+pub fn consequence_id(of: &Uuid, what: &str) -> Uuid {
+    let mut hash = Sha256::new();
+    hash.update(b"walhouse consequence");
+    hash.update(of.as_bytes());
+    hash.update(what);
+    uuid_of(hash)
+}
+
 fn uuid_of(hash: Sha256) -> Uuid {
     let digest = hash.finalize();
     let mut bytes = [0; 16];
@@ -316,6 +325,14 @@ mod tests {
         ids.sort_unstable();
         ids.dedup();
         assert_eq!(ids.len(), others.len() + 1);
+    }
+
+    #[test]
+    fn a_consequence_has_one_id_of_its_own() {
+        let (event, other) = (PLACE.event_id(), Place { ordinal: 1, ..PLACE }.event_id());
+        assert_eq!(consequence_id(&event, "a").to_string(), "62559947-50ae-8a28-a7b7-329508bf8abc");
+        let ids = [event, consequence_id(&event, "a"), consequence_id(&event, "b"), consequence_id(&other, "a")];
+        assert!((0..4).all(|one| (0..one).all(|another| ids[one] != ids[another])), "{ids:?}");
     }
 
     #[test]

@@ -278,13 +278,14 @@ mod tests {
 
     #[test]
     fn fifo_takes_any_key() {
-        assert_eq!(fifo_id("order-7/é".trim_end_matches('é')), "order-7/");
+        assert_eq!(fifo_id("order-7/a"), "order-7/a");
         let own = "018f3b5e-7c1a-8000-8000-0123456789ab";
         assert_eq!(fifo_id(own), own);
-        let ids = ["user 1", "user  1", "größe", "", &"x".repeat(129)].map(fifo_id);
+        let long = "x".repeat(129);
+        let ids = ["user 1", "user  1", "größe", "", &long].map(fifo_id);
         assert!(ids.iter().all(|id| id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit())), "{ids:?}");
         assert_ne!(ids[0], ids[1]);
-        assert_eq!(fifo_id(&"x".repeat(128)).len(), 128);
+        assert_eq!(fifo_id(&long[1..]), long[1..]);
     }
 
     #[test]

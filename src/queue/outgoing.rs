@@ -55,6 +55,27 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
+    /// An event of walhouse's own.
+    ///
+    /// # Errors
+    /// If it does not have the shape of its type.
+    pub fn own(of: EventType, metadata: Metadata, payload: &Value, traceparent: Option<&str>) -> Result<Self, Misfit> {
+        let attributes = attributes(&metadata, Some(of), None, traceparent);
+        let id = metadata.event_id.clone();
+        let payload = serde_json::value::to_raw_value(payload).expect("a value is JSON");
+        let body = serde_json::to_string(&Envelope { metadata, payload }).expect("an envelope is JSON");
+        schema::check_event(&body)?;
+        Ok(Self {
+            queue: of.queue(),
+            dead: None,
+            handler: letters::OUTBOX,
+            id,
+            key: None,
+            body: legal(&body).into_owned(),
+            attributes,
+        })
+    }
+
     /// What is left of an event that can not even be kept as a dead letter: who it was.
     pub fn epitaph(&self) -> Self {
         let attributes = self.attributes.iter().filter(|(name, _)| *name != "traceparent").cloned().collect();

@@ -168,7 +168,7 @@ mod tests {
             "payload": payload
         });
         let envelope: Envelope = serde_json::from_value(envelope).unwrap();
-        Event { of: EventType::SecurityEventOccurred, envelope, traceparent: None }
+        Event { of: EventType::SecurityEventOccurred, envelope, traceparent: None, is_last: false }
     }
 
     #[test]

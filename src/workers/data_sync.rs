@@ -139,7 +139,7 @@ mod tests {
             envelope["metadata"]["position"] = position.clone();
         }
         let envelope: Envelope = serde_json::from_value(envelope).unwrap();
-        Event { of: EventType::DatabaseChangeCaptured, envelope, traceparent: None }
+        Event { of: EventType::DatabaseChangeCaptured, envelope, traceparent: None, is_last: false }
     }
 
     #[test]

@@ -6,7 +6,9 @@
 
 pub mod audit;
 pub mod data_sync;
+pub mod operation;
 mod together;
+mod warehouse;
 
 use crate::{
     clickhouse,
@@ -23,6 +25,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Runs the workers that are configured, until they are stopped and have finished or given back what they had in hand.
 pub async fn run(config: Arc<Config>, stop: CancellationToken) {
+    let warehouse = tokio::spawn(warehouse::run(Arc::clone(&config), stop.clone()));
+    handle(config, stop).await;
+    let _ = warehouse.await;
+}
+
+async fn handle(config: Arc<Config>, stop: CancellationToken) {
     let Some(queue) = config.queue.as_ref().filter(|_| config.workers.enabled) else { return };
     let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
     let client = clickhouse::client::client(&config.clickhouse).with_database(&config.clickhouse.database);
@@ -35,6 +43,9 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) {
     };
     let data_sync = data_sync::DataSync::new(client.clone(), Arc::clone(&config));
     start(Queue::DataSync, &config.workers.data_sync, Arc::new(data_sync));
+    let timeout = settings(Queue::AsyncOperations, &config.workers.operation).timeout;
+    let operation = operation::Operation::new(client.clone(), Arc::clone(&sqs), Arc::clone(&config), timeout);
+    start(Queue::AsyncOperations, &config.workers.operation, Arc::new(operation));
     start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client)));
     consumers.join_all().await;
 }

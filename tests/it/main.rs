@@ -31,6 +31,7 @@ mod published;
 mod queue;
 mod recovery;
 mod releases;
+mod reports;
 mod roundtrip;
 mod rules;
 mod scale;

@@ -81,6 +81,8 @@ pub struct Event {
     pub envelope: Envelope,
     /// Attributes of its message that lead on, such as `traceparent`.
     pub traceparent: Option<String>,
+    /// Whether it is not tried again after this time.
+    pub is_last: bool,
 }
 
 /// Why an event was not acted on.
@@ -240,7 +242,7 @@ impl Consumer {
 
     /// Has a message handled, once what the handler depends on is there.
     async fn work(&self, message: &Message) -> Outcome {
-        let event = match read(self.queue, message) {
+        let event = match read(self.queue, message, self.settings.retries) {
             Ok(event) => event,
             Err(why) => return Outcome::Failed(HandleError::Definite(why)),
         };
@@ -372,11 +374,12 @@ impl Drop for Holding<'_> {
 }
 
 /// The event that a message holds, if it is one of this queue.
-fn read(queue: Queue, message: &Message) -> Result<Event, String> {
+fn read(queue: Queue, message: &Message, retries: u32) -> Result<Event, String> {
     let of = schema::check_event(&message.body).map_err(|misfit| misfit.to_string())?;
     if of.queue() != queue {
         return Err(format!("{of} does not belong into {}", queue.name()));
     }
     let envelope = serde_json::from_str(&message.body).map_err(|error| format!("it is no event: {error}"))?;
-    Ok(Event { of, envelope, traceparent: message.attributes.get("traceparent").cloned() })
+    let traceparent = message.attributes.get("traceparent").cloned();
+    Ok(Event { of, envelope, traceparent, is_last: message.taken > retries })
 }

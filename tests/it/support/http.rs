@@ -22,6 +22,12 @@ pub(crate) async fn post(port: u16, path: &str, headers: &str, body: &str) -> Re
     request(port, &head, body).await
 }
 
+/// PUT to a port of this machine.
+pub(crate) async fn put(port: u16, path: &str, body: &str) -> Result<Response, String> {
+    let head = format!("PUT {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
+    request(port, &head, body).await
+}
+
 /// HTTP/1.0, so that the answer is not chunked and ends with the connection.
 async fn request(port: u16, head: &str, body: &str) -> Result<Response, String> {
     let exchange = async {
