@@ -4,8 +4,12 @@ use super::{
     client::{QueueError, Refusal, Sent, Sqs},
     pending::Destination,
 };
-use aws_sdk_sqs::types::{
-    DeleteMessageBatchRequestEntry, Message as Raw, MessageAttributeValue, MessageSystemAttributeName as System,
+use crate::retry::Kind;
+use aws_sdk_sqs::{
+    error::ProvideErrorMetadata,
+    types::{
+        DeleteMessageBatchRequestEntry, Message as Raw, MessageAttributeValue, MessageSystemAttributeName as System,
+    },
 };
 use std::{
     collections::BTreeMap,
@@ -87,7 +91,10 @@ impl Sqs {
         let url = self.url(from).await?;
         let request = self.client().change_message_visibility().queue_url(url).receipt_handle(&message.receipt);
         let answer = request.visibility_timeout(seconds(lease)).send().await;
-        answer.map(|_| ()).map_err(|error| self.error(&error, &self.name(from)))
+        answer.map(|_| ()).map_err(|error| {
+            let said = self.error(&error, &self.name(from));
+            if is_gone(error.code()) { QueueError { kind: Kind::Definite, ..said } } else { said }
+        })
     }
 
     /// Deletes messages that were taken, and says of each whether it is gone.
@@ -151,6 +158,11 @@ impl Sqs {
         }
         request.send().await.map(|_| ()).map_err(|error| self.error(&error, &self.name(to)))
     }
+}
+
+/// Whether SQS says of a message that it is not in this reader's hand: it was handed to somebody else, or is deleted.
+fn is_gone(code: Option<&str>) -> bool {
+    matches!(code, Some("ReceiptHandleIsInvalid" | "MessageNotInflight" | "InvalidParameterValue"))
 }
 
 /// SQS counts in whole seconds; a part of one is one.

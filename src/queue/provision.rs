@@ -11,8 +11,9 @@ use crate::{config::WorkersConfig, event::envelope::Queue, retry::Kind};
 use aws_sdk_sqs::types::QueueAttributeName as Name;
 use std::{collections::HashMap, time::Duration};
 
-/// How long a message waits in its queue: SQS's own default, four days.
-const RETENTION: Duration = Duration::from_secs(4 * 86_400);
+/// How long a message waits in its queue, after which it is gone without a trace: for longer than anybody is away, and for less
+/// than a dead letter, whose clock does not start anew.
+const RETENTION: Duration = Duration::from_secs(13 * 86_400);
 /// And in that of the dead letters: the longest that SQS knows. The clock runs from when the message was first sent.
 const RETENTION_OF_THE_DEAD: Duration = Duration::from_secs(14 * 86_400);
 /// The longest that a request for messages waits for one.
