@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("clickhouse", &["checkpoint", "config", "event", "lane", "mask", "quote", "retry", "status", "telemetry"]),
     ("queue", &["config", "event", "lane", "mask", "retry", "telemetry"]),
     ("copy", &["clickhouse", "config", "event", "postgres", "retry", "telemetry"]),
-    ("workers", &["clickhouse", "config", "event", "queue"]),
+    ("workers", &["clickhouse", "config", "event", "queue", "retry"]),
     ("verify", &["event", "quote"]),
     ("cli", &["config"]),
     ("http", &["config", "status", "telemetry"]),

@@ -174,4 +174,9 @@ mod tests {
         let seconds = Queue::ALL.map(|queue| visibility(queue, &workers).as_secs());
         assert_eq!(seconds, [60, 330, 35]);
     }
+
+    #[test]
+    fn what_waits_outlasts_a_long_absence_and_no_dead_letter() {
+        assert!(RETENTION < RETENTION_OF_THE_DEAD && RETENTION > Duration::from_secs(12 * 86_400));
+    }
 }
