@@ -162,7 +162,9 @@ impl Sqs {
 
 /// Whether SQS says of a message that it is not in this reader's hand: it was handed to somebody else, or is deleted.
 fn is_gone(code: Option<&str>) -> bool {
-    matches!(code, Some("ReceiptHandleIsInvalid" | "MessageNotInflight" | "InvalidParameterValue"))
+    // Some codes come with the service's name in front of them.
+    let word = code.and_then(|code| code.rsplit(['.', '#']).next());
+    matches!(word, Some("ReceiptHandleIsInvalid" | "MessageNotInflight" | "InvalidParameterValue"))
 }
 
 /// SQS counts in whole seconds; a part of one is one.
@@ -174,6 +176,14 @@ fn seconds(duration: Duration) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_sqs_says_of_a_message_that_is_not_in_hand_is_understood() {
+        for code in ["InvalidParameterValue", "ReceiptHandleIsInvalid", "AWS.SimpleQueueService.MessageNotInflight"] {
+            assert!(is_gone(Some(code)), "{code}");
+        }
+        assert!(!is_gone(Some("ThrottlingException")) && !is_gone(None));
+    }
 
     #[test]
     fn a_part_of_a_second_is_a_second() {

@@ -37,7 +37,7 @@ where
     Fut: Future<Output = Result<(), Refused>>,
 {
     let mut outcomes = vec![Ok(()); rows];
-    let mut waiting = vec![0..rows];
+    let mut waiting: Vec<Range<usize>> = std::iter::once(0..rows).collect();
     let mut alike = 0;
     while let Some(range) = waiting.pop() {
         let refused = match write(range.clone()).await {
