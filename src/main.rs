@@ -105,7 +105,7 @@ async fn run(config: Config) -> Result<u8, Failure> {
     let mut pipeline = tokio::spawn(pipeline::run(Arc::clone(&config), status, stop.clone()));
     // Workers finish what they have in hand, also when the pipeline can not go on.
     let handled = stop.child_token();
-    let workers = tokio::spawn(workers::run(config, handled.clone()));
+    let workers = tokio::spawn(workers::or_stop(workers::run(config, handled.clone()), stop.clone()));
     let late = async {
         stop.cancelled().await;
         sleep(DRAIN).await;
@@ -113,8 +113,11 @@ async fn run(config: Config) -> Result<u8, Failure> {
     let ended = async {
         let ended = (&mut pipeline).await;
         handled.cancel();
-        let _ = workers.await;
-        ended
+        match workers.await.flatten() {
+            // Of two ends, what halted the pipeline says more.
+            Err(panic) if matches!(ended, Ok(Ok(()))) => Err(panic),
+            _ => ended,
+        }
     };
     tokio::select! {
         ended = ended => match ended {

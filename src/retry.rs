@@ -4,7 +4,10 @@
 //! must. Waiting grows exponentially up to a cap, with full jitter, so that many clients of one
 //! server that comes back do not come back together.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often trouble that goes on is told again.
+const REMIND: Duration = Duration::from_secs(30);
 
 /// What an error means for the one who met it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +64,33 @@ impl Backoff {
     }
 }
 
+/// Whether it is time to tell of trouble: at once, and then every half a minute for as long as it goes on.
+#[derive(Clone, Debug, Default)]
+pub struct Reminder {
+    told: Option<Instant>,
+}
+
+impl Reminder {
+    /// Whether to tell of it now; then it counts as told.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.told.is_none_or(|told| now.duration_since(told) >= REMIND);
+        if is_due {
+            self.told = Some(now);
+        }
+        is_due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trouble_is_told_at_once_and_again_while_it_goes_on() {
+        let (mut reminder, start) = (Reminder::default(), Instant::now());
+        let told: Vec<u64> = (0..100).filter(|second| reminder.is_due(start + Duration::from_secs(*second))).collect();
+        assert_eq!(told, [0, 30, 60, 90]);
+    }
 
     #[test]
     fn waits_double_up_to_the_cap_and_never_exceed_their_bound() {

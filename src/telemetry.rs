@@ -82,7 +82,10 @@ pub mod names {
     pub const QUEUE_LATENCY: &str = "walhouse_queue_latency_seconds";
     /// Requests to SQS that failed, by kind.
     pub const QUEUE_ERRORS: &str = "walhouse_queue_errors_total";
-    /// Messages that came to an end at a worker, by worker and outcome: done, again, dead, lost or released.
+    /// Requests of workers for messages that failed, by worker and kind.
+    pub const TAKE_ERRORS: &str = "walhouse_worker_take_errors_total";
+    /// Messages that came to an end at a worker, by worker and outcome: done, known (an event of its id was done before), again,
+    /// dead, lost or released.
     pub const EVENTS_HANDLED: &str = "walhouse_events_handled_total";
     /// How long a worker had a message in hand, in seconds.
     pub const HANDLER_SECONDS: &str = "walhouse_handler_seconds";
@@ -145,6 +148,7 @@ fn describe() {
     counter!(names::SHAPE_CHANGES, "Changes of shape, by table and outcome: altered, or copied anew");
     counter!(names::DDL_MESSAGES, "Messages of the DDL triggers, or like theirs, by outcome: understood, or refused");
     counter!(names::DEAD_LETTERS, "Rows that went to the dead letters, by table and kind of reason");
+    counter!(names::TAKE_ERRORS, "Requests for messages that failed, by worker and kind");
     counter!(names::EVENTS_HANDLED, "Messages that came to an end at a worker, by worker and outcome");
     histogram!(names::HANDLER_SECONDS, Unit::Seconds, "Time that a worker had a message in hand");
     gauge!(names::WORKER_WAITS, "1 while a worker waits for what it depends on");

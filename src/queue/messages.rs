@@ -4,8 +4,12 @@ use super::{
     client::{QueueError, Refusal, Sent, Sqs},
     pending::Destination,
 };
-use aws_sdk_sqs::types::{
-    DeleteMessageBatchRequestEntry, Message as Raw, MessageAttributeValue, MessageSystemAttributeName as System,
+use crate::retry::Kind;
+use aws_sdk_sqs::{
+    error::ProvideErrorMetadata,
+    types::{
+        DeleteMessageBatchRequestEntry, Message as Raw, MessageAttributeValue, MessageSystemAttributeName as System,
+    },
 };
 use std::{
     collections::BTreeMap,
@@ -87,7 +91,10 @@ impl Sqs {
         let url = self.url(from).await?;
         let request = self.client().change_message_visibility().queue_url(url).receipt_handle(&message.receipt);
         let answer = request.visibility_timeout(seconds(lease)).send().await;
-        answer.map(|_| ()).map_err(|error| self.error(&error, from))
+        answer.map(|_| ()).map_err(|error| {
+            let said = self.error(&error, from);
+            if is_gone(error.code()) { QueueError { kind: Kind::Definite, ..said } } else { said }
+        })
     }
 
     /// Deletes messages that were taken, and says of each whether it is gone.
@@ -158,6 +165,13 @@ impl Sqs {
     }
 }
 
+/// Whether SQS says of a message that it is not in this reader's hand: it was handed to somebody else, or is deleted.
+fn is_gone(code: Option<&str>) -> bool {
+    // Some codes come with the service's name in front of them.
+    let word = code.and_then(|code| code.rsplit(['.', '#']).next());
+    matches!(word, Some("ReceiptHandleIsInvalid" | "MessageNotInflight" | "InvalidParameterValue"))
+}
+
 /// SQS counts in whole seconds; a part of one is one.
 fn seconds(duration: Duration) -> i32 {
     let whole = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
@@ -167,6 +181,14 @@ fn seconds(duration: Duration) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_sqs_says_of_a_message_that_is_not_in_hand_is_understood() {
+        for code in ["InvalidParameterValue", "ReceiptHandleIsInvalid", "AWS.SimpleQueueService.MessageNotInflight"] {
+            assert!(is_gone(Some(code)), "{code}");
+        }
+        assert!(!is_gone(Some("ThrottlingException")) && !is_gone(None));
+    }
 
     #[test]
     fn a_part_of_a_second_is_a_second() {

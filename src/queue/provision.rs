@@ -12,8 +12,9 @@ use aws_sdk_sqs::types::QueueAttributeName as Name;
 use serde::Serialize;
 use std::{collections::HashMap, time::Duration};
 
-/// How long a message waits in its queue: SQS's own default, four days.
-const RETENTION: Duration = Duration::from_secs(4 * 86_400);
+/// How long a message waits in its queue, after which it is gone without a trace: for longer than anybody is away, and for less
+/// than a dead letter, whose clock does not start anew.
+const RETENTION: Duration = Duration::from_secs(13 * 86_400);
 /// And in that of the dead letters: the longest that SQS knows. The clock runs from when the message was first sent.
 const RETENTION_OF_THE_DEAD: Duration = Duration::from_secs(14 * 86_400);
 /// The longest that a request for messages waits for one.
@@ -185,5 +186,10 @@ mod tests {
         let workers = WorkersConfig::default();
         let seconds = Queue::ALL.map(|queue| visibility(queue, &workers).as_secs());
         assert_eq!(seconds, [60, 330, 35]);
+    }
+
+    #[test]
+    fn what_waits_outlasts_a_long_absence_and_no_dead_letter() {
+        assert!(RETENTION < RETENTION_OF_THE_DEAD && RETENTION > Duration::from_secs(12 * 86_400));
     }
 }

@@ -1,16 +1,21 @@
 //! audit-log-queue: what happens to security becomes rows of `audit_log`.
 
-use super::together::Together;
+use super::{
+    apart::{self, Refused},
+    together::{self, Together},
+};
 use crate::{
-    clickhouse::client::{code, describe},
+    clickhouse::client::{code, describe, kind},
     event::schema,
     queue::consumer::{Event, HandleError, Handler},
+    retry::Kind,
 };
 use bytes::Bytes;
 use clickhouse::{Client, error::Error};
 use futures_util::{FutureExt, future::BoxFuture};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use std::time::Duration;
 
 /// ClickHouse's codes for what is wrong with a row and not with the server.
 const OF_THE_ROW: [u32; 8] = [
@@ -60,12 +65,12 @@ struct Row<'a> {
 }
 
 impl Audit {
-    /// A handler that writes with `client`, whose database is chosen.
-    pub fn new(client: Client) -> Self {
-        let writer = client.clone();
-        let rows = Together::new(move |rows: Vec<Vec<u8>>| {
+    /// A handler that writes with `client`, whose database is chosen, and has `timeout` for each event.
+    pub fn new(client: Client, timeout: Duration) -> Self {
+        let (writer, limit) = (client.clone(), together::limit(timeout));
+        let rows = Together::new(limit, move |rows: Vec<Vec<u8>>| {
             let client = writer.clone();
-            async move { write(&client, &rows).await }
+            async move { apart::write(rows.len(), |range| insert(&client, &rows[range], limit)).await }
         });
         Self { client, rows }
     }
@@ -117,25 +122,8 @@ fn row(event: &Event) -> Result<Vec<u8>, HandleError> {
     Ok(line)
 }
 
-/// Writes rows together, or one by one if one of them is refused.
-async fn write(client: &Client, rows: &[Vec<u8>]) -> Vec<Result<(), HandleError>> {
-    match insert(client, rows.iter().map(Vec::as_slice)).await {
-        Err(HandleError::Definite(_)) if rows.len() > 1 => {
-            let mut outcomes = Vec::with_capacity(rows.len());
-            for row in rows {
-                outcomes.push(insert(client, std::iter::once(row.as_slice())).await);
-            }
-            outcomes
-        }
-        outcome => vec![outcome; rows.len()],
-    }
-}
-
-async fn insert<'a>(client: &Client, rows: impl Iterator<Item = &'a [u8]>) -> Result<(), HandleError> {
-    let body = Bytes::from(rows.collect::<Vec<_>>().concat());
-    if body.is_empty() {
-        return Ok(());
-    }
+async fn insert(client: &Client, rows: &[Vec<u8>], limit: Duration) -> Result<(), Refused> {
+    let body = Bytes::from(rows.concat());
     let sent = async {
         let mut insert = client
             .insert_formatted_with(format!("INSERT INTO audit_log ({COLUMNS}) FORMAT JSONEachRow"))
@@ -143,13 +131,18 @@ async fn insert<'a>(client: &Client, rows: impl Iterator<Item = &'a [u8]>) -> Re
             .with_setting("input_format_null_as_default", "0")
             .with_setting("input_format_skip_unknown_fields", "0")
             .with_setting("max_partitions_per_insert_block", "0")
-            .with_setting("date_time_input_format", "best_effort");
+            .with_setting("date_time_input_format", "best_effort")
+            .with_timeouts(Some(limit), Some(limit));
         insert.send(body).await?;
         insert.end().await
     };
-    sent.await.map_err(|error: Error| match code(&error) {
-        Some(code) if OF_THE_ROW.contains(&code) => HandleError::Definite(describe(&error)),
-        _ => HandleError::Unavailable(describe(&error)),
+    sent.await.map_err(|error: Error| {
+        let why = describe(&error);
+        match (code(&error), kind(&error)) {
+            (Some(code), _) if OF_THE_ROW.contains(&code) => Refused::Rows(why),
+            (Some(_), Kind::Definite) => Refused::Perhaps(why),
+            _ => Refused::Away(why),
+        }
     })
 }
 

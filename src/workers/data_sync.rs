@@ -3,7 +3,7 @@
 //! It is how a dead letter gets home. Of tables with `publish = true` every change comes this way too, unless somebody else
 //! reads the queue; the pipeline has landed it then or is about to, and the version says that it is the same.
 
-use super::together::Together;
+use super::together::{self, Together};
 use crate::{
     clickhouse::{
         apply::{Applied, Applier, ApplyError, Resent, Row},
@@ -17,7 +17,7 @@ use clickhouse::Client;
 use futures_util::{FutureExt, future::BoxFuture};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// Lands changes in their tables.
 pub struct DataSync {
@@ -37,10 +37,10 @@ struct Payload {
 }
 
 impl DataSync {
-    /// A handler that writes with `client`, whose database is chosen.
-    pub fn new(client: Client, config: Arc<Config>) -> Self {
+    /// A handler that writes with `client`, whose database is chosen, and has `timeout` for each event.
+    pub fn new(client: Client, config: Arc<Config>, timeout: Duration) -> Self {
         let applier = Arc::new(Applier::new(client.clone(), config));
-        let changes = Together::new(move |changes: Vec<Resent>| {
+        let changes = Together::new(together::limit(timeout), move |changes: Vec<Resent>| {
             let applier = Arc::clone(&applier);
             async move {
                 let outcomes = applier.apply(&changes).await;

@@ -4,6 +4,7 @@
 //! there for them alone. Every effect is idempotent by the event's id, since a queue delivers at least once, and a process may
 //! die between an effect and the deletion of its message.
 
+mod apart;
 pub mod audit;
 pub mod data_sync;
 pub mod operation;
@@ -19,8 +20,8 @@ use crate::{
         consumer::{Consumer, Handler, Settings},
     },
 };
-use std::sync::Arc;
-use tokio::task::JoinSet;
+use std::{future::Future, sync::Arc};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 /// Runs the workers that are configured, until they are stopped and have finished or given back what they had in hand.
@@ -41,13 +42,32 @@ async fn handle(config: Arc<Config>, stop: CancellationToken) {
             consumers.spawn(consumer.run(stop.clone()));
         }
     };
-    let data_sync = data_sync::DataSync::new(client.clone(), Arc::clone(&config));
+    let timeout = settings(Queue::DataSync, &config.workers.data_sync).timeout;
+    let data_sync = data_sync::DataSync::new(client.clone(), Arc::clone(&config), timeout);
     start(Queue::DataSync, &config.workers.data_sync, Arc::new(data_sync));
     let timeout = settings(Queue::AsyncOperations, &config.workers.operation).timeout;
     let operation = operation::Operation::new(client.clone(), Arc::clone(&sqs), Arc::clone(&config), timeout);
     start(Queue::AsyncOperations, &config.workers.operation, Arc::new(operation));
-    start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client)));
+    let timeout = settings(Queue::AuditLog, &config.workers.audit).timeout;
+    start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client, timeout)));
     consumers.join_all().await;
+}
+
+/// Runs beside what `stop` stops, and stops that should this end in a panic: a process that only seems to work is worse than one
+/// that ends.
+///
+/// # Errors
+/// If it panicked.
+pub async fn or_stop(
+    work: impl Future<Output = ()> + Send + 'static,
+    stop: CancellationToken,
+) -> Result<(), JoinError> {
+    let ended = tokio::spawn(work).await;
+    if ended.is_err() {
+        tracing::error!("a worker has panicked, which is a mistake in walhouse; it stops");
+        stop.cancel();
+    }
+    ended
 }
 
 /// What the queue's own table of retries says, unless it is configured.
@@ -62,5 +82,19 @@ fn settings(queue: Queue, worker: &WorkerConfig) -> Settings {
         timeout: worker.timeout.map_or_else(|| queue.timeout(), |timeout| timeout.0),
         schedule,
         retries: queue.retries(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn workers_that_panic_stop_what_runs_beside_them() {
+        let stop = CancellationToken::new();
+        assert!(or_stop(async {}, stop.clone()).await.is_ok());
+        assert!(!stop.is_cancelled(), "there may be none to run");
+        assert!(or_stop(async { panic!("on purpose") }, stop.clone()).await.is_err());
+        assert!(stop.is_cancelled());
     }
 }

@@ -12,7 +12,9 @@ use walhouse::config::{QueueConfig, WorkersConfig};
 use walhouse::event::envelope::{Queue, Schedule};
 use walhouse::queue::client::Sqs as Client;
 use walhouse::queue::consumer::{Consumer, Event, HandleError, Handler, Settings};
+use walhouse::queue::pending::Destination;
 use walhouse::queue::provision::provision;
+use walhouse::retry::Kind;
 
 use crate::support::{Sqs, eventually};
 
@@ -21,14 +23,34 @@ type Deed = dyn Fn(usize) -> BoxFuture<'static, Result<(), HandleError>> + Send 
 /// Notes when it was called, and for what.
 struct Noting {
     runs: Mutex<Vec<(String, Instant)>>,
+    /// What it does the so many-eth time.
     deed: Box<Deed>,
+    /// If there is one, the deed is for this event alone, and the others are done.
+    bad: Option<String>,
     /// What it depends on is there.
     there: Mutex<bool>,
 }
 
+impl Default for Noting {
+    fn default() -> Self {
+        Self { runs: Mutex::default(), deed: Box::new(|_| done()), bad: None, there: Mutex::new(true) }
+    }
+}
+
 impl Noting {
     fn new(deed: impl Fn(usize) -> BoxFuture<'static, Result<(), HandleError>> + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self { runs: Mutex::default(), deed: Box::new(deed), there: Mutex::new(true) })
+        Arc::new(Self { deed: Box::new(deed), ..Self::default() })
+    }
+
+    /// One that never can do what one event asks for, and says that this is so of all.
+    fn but_for(bad: &str) -> Arc<Self> {
+        let of_all = || failed(HandleError::Unavailable("it refuses everything".to_owned()));
+        let handler = Self { bad: Some(bad.to_owned()), deed: Box::new(move |_| of_all()), ..Self::default() };
+        Arc::new(handler)
+    }
+
+    fn runs_of(&self, id: &str) -> usize {
+        self.runs().iter().filter(|(run, _)| run == id).count()
     }
 
     fn runs(&self) -> Vec<(String, Instant)> {
@@ -47,12 +69,13 @@ impl Handler for Noting {
     }
 
     fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>> {
+        let id = &event.envelope.metadata.event_id;
         let run = {
             let mut runs = self.runs.lock().expect("nobody panics here");
-            runs.push((event.envelope.metadata.event_id.clone(), Instant::now()));
+            runs.push((id.clone(), Instant::now()));
             runs.len()
         };
-        (self.deed)(run)
+        if self.bad.as_ref().is_some_and(|bad| bad != id) { done() } else { (self.deed)(run) }
     }
 }
 
@@ -209,16 +232,142 @@ async fn an_event_that_comes_twice_is_handled_once() {
     let id = reading.send().await;
     reading.send_again(&id).await;
     reading.send_again(&id).await;
-    // One that comes while it is in hand waits for the end of its lease.
-    eventually(Duration::from_secs(45), async || match reading.sqs.count(&reading.queue()).await {
-        0 => Ok(()),
-        left => Err(format!("{left} messages are left")),
-    })
-    .await;
+    // One that comes while it is in hand does not wait for the end of its own lease.
+    reading.empty().await;
     reading.send_again(&id).await;
     reading.empty().await;
     assert_eq!(handler.runs().len(), 1);
     reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_comes_while_it_is_in_hand_waits_for_how_that_ends() {
+    let reading = Reading::new("twin").await;
+    // For longer than a lease: the one that waits is kept too.
+    let slowly = || tokio::time::sleep(Duration::from_secs(35));
+    let handler = Noting::new(move |run| match run {
+        1 => slowly().map(|()| Err(HandleError::Definite("never".to_owned()))).boxed(),
+        _ => done(),
+    });
+    reading.read(handler.clone(), Duration::from_secs(60));
+    let id = reading.send().await;
+    eventually(Duration::from_secs(10), async || match handler.runs().len() {
+        1 => Ok(()),
+        runs => Err(format!("{runs} runs")),
+    })
+    .await;
+    reading.send_again(&id).await;
+    eventually(Duration::from_secs(45), async || match handler.runs().len() {
+        2 => Ok(()),
+        runs => Err(format!("{runs} runs")),
+    })
+    .await;
+    let runs = handler.runs();
+    let between = (runs[1].1 - runs[0].1).as_secs_f64();
+    assert!((34.9..37.0).contains(&between), "it is handled once the first one has failed: {between}");
+    reading.empty().await;
+    assert_eq!(reading.sqs.count(&reading.dead()).await, 1, "the first one alone");
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_says_that_it_is_there_and_refuses_everything_is_asked_less_and_less() {
+    let reading = Reading::new("refuses").await;
+    let handler = Noting::new(|_| failed(HandleError::Unavailable("it refuses everything".to_owned())));
+    reading.read(handler.clone(), Duration::from_secs(5));
+    let id = reading.send().await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let runs = handler.runs_of(&id);
+    println!("{runs} runs in 20 s");
+    // Full jitter: each pause is a quarter of a second at least.
+    assert!((3..40).contains(&runs), "{runs}");
+    let (first, later): (Vec<_>, Vec<_>) =
+        handler.runs().into_iter().partition(|(_, at)| at.elapsed() > Duration::from_secs(10));
+    assert!(later.len() <= first.len(), "{} and then {}", first.len(), later.len());
+    assert_eq!(reading.sqs.count(&reading.dead()).await, 0);
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_fails_while_others_are_handled_holds_nobody_up_and_is_a_dead_letter_in_the_end() {
+    let reading = Reading::new("itself").await;
+    let bad = uuid::Uuid::from_u128(rand::random()).to_string();
+    let handler = Noting::but_for(&bad);
+    let settings = Settings {
+        concurrency: 4,
+        timeout: Duration::from_secs(5),
+        schedule: Schedule::Fixed(Duration::from_secs(1)),
+        retries: 1,
+    };
+    reading.send_again(&bad).await;
+    reading.read_with(handler.clone(), settings);
+    let mut good = Vec::new();
+    let letters = eventually(Duration::from_secs(90), async || {
+        good.push(reading.send().await);
+        match reading.sqs.count(&reading.dead()).await {
+            0 => Err(format!("{} runs", handler.runs_of(&bad))),
+            _ => Ok(reading.sqs.take(&reading.dead(), 1).await),
+        }
+    })
+    .await;
+    assert_eq!(letters[0].attributes["deadLetterReason"], "given up after 2 tries: it refuses everything");
+    assert_eq!(letters[0].body["metadata"]["eventId"], bad.as_str());
+    println!("{} runs of the bad one beside {} good ones", handler.runs_of(&bad), good.len());
+    assert!((6..=40).contains(&handler.runs_of(&bad)), "three for each of its tries, and those beside which none came");
+    reading.empty().await;
+    assert!(good.iter().all(|id| handler.runs_of(id) == 1));
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_somebody_elses_is_let_go_for_good() {
+    let reading = Reading::new("gone").await;
+    let from = Destination { queue: Queue::AuditLog, dead: false };
+    reading.send().await;
+    let second = Duration::from_secs(1);
+    let taken = reading.client.take(from, 1, 30 * second, 10 * second).await.expect("a message");
+    reading.client.hide(from, &taken[0], 30 * second).await.expect("it is in hand");
+    reading.client.delete(from, &[taken[0].receipt.clone()]).await.expect("it is deleted");
+    let error = reading.client.hide(from, &taken[0], 30 * second).await.expect_err("it is gone");
+    assert_eq!(error.kind, Kind::Definite, "{error}");
+    // What SQS may do another time is no such error.
+    let nowhere = QueueConfig {
+        endpoint_url: Some("http://127.0.0.1:1".to_owned()),
+        region: Some("eu-central-1".to_owned()),
+        ..QueueConfig::default()
+    };
+    let nowhere = Client::new(&nowhere, &WorkersConfig::default()).await;
+    let error = nowhere.hide(from, &taken[0], second).await.expect_err("nobody is there");
+    assert_eq!(error.kind, Kind::Transient, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_whose_dependency_panics_ends_instead_of_waiting_for_ever() {
+    struct Panicking;
+    impl Handler for Panicking {
+        fn name(&self) -> &'static str {
+            "panicking"
+        }
+
+        fn ready(&self) -> BoxFuture<'_, Result<(), String>> {
+            panic!("on purpose")
+        }
+
+        fn handle<'a>(&'a self, _: &'a Event) -> BoxFuture<'a, Result<(), HandleError>> {
+            done()
+        }
+    }
+    let reading = Reading::new("panics").await;
+    let queue = Queue::AuditLog;
+    let settings = Settings {
+        concurrency: 1,
+        timeout: Duration::from_secs(1),
+        schedule: queue.schedule(),
+        retries: queue.retries(),
+    };
+    let consumer = Consumer::new(Arc::clone(&reading.client), queue, Arc::new(Panicking), settings);
+    let ended = tokio::time::timeout(Duration::from_secs(10), tokio::spawn(consumer.run(reading.stop.clone()))).await;
+    assert!(ended.expect("it ends").is_err_and(|error| error.is_panic()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

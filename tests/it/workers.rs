@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::queue::{LOGIN, insert, prefix, with_outbox};
-use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Postgres, Sqs, TestDb, eventually};
+use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Postgres, Proxy, Sqs, TestDb, eventually};
 
 /// An event as it is in a queue.
 fn event(version: &str, payload: &Value, more: &Value) -> String {
@@ -125,6 +125,113 @@ async fn while_clickhouse_is_away_events_wait_and_none_of_their_tries_is_used_up
     audited(&db, 21).await;
     assert_eq!(sqs.count(&dead).await, 0);
     assert_eq!(daemon.metric("walhouse_events_handled_total", "outcome=\"again\"").await, 0.0);
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_goes_silent_costs_no_event_a_try() {
+    let (db, sqs) = (with_outbox("audit_silent").await, Sqs::shared());
+    let proxy = Proxy::to(db.clickhouse.port()).await;
+    let queues = Sqs::handled(sqs.port(), &prefix(&db));
+    let daemon = Daemon::spawn(&db, &format!("[clickhouse]\nurl = \"http://127.0.0.1:{}\"\n{queues}", proxy.port()));
+    let (queue, dead) = (format!("{}audit-log-queue", prefix(&db)), format!("{}audit-log-dlq", prefix(&db)));
+    let login: Value = serde_json::from_str(LOGIN).expect("JSON");
+    sqs.send(&queue, &event("1.0", &login, &json!({}))).await;
+    audited(&db, 1).await;
+    proxy.mute("INSERT+INTO+audit_log");
+    for _ in 0..20 {
+        sqs.send(&queue, &event("1.0", &login, &json!({}))).await;
+    }
+    audited(&db, 21).await;
+    assert_eq!(sqs.count(&dead).await, 0);
+    assert_eq!(daemon.metric("walhouse_events_handled_total", "outcome=\"again\"").await, 0.0);
+    daemon.wait_log("ClickHouse has not answered", 1).await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_clickhouse_refuses_for_a_reason_of_its_own_holds_up_no_other() {
+    let (db, sqs) = (with_outbox("audit_bad").await, Sqs::shared());
+    let workers = "[workers.audit]\nretry_delay = \"100ms\"\n";
+    let mut daemon = Daemon::spawn(&db, &(Sqs::handled(sqs.port(), &prefix(&db)) + workers));
+    daemon.wait_ready().await;
+    let (queue, dead) = (format!("{}audit-log-queue", prefix(&db)), format!("{}audit-log-dlq", prefix(&db)));
+    db.ch.query("ALTER TABLE audit_log ADD CONSTRAINT nobody CHECK throwIf(acting_user_id = 'canary') = 0").await;
+    let of = |user: &str| json!({"eventType": "login", "actingUserId": user, "outcome": "success"});
+    sqs.send(&queue, &event("1.0", &of("canary"), &json!({}))).await;
+    let mut good = 0;
+    eventually(Duration::from_secs(120), async || {
+        for _ in 0..3 {
+            sqs.send(&queue, &event("1.0", &of("u"), &json!({}))).await;
+            good += 1;
+        }
+        if sqs.count(&dead).await == 1 { Ok(()) } else { Err("it is no dead letter yet".to_owned()) }
+    })
+    .await;
+    let letter = sqs.take(&dead, 1).await.remove(0);
+    assert_eq!(letter.body["payload"]["actingUserId"], "canary");
+    let reason = &letter.attributes["deadLetterReason"];
+    assert!(reason.starts_with("given up after 4 tries: ClickHouse: FUNCTION_THROW_IF_VALUE_IS_NON_ZERO"), "{reason}");
+    audited(&db, good).await;
+    assert!(!daemon.log().contains("canary"), "{}", daemon.log());
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_clickhouse_is_there_and_refuses_every_insert_events_wait() {
+    let (db, sqs) = (with_outbox("audit_refuses").await, Sqs::shared());
+    let mut daemon = Daemon::spawn(&db, &Sqs::handled(sqs.port(), &prefix(&db)));
+    daemon.wait_ready().await;
+    let (queue, dead) = (format!("{}audit-log-queue", prefix(&db)), format!("{}audit-log-dlq", prefix(&db)));
+    db.ch.query("ALTER TABLE audit_log DROP COLUMN details").await;
+    let login: Value = serde_json::from_str(LOGIN).expect("JSON");
+    for _ in 0..20 {
+        sqs.send(&queue, &event("1.0", &login, &json!({}))).await;
+    }
+    daemon.wait_log("events wait until this is over", 1).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(daemon.log().matches("events wait until this is over").count(), 1, "it is told every half a minute");
+    db.ch.query("ALTER TABLE audit_log ADD COLUMN details String").await;
+    audited(&db, 20).await;
+    assert_eq!(sqs.count(&dead).await, 0);
+    assert_eq!(daemon.metric("walhouse_events_handled_total", "outcome=\"again\"").await, 0.0);
+    eventually(Duration::from_secs(10), async || {
+        match daemon.metric("walhouse_worker_waits", "worker=\"audit\"").await {
+            0.0 => Ok(()),
+            waits => Err(format!("it waits: {waits}")),
+        }
+    })
+    .await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_of_an_id_that_was_done_is_counted_apart_and_requests_that_fail_are_seen() {
+    let (db, sqs) = (with_outbox("audit_known").await, Sqs::shared());
+    let proxy = Proxy::to(sqs.port()).await;
+    let daemon = Daemon::spawn(&db, &Sqs::handled(proxy.port(), &prefix(&db)));
+    let queue = format!("{}audit-log-queue", prefix(&db));
+    let login: Value = serde_json::from_str(LOGIN).expect("JSON");
+    let id = json!({"eventId": uuid::Uuid::from_u128(rand::random()).to_string()});
+    for _ in 0..2 {
+        sqs.send(&queue, &event("1.0", &login, &id)).await;
+    }
+    let counted = async |name: &str, labels: &str| {
+        eventually(Duration::from_secs(60), async || match daemon.metric(name, labels).await {
+            0.0 => Err(format!("no {name} of {labels}")),
+            count => Ok(count),
+        })
+        .await
+    };
+    assert_eq!(counted("walhouse_events_handled_total", "outcome=\"known\"").await, 1.0);
+    assert_eq!(counted("walhouse_events_handled_total", "outcome=\"done\"").await, 1.0);
+    proxy.cut_after("ReceiveMessage");
+    counted("walhouse_worker_take_errors_total", "worker=\"audit\"").await;
+    daemon.wait_log("no messages can be taken", 1).await;
     drop(daemon);
     db.cleanup().await;
 }

@@ -9,7 +9,10 @@
 //! - it failed, perhaps not for ever: the message comes again after the delay of the queue's schedule, and is a dead letter after the
 //!   last try;
 //! - it failed for good, or is no event of this queue: it is a dead letter at once;
-//! - what it depends on is away: it stays in hand until that is back ([`circuit`]).
+//! - what it depends on is away: it stays in hand until that is back ([`circuit`]), unless others are handled meanwhile: then
+//!   it failed by itself, perhaps not for ever.
+//!
+//! An event that comes again while it is in hand waits there too, and is done with the first one, or handled after it.
 //!
 //! A dead letter says why, of whom, when and after how many tries. It is sent before the message is deleted. That SQS itself
 //! moves a message after its last try is what is left for crashes.
@@ -18,13 +21,18 @@ mod circuit;
 mod deleter;
 mod known;
 
-use super::{client::Sqs, letters, messages::Message, pending::Destination};
+use super::{
+    client::{QueueError, Sqs},
+    letters,
+    messages::Message,
+    pending::Destination,
+};
 use crate::{
     event::{
         envelope::{Envelope, EventType, Queue, Schedule},
         schema,
     },
-    retry::{Backoff, Kind},
+    retry::{Backoff, Kind, Reminder},
     telemetry::names,
 };
 use circuit::Circuit;
@@ -35,7 +43,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -59,6 +67,11 @@ const MAX_TAKERS: usize = 8;
 const GRACE: Duration = Duration::from_secs(12);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// For so long SQS hides a message, counted from when it was taken; and what a request may take of that.
+const LONGEST_HIDDEN: Duration = Duration::from_secs(12 * 3600);
+const ON_ITS_WAY: Duration = Duration::from_secs(60);
+/// An event that failed so often while others were handled fails by itself.
+const BY_ITSELF: u32 = 3;
 
 /// Acts on the events of a queue.
 pub trait Handler: Send + Sync + 'static {
@@ -124,11 +137,14 @@ pub struct Consumer {
     /// Ends handlers that are still at work after a stop.
     end: CancellationToken,
     deleter: Mutex<Option<mpsc::UnboundedReceiver<String>>>,
+    reminder: Mutex<Reminder>,
 }
 
 /// What became of a message.
 enum Outcome {
     Done,
+    /// It was done before.
+    Known,
     Failed(HandleError),
     /// It is somebody else's again.
     Lost,
@@ -150,13 +166,17 @@ impl Consumer {
             handled,
             end: CancellationToken::new(),
             deleter: Mutex::new(Some(receipts)),
+            reminder: Mutex::default(),
         }
     }
 
     /// Runs until it is stopped and what is in hand is finished, or given back.
+    ///
+    /// # Panics
+    /// If a part of it does that the rest can not do without.
     pub async fn run(self, stop: CancellationToken) {
         let Some(receipts) = self.deleter.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let deleting = tokio::spawn(deleter::run(Arc::clone(&self.sqs), self.source(), receipts));
+        let mut deleting = tokio::spawn(deleter::run(Arc::clone(&self.sqs), self.source(), receipts));
         let consumer = Arc::new(self);
         let (handlers, permits) = (TaskTracker::new(), Arc::new(Semaphore::new(consumer.settings.concurrency)));
         let mut takers = JoinSet::new();
@@ -164,11 +184,16 @@ impl Consumer {
             let taker = Arc::clone(&consumer).take_all(Arc::clone(&permits), handlers.clone());
             takers.spawn(stop.clone().run_until_cancelled_owned(taker));
         }
-        let watching = {
+        let mut watching = {
             let consumer = Arc::clone(&consumer);
             tokio::spawn(async move { consumer.circuit.watch(&*consumer.handler).await })
         };
-        takers.join_all().await;
+        tokio::select! {
+            _ = takers.join_all() => {}
+            // They do not end by themselves while there is a consumer.
+            Err(panic) = &mut watching => std::panic::resume_unwind(panic.into_panic()),
+            Err(panic) = &mut deleting => std::panic::resume_unwind(panic.into_panic()),
+        }
         handlers.close();
         if timeout(GRACE, handlers.wait()).await.is_err() {
             consumer.end.cancel();
@@ -205,12 +230,18 @@ impl Consumer {
                 }
                 Err(error) => {
                     drop(hands);
-                    if backoff.failures() == 0 {
-                        tracing::warn!(worker = self.handler.name(), %error, "no messages can be taken; trying again");
-                    }
+                    self.not_taken(&error);
                     sleep(backoff.next_delay().max(FIRST_PAUSE)).await;
                 }
             }
+        }
+    }
+
+    fn not_taken(&self, error: &QueueError) {
+        let worker = self.handler.name();
+        metrics::counter!(names::TAKE_ERRORS, "worker" => worker, "kind" => error.kind.label()).increment(1);
+        if self.reminder.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now()) {
+            tracing::warn!(worker, %error, "no messages can be taken; trying again");
         }
     }
 
@@ -233,7 +264,7 @@ impl Consumer {
             };
             let seconds = begun.elapsed().as_secs_f64();
             metrics::histogram!(names::HANDLER_SECONDS, "worker" => self.handler.name()).record(seconds);
-            let label = self.settle(&message, outcome).await;
+            let label = self.settle(&message, begun, outcome).await;
             metrics::counter!(names::EVENTS_HANDLED, "worker" => self.handler.name(), "outcome" => label).increment(1);
         }
         .instrument(span)
@@ -247,12 +278,19 @@ impl Consumer {
             Err(why) => return Outcome::Failed(HandleError::Definite(why)),
         };
         let id = &event.envelope.metadata.event_id;
-        match self.known().meet(id) {
-            Meeting::First => {}
-            Meeting::Handled => return Outcome::Done,
-            Meeting::InHand => return Outcome::Lost,
-        }
-        let mut holding = Holding { consumer: self, id, handled: false };
+        let ends = loop {
+            let meeting = self.known().meet(id);
+            match meeting {
+                Meeting::First(ends) => break ends,
+                Meeting::Handled => return Outcome::Known,
+                Meeting::InHand(mut end) => {
+                    // Nothing is ever sent, so this is its end.
+                    let _ = end.changed().await;
+                }
+            }
+        };
+        let mut holding = Holding { consumer: self, id, handled: false, _ends: ends };
+        let (mut others, mut by_itself) = (self.circuit.handled(), 0);
         loop {
             let limit = self.settings.timeout;
             let handled = match timeout(limit, self.handler.handle(&event)).await {
@@ -261,10 +299,16 @@ impl Consumer {
             };
             match handled {
                 Ok(()) => {
+                    self.circuit.succeed();
                     holding.handled = true;
                     return Outcome::Done;
                 }
                 Err(HandleError::Unavailable(why)) => {
+                    let before = std::mem::replace(&mut others, self.circuit.handled());
+                    by_itself += u32::from(others > before);
+                    if by_itself == BY_ITSELF {
+                        return Outcome::Failed(HandleError::Transient(why));
+                    }
                     self.circuit.trip(&why);
                     self.circuit.closed().await;
                 }
@@ -299,25 +343,30 @@ impl Consumer {
     }
 
     /// Does what an outcome asks for, and says in a word what that was.
-    async fn settle(&self, message: &Message, outcome: Outcome) -> &'static str {
-        let delay = self.settings.schedule.delay(message.taken);
+    async fn settle(&self, message: &Message, begun: Instant, outcome: Outcome) -> &'static str {
         match outcome {
             Outcome::Done => {
                 // Its reader lives as long as this consumer.
                 let _ = self.handled.send(message.receipt.clone());
                 "done"
             }
+            Outcome::Known => {
+                tracing::info!("an event with this id was handled before; this one is left out");
+                let _ = self.handled.send(message.receipt.clone());
+                "known"
+            }
             Outcome::Failed(HandleError::Definite(why)) => self.bury(message, &why).await,
             Outcome::Failed(error) if message.taken > self.settings.retries => {
                 self.bury(message, &format!("given up after {} tries: {error}", message.taken)).await
             }
             Outcome::Failed(error) => {
+                let delay = delay(self.settings.schedule, message.taken, rand::random(), begun.elapsed());
                 tracing::warn!(%error, tries = message.taken, ?delay, "an event could not be handled; trying again");
-                self.give_back(message, delay.mul_f64(1.0 + rand::random::<f64>() / 4.0)).await;
+                self.give_back(message, delay).await;
                 "again"
             }
             Outcome::Lost => {
-                tracing::warn!("the message could not be kept, or came twice at once; its handler has ended");
+                tracing::warn!("the message could not be kept; its handler has ended");
                 "lost"
             }
             Outcome::Released => {
@@ -365,12 +414,21 @@ struct Holding<'a> {
     consumer: &'a Consumer,
     id: &'a str,
     handled: bool,
+    /// Whoever waits for the end hears of it once it is known how it ended, since fields go after `drop`.
+    _ends: watch::Sender<()>,
 }
 
 impl Drop for Holding<'_> {
     fn drop(&mut self) {
         self.consumer.known().part(self.id, self.handled);
     }
+}
+
+/// How long a message stays hidden after so many tries: the schedule's delay and up to a quarter of it, as far as SQS can.
+fn delay(schedule: Schedule, tries: u32, jitter: f64, in_hand: Duration) -> Duration {
+    let longest = LONGEST_HIDDEN.saturating_sub(in_hand + ON_ITS_WAY);
+    let delay = schedule.delay(tries).min(LONGEST_HIDDEN);
+    delay.mul_f64(1.0 + jitter / 4.0).min(longest)
 }
 
 /// The event that a message holds, if it is one of this queue.
@@ -382,4 +440,23 @@ fn read(queue: Queue, message: &Message, retries: u32) -> Result<Event, String> 
     let envelope = serde_json::from_str(&message.body).map_err(|error| format!("it is no event: {error}"))?;
     let traceparent = message.attributes.get("traceparent").cloned();
     Ok(Event { of, envelope, traceparent, is_last: message.taken > retries })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delay_is_never_longer_than_sqs_hides_a_message() {
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3600));
+        assert_eq!(delay(Schedule::Exponential(2 * second), 3, 0.5, second), 9 * second);
+        // What is configured may be twelve hours.
+        for (schedule, tries) in [(Schedule::Fixed(12 * hour), 1), (Schedule::Exponential(12 * hour), 4)] {
+            for in_hand in [Duration::ZERO, 6 * hour, 13 * hour] {
+                let delay = delay(schedule, tries, 1.0, in_hand);
+                assert!(delay.is_zero() || delay + in_hand < 12 * hour, "{delay:?} after {in_hand:?}");
+                assert!(delay > 5 * hour || in_hand > 7 * hour, "{delay:?} after {in_hand:?}");
+            }
+        }
+    }
 }

@@ -54,6 +54,8 @@ enum State {
     Held(TcpStream),
     /// The next statement that has this text.
     Awaited(String),
+    /// The connection of the next request that has this text.
+    Muted(String),
     /// Nothing goes through any more.
     Cut,
 }
@@ -113,6 +115,11 @@ impl Proxy {
         *self.state.lock().expect("nobody panics here") = State::Awaited(text.to_owned());
     }
 
+    /// The connection of the next request with `text` in it goes silent for ever; others are as they were.
+    pub(crate) fn mute(&self, text: &str) {
+        *self.state.lock().expect("nobody panics here") = State::Muted(text.to_owned());
+    }
+
     /// Waits until that has happened.
     pub(crate) async fn is_cut(&self) {
         eventually(Duration::from_secs(30), async || match *self.state.lock().expect("nobody panics here") {
@@ -155,6 +162,9 @@ async fn forward(
                 if bytes.is_empty() {
                     return Ok(());
                 }
+                if is_muted(bytes, state) {
+                    return std::future::pending().await;
+                }
                 if is_awaited(bytes, state) {
                     return hold(client, server, bytes.to_vec(), state).await;
                 }
@@ -182,6 +192,16 @@ fn is_awaited(bytes: &[u8], state: &Mutex<State>) -> bool {
     let mut state = state.lock().expect("nobody panics here");
     let State::Armed(insert) = &*state else { return false };
     let found = bytes.windows(insert.len()).any(|window| window == insert.as_bytes());
+    if found {
+        *state = State::Forward;
+    }
+    found
+}
+
+fn is_muted(bytes: &[u8], state: &Mutex<State>) -> bool {
+    let mut state = state.lock().expect("nobody panics here");
+    let State::Muted(text) = &*state else { return false };
+    let found = bytes.windows(text.len()).any(|window| window == text.as_bytes());
     if found {
         *state = State::Forward;
     }
