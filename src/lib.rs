@@ -33,7 +33,8 @@
 //!
 //! # Who may import whom
 //!
-//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]. `postgres` and
+//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`] knows
+//! the configuration alone. `postgres` and
 //! `clickhouse` stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know
 //! each other. `setup` and `copy` join the two, `pipeline` composes everything, `commands` and `http` stand on
 //! top. A test reads the imports and holds the code to this.
@@ -48,6 +49,7 @@ pub mod copy;
 pub mod event;
 pub mod http;
 pub mod lane;
+pub mod mask;
 pub mod pipeline;
 pub mod postgres;
 pub mod queue;

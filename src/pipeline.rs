@@ -6,6 +6,8 @@
 //! restart, so there is one way to resume, and it is the one that every kill tests. Only
 //! ClickHouse may be away without ending a session: the lane waits for it, and the slot holds.
 
+mod letters;
+mod queue;
 mod session;
 mod tables;
 

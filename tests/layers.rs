@@ -14,12 +14,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("retry", &[]),
     ("status", &[]),
     ("config", &[]),
+    ("mask", &["config"]),
     ("telemetry", &["config"]),
     ("checkpoint", &["event"]),
     ("lane", &["event", "retry"]),
     ("postgres", &["config", "event", "lane", "quote", "retry", "telemetry"]),
-    ("clickhouse", &["checkpoint", "config", "event", "lane", "quote", "retry", "status", "telemetry"]),
-    ("queue", &["config", "event", "lane", "retry", "telemetry"]),
+    ("clickhouse", &["checkpoint", "config", "event", "lane", "mask", "quote", "retry", "status", "telemetry"]),
+    ("queue", &["config", "event", "lane", "mask", "retry", "telemetry"]),
     ("copy", &["clickhouse", "config", "event", "postgres", "retry", "telemetry"]),
     ("setup", &["clickhouse", "config", "event", "postgres", "quote"]),
     ("workers", &["clickhouse", "config", "event", "queue"]),
@@ -44,7 +45,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
-    ("commands", &["cli", "clickhouse", "config", "event", "postgres", "queue", "quote", "retry", "setup", "verify"]),
+    (
+        "commands",
+        &["cli", "clickhouse", "config", "event", "mask", "postgres", "queue", "quote", "retry", "setup", "verify"],
+    ),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -9,12 +9,11 @@
 use super::{
     changelog::{LogOp, OP_COLUMN, ORDINAL_COLUMN},
     column::{Column, push_varint},
-    mask::Mask,
     table::Table,
     text::DateTimeRange,
     types::ColumnType,
 };
-use crate::{config::Unrepresentable, telemetry::names};
+use crate::{config::Unrepresentable, mask::Mask, telemetry::names};
 use std::{
     borrow::Cow,
     ops::{Range, RangeInclusive},

@@ -17,11 +17,10 @@ pub(super) mod render;
 mod replace;
 
 use super::{
-    mask::Mask,
     text::{self, DateTimeRange, ValueError},
     types::ColumnType,
 };
-use crate::config::Unrepresentable;
+use crate::{config::Unrepresentable, mask::Mask};
 
 /// A column that grows.
 #[derive(Clone, Debug)]

@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/clickhouse/0006_requests.sql"),
     include_str!("../../migrations/clickhouse/0007_queue.sql"),
     include_str!("../../migrations/clickhouse/0008_audit_log.sql"),
+    include_str!("../../migrations/clickhouse/0010_dead_letters_sent.sql"),
 ];
 
 /// A confirmed insert, and a merge that took its place, outlive a power cut.

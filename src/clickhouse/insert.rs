@@ -126,8 +126,7 @@ impl Inserter {
     /// # Errors
     /// Transient trouble is waited out; what comes back is definite.
     pub async fn insert(&self, target: &str, block: &Block, commit: Lsn) -> Result<(), InsertError> {
-        let sql = format!("INSERT INTO {} FORMAT Native", quote::clickhouse(target));
-        self.deliver(target, &sql, block.rows(), &Body::Native(block), commit).await
+        self.deliver(target, &insert_into(target), block.rows(), &Body::Native(block), commit).await
     }
 
     /// As [`insert`](Self::insert), for dead letters and their statement.
@@ -179,13 +178,7 @@ impl Inserter {
     }
 
     fn begin(&self, sql: &str, id: &str) -> InsertFormatted {
-        let mut insert = self.client.insert_formatted_with(sql.to_owned()).with_setting("query_id", id);
-        for (name, value) in SETTINGS {
-            insert = insert.with_setting(*name, *value);
-        }
-        insert
-            .with_setting("max_execution_time", SERVER_TIMEOUT.as_secs().to_string())
-            .with_timeouts(Some(CLIENT_TIMEOUT), Some(CLIENT_TIMEOUT))
+        begin(&self.client, sql).with_setting("query_id", id)
     }
 
     async fn send(&self, sql: &str, id: &str, body: &Body<'_>) -> Result<(), Error> {
@@ -212,6 +205,35 @@ impl Inserter {
         };
         kill(&self.client, others).await
     }
+}
+
+fn insert_into(target: &str) -> String {
+    format!("INSERT INTO {} FORMAT Native", quote::clickhouse(target))
+}
+
+fn begin(client: &Client, sql: &str) -> InsertFormatted {
+    let mut insert = client.insert_formatted_with(sql.to_owned());
+    for (name, value) in SETTINGS {
+        insert = insert.with_setting(*name, *value);
+    }
+    insert
+        .with_setting("max_execution_time", SERVER_TIMEOUT.as_secs().to_string())
+        .with_timeouts(Some(CLIENT_TIMEOUT), Some(CLIENT_TIMEOUT))
+}
+
+/// Inserts a block in one attempt, for somebody who does not hold a slot's lock.
+///
+/// # Errors
+/// What ClickHouse says; without an answer the rows may land all the same.
+pub async fn insert_once(client: &Client, target: &str, block: &Block) -> Result<(), Error> {
+    let mut insert = begin(client, &insert_into(target));
+    write_block(&mut insert, block).await?;
+    insert.end().await
+}
+
+/// Whether ClickHouse will never take the rows, rather than not now.
+pub fn is_refusal(error: &Error) -> bool {
+    matches!(Class::of(error), Class::Refused)
 }
 
 /// What an insert sends.

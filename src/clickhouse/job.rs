@@ -50,6 +50,8 @@ pub struct Shared {
     pub requests: Requests,
     /// Asks for a look at all tables that does not wait for its time.
     pub look: Notify,
+    /// Tells of letters that were written.
+    pub letters: Notify,
     /// Lays a table of the source onto a target.
     pub layout: Box<Layout>,
     /// Where the lane's lag is told.

@@ -203,6 +203,7 @@ pub async fn store(shared: &Shared, table: &Table, letters: Letters, commit: Lsn
         InsertError::Refused { source, .. } => Failure::ClickHouse(source),
         error => error.into(),
     })?;
+    shared.letters.notify_one();
     for (class, count) in classes {
         metrics::counter!(names::DEAD_LETTERS, "table" => name.clone(), "reason" => class).increment(count);
     }

@@ -10,6 +10,7 @@
 //! [`evolve`] decides what a change of a table's shape means, and [`reshape`] does that to its
 //! target. [`state`] is what survives, and [`requests`] is what operators ask for.
 
+pub mod apply;
 pub mod batch;
 pub mod block;
 pub mod changelog;
@@ -22,7 +23,7 @@ pub mod evolve;
 pub mod insert;
 pub mod job;
 pub mod landing;
-pub mod mask;
+pub mod letters;
 pub mod requests;
 pub mod reshape;
 pub mod sink;

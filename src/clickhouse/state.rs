@@ -124,35 +124,12 @@ impl State {
     /// What ClickHouse says, transient or not.
     pub async fn load(client: Client, slot: &str) -> Result<Self, clickhouse::error::Error> {
         let mut inner = Inner::default();
-        let row = client
-            .query(
-                "SELECT epoch, lsn, queue_lsn, ceiling, system_identifier, timeline, publication, revision FROM _checkpoint \
-                 WHERE slot = ? ORDER BY revision DESC, lsn DESC LIMIT 1",
-            )
-            .bind(slot)
-            .fetch_optional::<CheckpointRow>()
-            .await?;
-        if let Some(row) = row {
+        if let Some(row) = checkpoint(&client, slot).await? {
             inner.checkpoint_revision = row.revision;
-            inner.checkpoint = Some(Checkpoint {
-                epoch: Epoch(row.epoch),
-                lsn: Lsn(row.lsn),
-                queue_lsn: Lsn(row.queue_lsn),
-                ceiling: Lsn(row.ceiling),
-                system_identifier: row.system_identifier,
-                timeline: row.timeline,
-                publication: row.publication,
-            });
+            inner.checkpoint = Some(row.into());
         }
-        let rows = client
-            .query(
-                "SELECT oid, schema_name, table_name, target, uuid, toString(status) AS status, reason, fed_from, \
-                 read_until, floor, membership, shape, shaped_from, heaps, altering, fresh, revision \
-                 FROM _tables WHERE slot = ? ORDER BY revision DESC LIMIT 1 BY oid",
-            )
-            .bind(slot)
-            .fetch_all::<TableRow>()
-            .await?;
+        let sql = format!("{TABLES} WHERE slot = ? ORDER BY revision DESC LIMIT 1 BY oid");
+        let rows = client.query(&sql).bind(slot).fetch_all::<TableRow>().await?;
         let mut staged = Staged::default();
         for row in rows {
             let revision = row.revision;
@@ -393,6 +370,54 @@ impl State {
                 .execute()
         })
         .await
+    }
+}
+
+const TABLES: &str = "SELECT oid, schema_name, table_name, target, uuid, toString(status) AS status, reason, fed_from, \
+    read_until, floor, membership, shape, shaped_from, heaps, altering, fresh, revision FROM _tables";
+
+async fn checkpoint(client: &Client, slot: &str) -> Result<Option<CheckpointRow>, clickhouse::error::Error> {
+    client
+        .query(
+            "SELECT epoch, lsn, queue_lsn, ceiling, system_identifier, timeline, publication, revision FROM _checkpoint \
+             WHERE slot = ? ORDER BY revision DESC, lsn DESC LIMIT 1",
+        )
+        .bind(slot)
+        .fetch_optional()
+        .await
+}
+
+/// What is stored at this moment of a slot and of its tables of these names, which have their schema if that is another than
+/// `public`. For those who do not hold the slot's lock.
+///
+/// # Errors
+/// What ClickHouse says, transient or not.
+pub async fn look(
+    client: &Client,
+    slot: &str,
+    names: &[&str],
+) -> Result<(Option<Checkpoint>, Vec<TableRecord>), clickhouse::error::Error> {
+    let sql = format!(
+        "SELECT * FROM ({TABLES} WHERE slot = ? ORDER BY revision DESC LIMIT 1 BY oid) \
+         WHERE if(schema_name = 'public', table_name, concat(schema_name, '.', table_name)) IN ?"
+    );
+    let rows = client.query(&sql).bind(slot).bind(names).fetch_all::<TableRow>().await?;
+    let records = rows.into_iter().map(TableRecord::try_from).collect::<Result<Vec<_>, _>>()?;
+    let present = records.into_iter().filter(|record| record.status != TableStatus::Gone && record.is_adopted());
+    Ok((checkpoint(client, slot).await?.map(Checkpoint::from), present.collect()))
+}
+
+impl From<CheckpointRow> for Checkpoint {
+    fn from(row: CheckpointRow) -> Self {
+        Self {
+            epoch: Epoch(row.epoch),
+            lsn: Lsn(row.lsn),
+            queue_lsn: Lsn(row.queue_lsn),
+            ceiling: Lsn(row.ceiling),
+            system_identifier: row.system_identifier,
+            timeline: row.timeline,
+            publication: row.publication,
+        }
     }
 }
 

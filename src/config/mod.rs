@@ -262,6 +262,10 @@ impl Config {
                 return Err((path(""), why.to_owned()));
             }
             table.check().map_err(|(key, why)| (path(&format!(".{key}")), why))?;
+            if table.publish && self.queue.is_none() {
+                let why = "its changes are to go to data-sync-queue, and there is no [queue]; add that section, or remove this";
+                return Err((path(".publish"), why.to_owned()));
+            }
         }
         Ok(())
     }

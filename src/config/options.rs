@@ -190,10 +190,6 @@ impl TableConfig {
         for name in self.settings.keys() {
             setting_name(name).map_err(at(&format!("settings.{name}")))?;
         }
-        if self.publish {
-            let why = "this version of walhouse does not support it yet: there is no data-sync-queue; remove it";
-            return Err(at("publish")(why.to_owned()));
-        }
         Ok(())
     }
 }

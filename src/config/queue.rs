@@ -5,7 +5,7 @@ use super::{
     value::{ByteSize, Timespan},
     within,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::{borrow::Cow, time::Duration};
 
 /// `[queue]`. Without it there is no queue lane, no worker, and no call to AWS.
@@ -38,20 +38,22 @@ pub struct WorkersConfig {
     /// Whether this process handles messages. Another one with the same configuration may do so instead.
     pub enabled: bool,
     /// audit-log-queue.
+    #[serde(deserialize_with = "audit")]
     pub audit: WorkerConfig,
     /// async-operations-queue.
+    #[serde(deserialize_with = "operation")]
     pub operation: WorkerConfig,
     /// data-sync-queue.
+    #[serde(deserialize_with = "data_sync")]
     pub data_sync: WorkerConfig,
 }
 
 /// How one queue's messages are handled.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Serialize)]
 pub struct WorkerConfig {
     /// Whether they are.
     pub enabled: bool,
-    /// Messages that are handled at once.
+    /// Messages that are handled at once, and so are in memory; each has 1 MiB at most.
     pub concurrency: usize,
     /// How long the handling of one may take; the event's own limit if it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,15 +82,47 @@ impl Default for QueueConfig {
 
 impl Default for WorkersConfig {
     fn default() -> Self {
-        let worker = |concurrency| WorkerConfig { concurrency, ..WorkerConfig::default() };
-        Self { enabled: true, audit: worker(8), operation: worker(2), data_sync: worker(4) }
+        let worker = |concurrency| WorkerConfig { enabled: true, concurrency, timeout: None, retry_delay: None };
+        Self { enabled: true, audit: worker(AUDIT), operation: worker(OPERATION), data_sync: worker(DATA_SYNC) }
     }
 }
 
-impl Default for WorkerConfig {
-    fn default() -> Self {
-        Self { enabled: true, concurrency: 4, timeout: None, retry_delay: None }
-    }
+/// What is handled at once unless it is configured: rows that are written together are many, and reports are large.
+const AUDIT: usize = 64;
+const OPERATION: usize = 2;
+const DATA_SYNC: usize = 64;
+
+/// What a section says of a worker.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GivenWorker {
+    enabled: Option<bool>,
+    concurrency: Option<usize>,
+    timeout: Option<Timespan>,
+    retry_delay: Option<Timespan>,
+}
+
+fn audit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<WorkerConfig, D::Error> {
+    worker(deserializer, AUDIT)
+}
+
+fn operation<'de, D: Deserializer<'de>>(deserializer: D) -> Result<WorkerConfig, D::Error> {
+    worker(deserializer, OPERATION)
+}
+
+fn data_sync<'de, D: Deserializer<'de>>(deserializer: D) -> Result<WorkerConfig, D::Error> {
+    worker(deserializer, DATA_SYNC)
+}
+
+/// A section that says something of a worker leaves the rest as it is for that one.
+fn worker<'de, D: Deserializer<'de>>(deserializer: D, usual: usize) -> Result<WorkerConfig, D::Error> {
+    let GivenWorker { enabled, concurrency, timeout, retry_delay } = GivenWorker::deserialize(deserializer)?;
+    Ok(WorkerConfig {
+        enabled: enabled.unwrap_or(true),
+        concurrency: concurrency.unwrap_or(usual),
+        timeout,
+        retry_delay,
+    })
 }
 
 type Refused = (Cow<'static, str>, String);

@@ -1,7 +1,8 @@
 //! One session: connect, check, stream, and at the end drain.
 
 use super::{
-    Guarded, SessionError,
+    Guarded, SessionError, letters,
+    queue::QueueLane,
     tables::{self, Tables},
 };
 use crate::{
@@ -18,9 +19,8 @@ use crate::{
     config::Config,
     copy::Copier,
     event::{Epoch, Lsn},
-    lane::{LaneSender, Room, lane},
+    lane::{Room, lane},
     postgres::{
-        again::Again,
         connection::ReplicationConnection,
         lock::SlotLock,
         lookup::Lookup,
@@ -30,11 +30,7 @@ use crate::{
         source::{Reader, Settings, Source},
         sql,
     },
-    queue::{
-        client::Sqs,
-        outbox::Origin,
-        publisher::{PublishError, Publisher},
-    },
+    queue::publisher::PublishError,
     setup,
     status::Status,
     telemetry::names,
@@ -168,6 +164,7 @@ async fn stream(
         range: ddl::datetime_range(&clickhouse).await?,
         requests: Requests::new(clickhouse.clone(), &source.slot),
         look: Notify::new(),
+        letters: Notify::new(),
         layout: layout(config, ddl::has_time64(&clickhouse).await?),
         client: clickhouse,
         state: Arc::clone(&state),
@@ -201,12 +198,12 @@ async fn stream(
     );
     let sink = Sink::new(Arc::clone(&shared), limits, epoch, start, receiver, command_receiver, known);
     let (mut senders, mut positions) = (vec![sender], vec![durable]);
-    let mut publisher = None;
-    if let Some(lane) = QueueLane::new(config, origin(config, ready.system_identifier, epoch), ready.queue_start).await
-    {
+    let (mut publisher, mut letters) = (None, None);
+    if let Some(lane) = QueueLane::new(config, ready.system_identifier, epoch, ready.queue_start).await {
         senders.push(lane.sender);
         positions.push(lane.durable);
         publisher = Some(Task::spawn("queue", lane.publisher.run()));
+        letters = Some(Task::spawn("letters", letters::run(Arc::clone(&shared), lane.sqs, lane.origin)));
     }
     let queue_position = positions.get(1).cloned();
     let (stored, watched) = watch::channel(start);
@@ -238,6 +235,7 @@ async fn stream(
                 return Err(error.into());
             }
         }
+        ended = join(&mut letters) => return Err(ended.err().unwrap_or(SessionError::Panic("letters"))),
         ended = join(&mut publisher) => return Err(ended.err().unwrap_or(SessionError::Panic("queue"))),
         ended = sink.join() => return Err(ended.err().unwrap_or(SessionError::Panic("sink"))),
         ended = checkpoints.join() => return Err(ended.err().unwrap_or(SessionError::Panic("checkpoint"))),
@@ -249,7 +247,7 @@ async fn stream(
     // is durable is stored, what is stored is reported.
     status.update(|account| account.phase = "stopping".to_owned());
     tracing::info!("stopping: sending what is in memory");
-    drop((tables, monitor));
+    drop((tables, monitor, letters));
     reader.release_lanes();
     let drain = async {
         sink.join().await?;
@@ -267,32 +265,6 @@ async fn stream(
     }
     reader.finish().await;
     Ok(())
-}
-
-/// The queue lane, before it runs.
-struct QueueLane {
-    sender: LaneSender,
-    durable: watch::Receiver<Lsn>,
-    publisher: Publisher,
-}
-
-impl QueueLane {
-    /// `None` without `[queue]`.
-    async fn new(config: &Config, origin: Origin, start: Lsn) -> Option<Self> {
-        let queue = config.queue.as_ref()?;
-        let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
-        let (sender, receiver, durable) = lane(start);
-        let again = Arc::new(Again::new(config.source.clone()));
-        let publisher = Publisher::new(receiver, sqs, origin, start, queue.budget.as_usize(), again);
-        Some(Self { sender, durable, publisher })
-    }
-}
-
-fn origin(config: &Config, system_identifier: u64, epoch: Epoch) -> Origin {
-    let queue = config.queue.clone().unwrap_or_default();
-    let database = config.source.url.connection().get_dbname().unwrap_or("postgres").to_owned();
-    let (service, table) = (queue.source_service.clone().unwrap_or(database), queue.outbox());
-    Origin { system_identifier, epoch, service, table }
 }
 
 /// The end of a task, if there is one.

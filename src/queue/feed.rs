@@ -1,12 +1,12 @@
 //! From groups of the stream to steps of the lane: events to send, and positions that count once these are sent.
 //!
 //! The same stream may come twice: from the source as it goes on, and once more from a place that the lane let go of. So what
-//! is handed over begins at a position, and, if that was left in the middle of a transaction, after so many of its events.
+//! is handed over begins at a position, and, if that was left in the middle of a transaction, after so many of its events. Where
+//! one feed has come to, another one can go on.
 
 use super::{
     outbox::{Origin, Outbox, Seen},
     outgoing::Outgoing,
-    pending,
 };
 use crate::event::{Event, Group, Lsn};
 use std::time::SystemTime;
@@ -22,18 +22,8 @@ pub enum Step {
     Idle(Lsn),
 }
 
-impl Step {
-    /// Bytes that it holds.
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Send(event) => pending::size(event),
-            Self::Commit(..) | Self::Idle(_) => 0,
-        }
-    }
-}
-
 /// Where a feed begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Start {
     /// What committed before is left out.
     pub position: Lsn,
@@ -46,11 +36,7 @@ pub struct Start {
 pub struct Feed {
     outbox: Outbox,
     start: Start,
-    /// What commits from here on is left out.
-    until: Option<Lsn>,
-    /// Whether that was reached.
-    is_over: bool,
-    /// Of the transaction that is open: whether it counts, when it committed, and its events so far.
+    /// The transaction that is open.
     open: Option<Open>,
     /// The end of the last transaction, or the last idle mark.
     position: Lsn,
@@ -61,8 +47,9 @@ pub struct Feed {
 
 #[derive(Clone, Copy, Debug)]
 struct Open {
-    counts: bool,
+    commit: Lsn,
     time: SystemTime,
+    /// How many there were of it so far, if it counts.
     events: u64,
 }
 
@@ -70,33 +57,29 @@ impl Feed {
     /// A feed that begins at `start`.
     pub fn new(origin: Origin, start: Start) -> Self {
         let (position, outbox) = (start.position, Outbox::new(origin));
-        Self { outbox, start, until: None, is_over: false, open: None, position, out: Vec::new(), outside: 0 }
+        Self { outbox, start, open: None, position, out: Vec::new(), outside: 0 }
     }
 
     /// Where another feed goes on.
     pub fn reached(&self) -> Start {
         let events = match self.open {
-            Some(open) if open.counts => open.events.max(self.start.events),
+            Some(open) if self.counts(open) => open.events.max(self.start.events),
             // The transaction of which some are left out is still to come.
             _ => self.start.events,
         };
         Start { position: self.position, events }
     }
 
-    /// Whether no transaction is open.
-    pub fn is_between_transactions(&self) -> bool {
-        self.open.is_none()
+    /// What another feed has handed over, up to where it has come, is left out from now on.
+    pub fn go_on_from(&mut self, reached: Start) {
+        if reached > self.reached() {
+            self.start = reached;
+            self.position = reached.position;
+        }
     }
 
-    /// From here on nothing counts any more; `None` if there is no end. Positions that were passed already stay so.
-    pub fn end_at(&mut self, until: Option<Lsn>) {
-        self.until = until;
-        self.is_over = until.is_some_and(|until| self.position >= until);
-    }
-
-    /// Whether everything before its end has come.
-    pub fn is_over(&self) -> bool {
-        self.is_over
+    fn counts(&self, open: Open) -> bool {
+        open.commit >= self.start.position
     }
 
     /// How many messages stood outside of transactions since the last call.
@@ -108,10 +91,7 @@ impl Feed {
     pub fn take(&mut self, group: &Group, mut each: impl FnMut(Step)) {
         for event in &group.events {
             if let Event::Begin(transaction) = event {
-                let ends = self.until.is_some_and(|until| transaction.commit >= until);
-                self.is_over |= ends;
-                let counts = transaction.commit >= self.start.position && !ends;
-                self.open = Some(Open { counts, time: transaction.time, events: 0 });
+                self.open = Some(Open { commit: transaction.commit, time: transaction.time, events: 0 });
             }
             if self.outbox.take(&group.data, event, &mut self.out) == Seen::OutsideTransaction {
                 self.outside += 1;
@@ -119,31 +99,26 @@ impl Feed {
             self.send(&mut each);
             match event {
                 Event::Commit { end } => {
-                    let open = self.open.take();
-                    self.reach(*end);
-                    if let Some(open) = open.filter(|open| open.counts) {
+                    let open = self.open.take().filter(|open| self.counts(*open));
+                    self.position = self.position.max(*end);
+                    if let Some(open) = open {
                         self.start.events = 0;
                         each(Step::Commit(*end, open.time));
                     }
                 }
                 Event::Idle(position) if *position >= self.start.position => {
-                    self.reach(*position);
-                    each(Step::Idle(self.position));
+                    self.position = self.position.max(*position);
+                    each(Step::Idle(*position));
                 }
                 _ => {}
             }
         }
     }
 
-    fn reach(&mut self, position: Lsn) {
-        let until = self.until.unwrap_or(Lsn(u64::MAX));
-        self.position = self.position.max(position.min(until));
-        self.is_over |= self.position >= until;
-    }
-
     fn send(&mut self, each: &mut impl FnMut(Step)) {
         for event in self.out.drain(..) {
-            let Some(open) = self.open.as_mut().filter(|open| open.counts) else { continue };
+            let start = self.start.position;
+            let Some(open) = self.open.as_mut().filter(|open| open.commit >= start) else { continue };
             open.events += 1;
             if open.events > self.start.events {
                 each(Step::Send(event));

@@ -2,8 +2,9 @@
 //!
 //! While events come faster than they are sent, they are held, up to a budget. Beyond it the lane lets go of what comes, and
 //! notes only how far the stream went: the slot keeps the WAL, because the lane's position stays where it is. When half of the
-//! budget is free again, the stream is read once more from where that was, at the pace at which events are sent. When that comes
-//! near to where the stream is by now, what the stream brings is kept aside; it follows once all before it has come.
+//! budget is free again, the stream is read once more from where that was, at the pace at which events are sent. As soon as that
+//! has come to where the stream is by then, the stream goes on from there, without what has come already. Both move, so the
+//! stream has to wait for a moment when the other one is near: a moment, because whoever else is handed the stream waits too.
 
 use super::{
     feed::{Feed, Start, Step},
@@ -19,13 +20,15 @@ use crate::{
 };
 use futures_util::future::BoxFuture;
 use std::{
-    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
-/// So near, what the stream brings meanwhile is kept.
-const NEAR: u64 = 16 << 20;
+/// So near, the stream waits for the second reading.
+const NEAR: u64 = 1 << 20;
+/// So long at most, and not again for so long.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+const BETWEEN_WAITS: Duration = Duration::from_secs(5);
 /// What may be on its way from the second reading.
 const ROOM: usize = 1 << 20;
 /// The first and the longest pause before it is tried again.
@@ -55,17 +58,8 @@ struct Missing {
     /// What comes of it once more.
     feed: Feed,
     reading: Reading,
-    aside: Aside,
-}
-
-/// What comes from the stream meanwhile.
-enum Aside {
-    /// It is dropped.
-    Dropped,
-    /// It is kept from the end of the transaction on that is open.
-    FromNextOn,
-    /// It is kept from this position on.
-    Kept { from: Lsn, steps: VecDeque<Step>, bytes: usize },
+    /// When the stream last began to wait for it.
+    waits: Option<Instant>,
 }
 
 enum Reading {
@@ -106,18 +100,13 @@ impl Intake {
     /// Takes a group of the stream.
     pub(super) fn live(&mut self, group: &Group) {
         let Self { live, held, missing, .. } = self;
-        match missing {
-            None => live.take(group, |step| held.apply(step)),
-            Some(missing) => live.take(group, |step| missing.aside.take(step)),
-        }
-        match &mut self.missing {
-            None if self.held.pending.bytes() > self.budget => self.let_go(),
-            None => {}
-            Some(Missing { aside, .. }) => {
-                if matches!(aside, Aside::Kept { bytes, .. } if *bytes > self.budget / 2) {
-                    *aside = Aside::Dropped;
-                }
+        live.take(group, |step| {
+            if missing.is_none() {
+                held.apply(step);
             }
+        });
+        if self.missing.is_none() && self.held.pending.bytes() > self.budget {
+            self.let_go();
         }
         match self.live.outside() {
             0 => {}
@@ -138,12 +127,15 @@ impl Intake {
         tracing::info!(position = %start.position, "events come faster than they are sent; the WAL keeps them");
         metrics::gauge!(names::EVENTS_BEHIND).set(1.0);
         let feed = Feed::new(self.origin.clone(), start);
-        self.missing = Some(Missing { feed, reading: Reading::Paused(None), aside: Aside::Dropped });
+        self.missing = Some(Missing { feed, reading: Reading::Paused(None), waits: None });
     }
 
     /// Gets back what is missing, a step at a time; never ends while there is nothing to do. Cancel-safe.
     pub(super) async fn go_on(&mut self) {
-        let is_full = self.held.pending.bytes() > self.budget / 2;
+        let is_full = self.is_full();
+        if !is_full && self.join() {
+            return;
+        }
         let Some(Missing { feed, reading, .. }) = &mut self.missing else { return std::future::pending().await };
         match reading {
             _ if is_full => std::future::pending().await,
@@ -173,36 +165,45 @@ impl Intake {
 
     /// Takes a group of what is read once more.
     fn again_came(&mut self, group: &Group) {
-        let Self { live, held, missing, .. } = self;
-        let Some(Missing { feed, aside, .. }) = missing else { return };
+        let Self { held, missing, .. } = self;
+        let Some(Missing { feed, .. }) = missing else { return };
         feed.take(group, |step| held.apply(step));
-        if matches!(aside, Aside::Dropped) && live.reached().position.since(feed.reached().position) <= NEAR {
-            // The transaction that is open has been dropped in part.
-            *aside = match live.is_between_transactions() {
-                true => Aside::kept(live.reached().position),
-                false => Aside::FromNextOn,
-            };
-        }
-        self.join();
     }
 
-    /// Ends the second reading where what is kept aside begins.
-    fn join(&mut self) {
-        let Some(Missing { feed, aside, .. }) = &mut self.missing else { return };
-        let from = match aside {
-            Aside::Kept { from, .. } => Some(*from),
-            Aside::Dropped | Aside::FromNextOn => None,
-        };
-        feed.end_at(from);
-        if !feed.is_over() {
-            return;
+    /// Lets the stream go on once everything that it has passed has come once more.
+    fn join(&mut self) -> bool {
+        let Some(Missing { feed, .. }) = &self.missing else { return false };
+        let reached = feed.reached();
+        if reached < self.live.reached() {
+            return false;
         }
-        if let Some(Missing { aside: Aside::Kept { steps, .. }, .. }) = self.missing.take() {
-            steps.into_iter().for_each(|step| self.held.apply(step));
-        }
+        self.live.go_on_from(reached);
+        self.missing = None;
         self.backoff.reset();
         metrics::gauge!(names::EVENTS_BEHIND).set(0.0);
         tracing::info!("events are sent as they come again");
+        true
+    }
+
+    /// Whether the stream is to wait, so that the second reading can come to where it is.
+    pub(super) fn waits(&mut self) -> bool {
+        let is_full = self.is_full();
+        let Some(Missing { feed, reading: Reading::Open(_), waits }) = &mut self.missing else { return false };
+        if is_full || self.live.reached().position.since(feed.reached().position) > NEAR {
+            return false;
+        }
+        match waits {
+            Some(began) if began.elapsed() < LONGEST_WAIT => true,
+            Some(began) if began.elapsed() < BETWEEN_WAITS => false,
+            _ => {
+                *waits = Some(Instant::now());
+                true
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.held.pending.bytes() > self.budget / 2
     }
 
     fn broke_off(&mut self, error: &RowError) {
@@ -211,7 +212,6 @@ impl Intake {
         if let Some(missing) = &mut self.missing {
             missing.feed = Feed::new(self.origin.clone(), missing.feed.reached());
             missing.reading = Reading::Paused(Some(Instant::now() + pause));
-            missing.aside = Aside::Dropped;
         }
     }
 
@@ -255,21 +255,205 @@ impl Intake {
     }
 }
 
-impl Aside {
-    fn kept(from: Lsn) -> Self {
-        Self::Kept { from, steps: VecDeque::new(), bytes: 0 }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        event::{Epoch, Event, Span, Transaction},
+        lane::Delivery,
+        queue::outbox::OUTBOX_PREFIX,
+    };
+    use proptest::prelude::*;
+    use std::{collections::BTreeMap, sync::Mutex, time::UNIX_EPOCH};
+    use tokio::sync::mpsc;
+    use tokio_util::sync::CancellationToken;
+
+    const BUDGET: usize = 1500;
+
+    /// A stream: the number of each transaction's events. Events are numbered throughout.
+    #[derive(Clone, Debug)]
+    struct Stream {
+        transactions: Vec<usize>,
+        /// How its groups are cut: after so many events each.
+        cuts: Vec<usize>,
     }
 
-    fn take(&mut self, step: Step) {
-        match (&mut *self, &step) {
-            (Self::FromNextOn, Step::Commit(from, _) | Step::Idle(from)) => {
-                *self = Self::kept(*from);
+    /// A transaction of this index commits here, and ends right where the next one may commit.
+    fn commit(index: usize) -> u64 {
+        1000 * (index as u64 + 1)
+    }
+
+    impl Stream {
+        /// The groups from a position on.
+        fn groups(&self, from: Lsn) -> Vec<Group> {
+            let (mut groups, mut number) = (Vec::new(), 0);
+            let mut cuts = self.cuts.iter().cycle();
+            let mut group = (Vec::new(), Vec::new());
+            for (index, &events) in self.transactions.iter().enumerate() {
+                let first = number;
+                number += events;
+                if commit(index) < from.0 {
+                    continue;
+                }
+                let time = UNIX_EPOCH;
+                let mut all = vec![Event::Begin(Transaction { commit: Lsn(commit(index)), time, xid: 1 })];
+                all.extend((first..number).map(|event| message(&mut group.0, index, event)));
+                all.push(Event::Commit { end: Lsn(commit(index) + 1000) });
+                for event in all {
+                    group.1.push(event);
+                    if group.1.len() >= *cuts.next().unwrap_or(&1) {
+                        // Spans stay right, since each group has all bytes so far.
+                        groups.push(Group { data: group.0.clone().into(), events: std::mem::take(&mut group.1) });
+                    }
+                }
             }
-            (Self::Kept { steps, bytes, .. }, _) => {
-                *bytes += step.bytes();
-                steps.push_back(step);
+            groups.push(Group { data: group.0.into(), events: group.1 });
+            groups
+        }
+
+        fn events(&self) -> usize {
+            self.transactions.iter().sum()
+        }
+    }
+
+    fn message(data: &mut Vec<u8>, transaction: usize, number: usize) -> Event {
+        let mut span = |bytes: &[u8]| {
+            data.extend_from_slice(bytes);
+            Span { start: (data.len() - bytes.len()) as u32, len: bytes.len() as u32 }
+        };
+        let content = serde_json::json!({
+            "eventType": "SecurityEventOccurred", "aggregateId": format!("key {}", number % 3),
+            "payload": {"eventType": "login", "actingUserId": number.to_string(), "outcome": "success"}
+        });
+        let (prefix, content) = (span(OUTBOX_PREFIX), span(content.to_string().as_bytes()));
+        let record = Lsn(commit(transaction) - 500 + number as u64 % 400);
+        Event::Message { record, transactional: true, prefix, content }
+    }
+
+    /// Reads the stream once more; as much of it as it is let.
+    struct Source {
+        stream: Stream,
+        room: Room,
+        open: Mutex<Vec<mpsc::UnboundedSender<Arc<Delivery>>>>,
+    }
+
+    impl Reread for Source {
+        fn reread(&self, from: Lsn, _: Room) -> BoxFuture<'static, Result<Replay, RowError>> {
+            let (sender, deliveries) = mpsc::unbounded_channel();
+            let (groups, room) = (self.stream.groups(from), self.room.clone());
+            self.open.lock().unwrap().push(sender.clone());
+            Box::pin(async move {
+                for group in groups {
+                    let share = room.take(1).await;
+                    sender.send(Delivery::new(group, share)).unwrap();
+                }
+                let stop = CancellationToken::new();
+                Ok(Replay { deliveries, ended: tokio::spawn(async { Ok(()) }), stop: stop.drop_guard() })
+            })
+        }
+    }
+
+    /// What was sent, in its order, and the lane.
+    struct Lane {
+        intake: Intake,
+        sent: Vec<usize>,
+        stream: Stream,
+    }
+
+    impl Lane {
+        fn new(stream: &Stream) -> Self {
+            let origin = Origin {
+                system_identifier: 1,
+                epoch: Epoch(0),
+                service: "shop".to_owned(),
+                table: ("public".to_owned(), "outbox_event".to_owned()),
+                published: Arc::default(),
+            };
+            let (stream, room) = (stream.clone(), Room::new(1 << 30));
+            let source = Source { stream: stream.clone(), room, open: Mutex::default() };
+            Self { intake: Intake::new(origin, Lsn(1), BUDGET, Arc::new(source)), sent: Vec::new(), stream }
+        }
+
+        /// Has a batch sent, of which the first may fail.
+        fn send(&mut self, fails: bool) -> bool {
+            let Some((to, items)) = self.intake.batch() else { return false };
+            for (place, item) in items.into_iter().enumerate().rev() {
+                if fails && place == 0 {
+                    self.intake.again(to, item);
+                    continue;
+                }
+                let body: serde_json::Value = serde_json::from_str(&item.event.body).unwrap();
+                self.sent.push(body["payload"]["actingUserId"].as_str().unwrap().parse().unwrap());
+                self.intake.sent(to, &item);
             }
-            (Self::Dropped | Self::FromNextOn, _) => {}
+            true
+        }
+
+        /// Whatever counts as durable was sent, and no more is held than there is room for.
+        fn check(&mut self) {
+            // A group is taken as a whole.
+            assert!(self.intake.waiting_bytes() < BUDGET + 7 * 700, "{} bytes", self.intake.waiting_bytes());
+            let durable = self.intake.settle().0;
+            let whole = self.stream.transactions.iter().enumerate().take_while(|(index, _)| commit(*index) < durable.0);
+            let before: usize = whole.map(|(_, events)| events).sum();
+            for number in 0..before {
+                assert!(self.sent.contains(&number), "event {number} is passed by {durable} and was not sent");
+            }
+        }
+
+        async fn go_on(&mut self) -> bool {
+            tokio::select! {
+                biased;
+                () = self.intake.go_on() => true,
+                () = std::future::ready(()) => false,
+            }
+        }
+    }
+
+    async fn run(stream: &Stream, fates: &[u8]) -> Lane {
+        let mut lane = Lane::new(stream);
+        let mut live = stream.groups(Lsn(1)).into_iter();
+        for fate in fates.iter().cycle() {
+            match fate % 8 {
+                0 | 1 => match live.next() {
+                    Some(group) => lane.intake.live(&group),
+                    None => break,
+                },
+                2..=4 => _ = lane.go_on().await,
+                other => _ = lane.send(other == 5),
+            }
+            lane.check();
+        }
+        live.for_each(|group| lane.intake.live(&group));
+        while lane.send(false) || lane.go_on().await {
+            lane.check();
+        }
+        lane
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        /// Whatever is let go of and whichever of the two readings is ahead: each event is sent once, and in the order of
+        /// its key.
+        #[test]
+        fn every_event_is_sent_once_and_in_order(
+            transactions in proptest::collection::vec(0_usize..7, 1..25),
+            cuts in proptest::collection::vec(1_usize..6, 1..6),
+            fates in proptest::collection::vec(any::<u8>(), 20..200),
+        ) {
+            let stream = Stream { transactions, cuts };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let mut lane = runtime.block_on(run(&stream, &fates));
+            let mut sorted = lane.sent.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(sorted, (0..stream.events()).collect::<Vec<_>>());
+            let mut last = BTreeMap::new();
+            for number in &lane.sent {
+                let before = last.insert(number % 3, *number);
+                prop_assert!(before.is_none_or(|before| before < *number), "{:?}", lane.sent);
+            }
+            prop_assert!(lane.intake.missing.is_none());
+            prop_assert_eq!(lane.intake.settle().0, Lsn(commit(stream.transactions.len() - 1) + 1000));
         }
     }
 }

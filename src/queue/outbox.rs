@@ -7,13 +7,17 @@
 //! savepoints are merged by position, and a message bears its record's end, which is where the next record begins: so it may
 //! come right *after* a row that was written after it. That row waits until what follows it is known.
 
-use super::outgoing::{Draft, Outgoing};
+use super::{
+    outgoing::{Draft, Outgoing},
+    published::{Published, Table},
+};
 use crate::event::{
     Change, Epoch, Event, Lsn, Op, Relation, Transaction, Tuple, Value,
-    envelope::{Place, Written},
+    envelope::{EventType, Place, Written},
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use std::{collections::HashMap, sync::Arc};
 
 /// The prefix of messages that are events.
 pub const OUTBOX_PREFIX: &[u8] = b"walhouse.outbox";
@@ -31,6 +35,8 @@ pub struct Origin {
     pub service: String,
     /// Schema and name of the outbox table.
     pub table: (String, String),
+    /// The tables whose changes are events themselves.
+    pub published: Arc<Published>,
 }
 
 /// Reads events out of the stream.
@@ -39,6 +45,8 @@ pub struct Outbox {
     origin: Origin,
     /// The oid of the outbox table as it was announced, and the names of its columns.
     relation: Option<(u32, Vec<String>)>,
+    /// By oid, the tables whose changes are published, as they were announced.
+    published: HashMap<u32, Table>,
     transaction: Option<Transaction>,
     correlation: Option<String>,
     /// Events of the last record, until what follows is known.
@@ -60,7 +68,15 @@ pub enum Seen {
 impl Outbox {
     /// Nothing yet of `origin`.
     pub fn new(origin: Origin) -> Self {
-        Self { origin, relation: None, transaction: None, correlation: None, held: Vec::new(), last: None }
+        Self {
+            origin,
+            relation: None,
+            published: HashMap::new(),
+            transaction: None,
+            correlation: None,
+            held: Vec::new(),
+            last: None,
+        }
     }
 
     /// Takes the next event of the stream, and adds the application's events that are complete to `out`. `data` is the
@@ -77,6 +93,8 @@ impl Outbox {
                     && let Op::Insert { new } = change.op
                 {
                     self.row(new.bytes(data), change);
+                } else if !self.published.is_empty() {
+                    self.change(data, change);
                 }
             }
             Event::Truncate { record, .. } => self.release_before(*record, out),
@@ -103,6 +121,11 @@ impl Outbox {
     }
 
     fn announce(&mut self, relation: &Relation) {
+        match self.origin.published.table(relation) {
+            Some(table) => self.published.insert(relation.oid, table),
+            // It has another name now, perhaps.
+            None => self.published.remove(&relation.oid),
+        };
         let (schema, name) = &self.origin.table;
         if (&relation.schema, &relation.name) == (schema, name) {
             let columns = relation.columns.iter().map(|column| column.name.clone()).collect();
@@ -181,6 +204,17 @@ impl Outbox {
         self.held.push(draft);
     }
 
+    fn change(&mut self, data: &[u8], change: &Change) {
+        let Some(table) = self.published.get(&change.relation) else { return };
+        let (Some(told), name) = (table.tell(data, &change.op), table.name.clone()) else { return };
+        let Some(mut draft) = self.draft(change.record, Written::Change) else { return };
+        draft.event_type = EventType::DatabaseChangeCaptured.name().to_owned();
+        draft.key = told.key;
+        draft.payload = told.payload;
+        draft.table = Some(name);
+        self.held.push(draft);
+    }
+
     fn message(&mut self, content: &[u8], record: Lsn) {
         let Some(mut draft) = self.draft(record, Written::Message) else { return };
         match serde_json::from_slice::<Content>(content) {
@@ -246,6 +280,7 @@ mod tests {
                 epoch: Epoch(0),
                 service: "shop".to_owned(),
                 table: ("public".to_owned(), "outbox_event".to_owned()),
+                published: Arc::default(),
             };
             let mut stream = Self { outbox: Outbox::new(origin), data: Vec::new(), events: Vec::new() };
             stream.relation(7, "outbox_event", &["id", "aggregate_id", "event_type", "correlation_id", "payload"]);

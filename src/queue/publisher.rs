@@ -28,6 +28,8 @@ const MAX_RUNNING: usize = 16;
 /// The first and the longest pause before SQS is tried again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How often it is looked at whether the stream still has to wait.
+const LOOK: Duration = Duration::from_millis(250);
 /// How often the same trouble is told again.
 const TELL_EVERY: Duration = Duration::from_secs(30);
 
@@ -100,6 +102,7 @@ impl Publisher {
             if draining && self.running.is_empty() && self.intake.is_empty() {
                 return Ok(());
             }
+            let waits = !draining && self.intake.waits();
             tokio::select! {
                 biased;
                 Some(joined) = self.running.join_next(), if !self.running.is_empty() => {
@@ -112,11 +115,13 @@ impl Publisher {
                 () = tokio::time::sleep_until(self.pause.unwrap_or_else(Instant::now).into()), if self.pause.is_some() => {
                     self.pause = None;
                 }
-                delivery = self.receiver.deliveries.recv(), if !draining => match delivery {
+                delivery = self.receiver.deliveries.recv(), if !draining && !waits => match delivery {
                     Some(delivery) => self.intake.live(&delivery),
                     None => draining = true,
                 },
-                () = self.intake.go_on() => {}
+                () = self.intake.go_on(), if !draining => {}
+                // The stream waits no longer than that for the second reading.
+                () = tokio::time::sleep(LOOK), if waits => {}
             }
         }
     }

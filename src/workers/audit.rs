@@ -1,8 +1,6 @@
 //! audit-log-queue: what happens to security becomes rows of `audit_log`.
-//!
-//! Events are handled one by one and written together: while an insert is on its way the next rows gather, so that a row waits for
-//! one insert at most, and there are never more of them than ClickHouse takes.
 
+use super::together::Together;
 use crate::{
     clickhouse::client::{code, describe},
     event::schema,
@@ -13,12 +11,7 @@ use clickhouse::{Client, error::Error};
 use futures_util::{FutureExt, future::BoxFuture};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot};
 
-/// Rows of an insert, at most.
-const MAX_ROWS: usize = 1000;
-/// Rows that may wait for one. More wait in the queue.
-const WAITING: usize = 2 * MAX_ROWS;
 /// ClickHouse's codes for what is wrong with a row and not with the server.
 const OF_THE_ROW: [u32; 8] = [
     6,   // CANNOT_PARSE_TEXT
@@ -36,13 +29,7 @@ const COLUMNS: &str = "event_id, correlation_id, event_type, acting_user_id, mer
 /// Writes `audit_log`.
 pub struct Audit {
     client: Client,
-    rows: mpsc::Sender<Waiting>,
-}
-
-/// A row that waits to be written, and whoever waits for that.
-struct Waiting {
-    row: Vec<u8>,
-    done: oneshot::Sender<Result<(), HandleError>>,
+    rows: Together<Vec<u8>>,
 }
 
 /// The payload, as far as it is a column.
@@ -75,17 +62,12 @@ struct Row<'a> {
 impl Audit {
     /// A handler that writes with `client`, whose database is chosen.
     pub fn new(client: Client) -> Self {
-        let (rows, waiting) = mpsc::channel(WAITING);
-        tokio::spawn(write(client.clone(), waiting));
+        let writer = client.clone();
+        let rows = Together::new(move |rows: Vec<Vec<u8>>| {
+            let client = writer.clone();
+            async move { write(&client, &rows).await }
+        });
         Self { client, rows }
-    }
-
-    async fn record(&self, event: &Event) -> Result<(), HandleError> {
-        let (done, written) = oneshot::channel();
-        let waiting = Waiting { row: row(event)?, done };
-        let gone = || HandleError::Transient("the writer of the audit log has ended".to_owned());
-        self.rows.send(waiting).await.map_err(|_| gone())?;
-        written.await.unwrap_or_else(|_| Err(gone()))
     }
 }
 
@@ -108,7 +90,7 @@ impl Handler for Audit {
     }
 
     fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>> {
-        self.record(event).boxed()
+        async { self.rows.write(row(event)?).await }.boxed()
     }
 }
 
@@ -135,27 +117,17 @@ fn row(event: &Event) -> Result<Vec<u8>, HandleError> {
     Ok(line)
 }
 
-/// Writes rows as they come, until nobody can send any.
-async fn write(client: Client, mut waiting: mpsc::Receiver<Waiting>) {
-    let mut batch = Vec::new();
-    while waiting.recv_many(&mut batch, MAX_ROWS).await > 0 {
-        // Who does not wait any more has been told something else, and its event comes again.
-        batch.retain(|waiting: &Waiting| !waiting.done.is_closed());
-        let outcome = insert(&client, batch.iter().map(|waiting| waiting.row.as_slice())).await;
-        match outcome {
-            Err(HandleError::Definite(_)) if batch.len() > 1 => {
-                // One of them it is.
-                for waiting in batch.drain(..) {
-                    let outcome = insert(&client, std::iter::once(waiting.row.as_slice())).await;
-                    let _ = waiting.done.send(outcome);
-                }
+/// Writes rows together, or one by one if one of them is refused.
+async fn write(client: &Client, rows: &[Vec<u8>]) -> Vec<Result<(), HandleError>> {
+    match insert(client, rows.iter().map(Vec::as_slice)).await {
+        Err(HandleError::Definite(_)) if rows.len() > 1 => {
+            let mut outcomes = Vec::with_capacity(rows.len());
+            for row in rows {
+                outcomes.push(insert(client, std::iter::once(row.as_slice())).await);
             }
-            outcome => {
-                for waiting in batch.drain(..) {
-                    let _ = waiting.done.send(outcome.clone());
-                }
-            }
+            outcomes
         }
+        outcome => vec![outcome; rows.len()],
     }
 }
 

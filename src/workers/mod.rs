@@ -5,6 +5,8 @@
 //! die between an effect and the deletion of its message.
 
 pub mod audit;
+pub mod data_sync;
+mod together;
 
 use crate::{
     clickhouse,
@@ -31,6 +33,8 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) {
             consumers.spawn(consumer.run(stop.clone()));
         }
     };
+    let data_sync = data_sync::DataSync::new(client.clone(), Arc::clone(&config));
+    start(Queue::DataSync, &config.workers.data_sync, Arc::new(data_sync));
     start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client)));
     consumers.join_all().await;
 }

@@ -27,6 +27,7 @@ mod pace;
 mod privileges;
 mod provision;
 mod publications;
+mod published;
 mod queue;
 mod recovery;
 mod releases;

@@ -38,7 +38,7 @@ async fn what_an_application_writes_is_in_the_audit_log() {
     db.pg
         .execute(
             "BEGIN; SELECT pg_logical_emit_message(true, 'walhouse.correlation', 'request 7');
-            INSERT INTO outbox_event (event_type, payload) VALUES ('SecurityEventOccurred', '{\"eventType\": \"role_changed\", \"actingUserId\": \"u''1\\\\n\", \"outcome\": \"failure\", \"merchantAccountId\": \"m\", \"details\": {\"to\": [1.50, \"admin\"]}}');
+            INSERT INTO outbox_event (event_type, payload) VALUES ('SecurityEventOccurred', '{\"eventType\": \"role_changed\", \"actingUserId\": \"u''1\\n\", \"outcome\": \"failure\", \"merchantAccountId\": \"m\", \"details\": {\"to\": [1.50, \"admin\"]}}');
             COMMIT",
         )
         .await;

@@ -11,11 +11,11 @@ use crate::{
         block::ColumnSpec,
         changelog::{OP_COLUMN, ORDINAL_COLUMN},
         column::Column,
-        mask::{Hash, Mask},
         types::ColumnType,
     },
     config::{Masking, SettingValue, TableOptions, Unrepresentable},
     event::{KeyKind, ReplicaIdentity, SourceColumn, SourceTable},
+    mask::{Hash, Mask},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};

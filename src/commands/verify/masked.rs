@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::Client;
 
 use crate::{
-    clickhouse::mask::{Mask, pads},
+    mask::{Mask, pads},
     postgres::sql::SqlError,
     quote,
 };

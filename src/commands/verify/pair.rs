@@ -5,12 +5,12 @@ use crate::{
     clickhouse::{
         block::ColumnSpec,
         changelog,
-        mask::Mask,
         state::{TableRecord, TableStatus},
         table::TableSpec,
     },
     config::Config,
     event::{SourceColumn, SourceTable},
+    mask::Mask,
     quote,
     verify::{ColumnPair, Rendering, TablePair},
 };

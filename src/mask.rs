@@ -1,9 +1,9 @@
 //! What takes the place of values that are not to reach ClickHouse.
 //!
 //! A mask belongs to a column's specification, and is laid over a value where PostgreSQL's text
-//! enters the column, and nowhere else. So whatever comes from PostgreSQL is masked, be it from the
-//! stream, from the copy or from a lookup, and what comes from the batch or from ClickHouse itself
-//! moves between columns as it is: it was masked before.
+//! enters the column, or an event that tells of it, and nowhere else. So whatever comes from PostgreSQL
+//! is masked, be it from the stream, from the copy or from a lookup, and what comes from the batch, from
+//! a queue or from ClickHouse itself moves between columns as it is: it was masked before.
 //!
 //! A hash is made of the value's text. Rows of one key carry one text as long as PostgreSQL itself
 //! does not tell of a change of the key, so a hash may take the place of a key column too.

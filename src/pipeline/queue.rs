@@ -1,0 +1,41 @@
+//! What a session has beside ClickHouse if there is a `[queue]`.
+
+use crate::{
+    config::Config,
+    event::{Epoch, Lsn},
+    lane::{LaneSender, lane},
+    postgres::again::Again,
+    queue::{client::Sqs, outbox::Origin, published::Published, publisher::Publisher},
+};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// The queue lane, before it runs.
+pub(super) struct QueueLane {
+    pub(super) sender: LaneSender,
+    pub(super) durable: watch::Receiver<Lsn>,
+    pub(super) publisher: Publisher,
+    pub(super) sqs: Arc<Sqs>,
+    pub(super) origin: Origin,
+}
+
+impl QueueLane {
+    /// `None` without `[queue]`.
+    pub(super) async fn new(config: &Config, system_identifier: u64, epoch: Epoch, start: Lsn) -> Option<Self> {
+        let queue = config.queue.as_ref()?;
+        let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
+        let (sender, receiver, durable) = lane(start);
+        let origin = origin(config, system_identifier, epoch);
+        let again = Arc::new(Again::new(config.source.clone()));
+        let publisher =
+            Publisher::new(receiver, Arc::clone(&sqs), origin.clone(), start, queue.budget.as_usize(), again);
+        Some(Self { sender, durable, publisher, sqs, origin })
+    }
+}
+
+fn origin(config: &Config, system_identifier: u64, epoch: Epoch) -> Origin {
+    let queue = config.queue.clone().unwrap_or_default();
+    let database = config.source.url.connection().get_dbname().unwrap_or("postgres").to_owned();
+    let (service, table) = (queue.source_service.clone().unwrap_or(database), queue.outbox());
+    Origin { system_identifier, epoch, service, table, published: Arc::new(Published::new(config)) }
+}

@@ -1,0 +1,103 @@
+//! The queues of `docker/ecs` are those that `walhouse provision` would make: the same names and numbers, read from both
+//! texts where the code keeps them to itself.
+
+use std::{fs, path::Path};
+
+use walhouse::{
+    config::WorkersConfig,
+    event::envelope::Queue,
+    queue::{pending::MAX_BYTES, provision::visibility},
+};
+
+fn text(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The part of a file of Terraform from a line that begins so to the line that closes it.
+fn block(text: &str, head: &str) -> String {
+    let lines = text.lines().skip_while(|line| !line.starts_with(head)).take_while(|line| *line != "}");
+    let block: Vec<_> = lines.collect();
+    assert!(!block.is_empty(), "there is no {head}");
+    block.join("\n")
+}
+
+/// What stands behind `name =` in a text, up to the end of its line or object, or a comma.
+fn value<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.match_indices(name).find_map(|(start, _)| {
+        let is_whole =
+            text[..start].chars().next_back().is_none_or(|before| !before.is_alphanumeric() && before != '_');
+        let rest = text[start + name.len()..].trim_start_matches(' ').strip_prefix('=')?;
+        is_whole.then(|| rest.split(['\n', ',']).next().unwrap_or_default().trim_end_matches([' ', '}']).trim_start())
+    })
+}
+
+fn number(text: &str, name: &str) -> u64 {
+    let value = value(text, name).unwrap_or_else(|| panic!("there is no {name} in {text}"));
+    value.parse().unwrap_or_else(|error| panic!("{name} = {value}: {error}"))
+}
+
+/// The seconds of a constant of `src/queue/provision.rs`, which may be a product.
+fn constant(source: &str, name: &str) -> u64 {
+    let head = format!("const {name}: Duration = Duration::from_secs(");
+    let start = source.find(&head).unwrap_or_else(|| panic!("there is no {name} in seconds")) + head.len();
+    let factors = source[start..].split(')').next().unwrap_or_default().split('*');
+    factors.map(|factor| factor.trim().replace('_', "").parse::<u64>().expect("a number")).product()
+}
+
+#[test]
+fn the_queues_of_terraform_are_those_of_the_code() {
+    let (queues, source) = (text("docker/ecs/queues.tf"), text("src/queue/provision.rs"));
+    let (live, dead) =
+        (block(&queues, "resource \"aws_sqs_queue\" \"live\""), block(&queues, "resource \"aws_sqs_queue\" \"dead\""));
+    assert_eq!(number(&live, "message_retention_seconds"), constant(&source, "RETENTION"));
+    assert_eq!(number(&dead, "message_retention_seconds"), constant(&source, "RETENTION_OF_THE_DEAD"));
+    assert!(constant(&source, "RETENTION") < constant(&source, "RETENTION_OF_THE_DEAD"));
+    assert_eq!(number(&live, "receive_wait_time_seconds"), constant(&source, "LONG_POLL"));
+    for queue in [&live, &dead] {
+        assert_eq!(number(queue, "max_message_size"), MAX_BYTES as u64);
+        assert_eq!(value(queue, "sqs_managed_sse_enabled"), Some("true"));
+        assert_eq!(value(queue, "fifo_queue"), Some("var.fifo"));
+    }
+    let names = |queue: Queue| {
+        let label = queue.label();
+        let terraform = |text: &str| value(text, "name").map(|name| name.replace("${each.key}", label));
+        let whole = |name: String| Some(format!("\"${{var.prefix}}{name}${{local.suffix}}\""));
+        ((terraform(&live), terraform(&dead)), (whole(queue.name()), whole(queue.dead_letters())))
+    };
+    for queue in Queue::ALL {
+        let (terraform, code) = names(queue);
+        assert_eq!(terraform, code);
+    }
+}
+
+#[test]
+fn each_queue_of_terraform_has_the_tries_and_the_time_of_the_code() {
+    let queues = text("docker/ecs/queues.tf");
+    let (locals, workers) = (block(&queues, "locals {"), WorkersConfig::default());
+    let live = block(&queues, "resource \"aws_sqs_queue\" \"live\"");
+    let formula = "floor(lookup(var.timeouts, each.key, each.value.timeout)) + local.grace";
+    assert!(live.contains(&format!("visibility_timeout_seconds = {formula}")), "{live}");
+    assert_eq!(value(&live, "maxReceiveCount"), Some("each.value.receives"));
+    for queue in Queue::ALL {
+        let line = locals.lines().find(|line| line.trim_start().starts_with(&format!("{} ", queue.label())));
+        let line = line.unwrap_or_else(|| panic!("there is no {} in {locals}", queue.label()));
+        assert_eq!(number(line, "timeout"), queue.timeout().as_secs(), "{queue:?}");
+        assert_eq!(
+            number(line, "timeout") + number(&locals, "grace"),
+            visibility(queue, &workers).as_secs(),
+            "{queue:?}"
+        );
+        assert_eq!(number(line, "receives"), u64::from(queue.retries() + 1), "{queue:?}");
+    }
+    let others = locals.lines().filter(|line| line.contains("receives = ")).count();
+    assert_eq!(others, Queue::ALL.len(), "no other queue is there");
+}
+
+#[test]
+fn values_are_found_by_their_whole_name() {
+    let text = "a = { timeout = 30, receives = 4 }\n  grace = 5\n  other_grace = 6";
+    assert_eq!((number(text, "timeout"), number(text, "receives"), number(text, "grace")), (30, 4, 5));
+    assert_eq!(value(text, "ceives"), None);
+    assert_eq!(constant("const A: Duration = Duration::from_secs(4 * 86_400);", "A"), 345_600);
+}
