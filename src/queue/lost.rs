@@ -2,6 +2,7 @@
 
 use super::{
     client::{QueueError, Sqs},
+    letters,
     outbox::Origin,
     outgoing::{Draft, Outgoing},
     pending::{self, Destination, Item, MAX_BYTES, MAX_ENTRIES},
@@ -14,6 +15,9 @@ use crate::{
     retry::Kind,
 };
 use std::time::SystemTime;
+
+/// Who has tried to write it.
+const CLICKHOUSE: &str = "clickhouse";
 
 /// A row that its table does not take.
 #[derive(Clone, Debug)]
@@ -57,6 +61,7 @@ impl LostRow {
         };
         let mut letter = draft.finish(None);
         letter.dead = Some(self.reason);
+        letter.attributes.extend(letters::who(CLICKHOUSE, 1));
         letter
     }
 }
