@@ -186,10 +186,8 @@ fn patterns_are_compiled_and_their_place_in_the_list_is_named() {
 
 #[test]
 fn what_a_later_version_knows_is_refused_as_such() {
-    for (text, key) in [("[clickhouse]\ncluster = \"main\"", "clickhouse.cluster")] {
-        let error = refusal(&format!("{MINIMAL}{text}"));
-        assert!(error.contains(&format!("{key}: this version of walhouse does not support it yet")), "{error}");
-    }
+    let error = refusal(&format!("{MINIMAL}[clickhouse]\ncluster = \"main\""));
+    assert!(error.contains("clickhouse.cluster: this version of walhouse does not support it yet"), "{error}");
 }
 
 #[test]
