@@ -214,9 +214,10 @@ impl Sqs {
             let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
             value.expect("an attribute with its type")
         };
-        let named = event.attributes.iter().map(|(name, value)| (*name, value.clone()));
-        let marks = event.dead.as_deref().map(|reason| letters::marks(reason, event.handler, 0));
-        let named = named.chain(marks.into_iter().flatten());
+        let marks = event.dead.as_deref().map(|reason| letters::marks(reason, letters::OUTBOX, 0));
+        // What an event says by itself comes later, and counts.
+        let own = event.attributes.iter().map(|(name, value)| (*name, value.clone()));
+        let named = marks.into_iter().flatten().chain(own);
         let attributes = named.map(|(name, value)| (name.to_owned(), text(&value)));
         let mut entry = SendMessageBatchRequestEntry::builder()
             .id(index.to_string())

@@ -22,12 +22,14 @@ const LONGEST_REASON: usize = 1024;
 /// The marks of a letter that is made now. No value is empty, nor has it characters that SQS does not take.
 pub(super) fn marks(why: &str, handler: &str, tries: u32) -> [(&'static str, String); 4] {
     let reason: String = why.chars().filter(|&one| is_legal(one) && !one.is_control()).take(LONGEST_REASON).collect();
-    [
-        (REASON, if reason.is_empty() { "nobody said why".to_owned() } else { reason }),
-        (HANDLER, handler.to_owned()),
-        (TRIES, tries.to_string()),
-        (TIME, humantime::format_rfc3339_millis(SystemTime::now()).to_string()),
-    ]
+    let reason = if reason.is_empty() { "nobody said why".to_owned() } else { reason };
+    let [handler, tries] = who(handler, tries);
+    [(REASON, reason), handler, tries, (TIME, humantime::format_rfc3339_millis(SystemTime::now()).to_string())]
+}
+
+/// Of these marks, those that say who has tried, and how often.
+pub(super) fn who(handler: &str, tries: u32) -> [(&'static str, String); 2] {
+    [(HANDLER, handler.to_owned()), (TRIES, tries.to_string())]
 }
 
 /// A dead letter, as it is listed: nothing of its payload.

@@ -2,6 +2,7 @@
 
 use super::{
     client::{QueueError, Sqs},
+    letters,
     outbox::Origin,
     outgoing::{Draft, Outgoing},
     pending::{self, Destination, Item, MAX_BYTES, MAX_ENTRIES},
@@ -15,7 +16,7 @@ use crate::{
 };
 use std::time::SystemTime;
 
-/// Who makes letters of rows that ClickHouse does not take.
+/// Who has tried to write it.
 const CLICKHOUSE: &str = "clickhouse";
 
 /// A row that its table does not take.
@@ -58,7 +59,10 @@ impl LostRow {
             table: Some(self.table),
             payload: self.payload,
         };
-        Outgoing { dead: Some(self.reason), handler: CLICKHOUSE, ..draft.finish(None) }
+        let mut letter = draft.finish(None);
+        letter.dead = Some(self.reason);
+        letter.attributes.extend(letters::who(CLICKHOUSE, 1));
+        letter
     }
 }
 

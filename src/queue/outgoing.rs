@@ -1,6 +1,5 @@
 //! An event on its way out: from what an application wrote to what a queue takes.
 
-use super::letters;
 use crate::event::{
     envelope::{Envelope, EventType, Metadata, Place, Position, Queue, VERSION, Written},
     schema::{self, Misfit},
@@ -42,8 +41,6 @@ pub struct Outgoing {
     pub queue: Queue,
     /// Why it is a dead letter.
     pub dead: Option<String>,
-    /// Who says so.
-    pub handler: &'static str,
     /// The event's id.
     pub id: String,
     /// Events of one key keep their order.
@@ -65,15 +62,7 @@ impl Outgoing {
         let payload = serde_json::value::to_raw_value(payload).expect("a value is JSON");
         let body = serde_json::to_string(&Envelope { metadata, payload }).expect("an envelope is JSON");
         schema::check_event(&body)?;
-        Ok(Self {
-            queue: of.queue(),
-            dead: None,
-            handler: letters::OUTBOX,
-            id,
-            key: None,
-            body: legal(&body).into_owned(),
-            attributes,
-        })
+        Ok(Self { queue: of.queue(), dead: None, id, key: None, body: legal(&body).into_owned(), attributes })
     }
 
     /// What is left of an event that can not even be kept as a dead letter: who it was.
@@ -133,7 +122,6 @@ impl Draft {
             // What is of no type is for those who look after what happens to security.
             queue: of.map_or(Queue::AuditLog, EventType::queue),
             dead: checked.err(),
-            handler: letters::OUTBOX,
             id,
             key: self.key.filter(|key| !key.is_empty()),
             body: legal(&body).into_owned(),

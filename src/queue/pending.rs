@@ -135,7 +135,6 @@ mod tests {
         Outgoing {
             queue: Queue::AuditLog,
             dead: None,
-            handler: "outbox",
             id: String::new(),
             key: key.map(str::to_owned),
             body: "x".repeat(body),

@@ -29,8 +29,11 @@ async fn replicated(label: &str) -> TestDb {
     db.ch.query(&format!("CREATE TABLE other (id Int64, {TAIL} id")).await;
     db.ch.query("INSERT INTO item VALUES (1, 'a', 1, 0), (2, 'b', 1, 0)").await;
     let migrations = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations/clickhouse");
-    for entry in fs::read_dir(migrations).expect("the migrations are there") {
-        let sql = fs::read_to_string(entry.expect("the migrations can be listed").path());
+    let entries = fs::read_dir(migrations).expect("the migrations are there");
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("the migrations can be listed").path()).collect();
+    files.sort();
+    for file in files {
+        let sql = fs::read_to_string(file);
         db.ch.query(&sql.expect("a migration can be read")).await;
     }
     db

@@ -141,6 +141,8 @@ async fn a_row_that_clickhouse_refuses_is_in_the_queue_of_dead_letters_and_finds
     settled(&db).await;
     let letters = redrive(&db, &sqs, 3).await;
     for letter in &letters {
+        let attribute = |name: &str| letter.attributes[name].as_str();
+        assert_eq!((attribute("deadLetterHandler"), attribute("deadLetterTries")), ("clickhouse", "1"));
         let reason = &letter.attributes["deadLetterReason"];
         assert!(reason.contains("VIOLATED_CONSTRAINT") && !reason.contains("2000"), "{reason}");
         assert_eq!(letter.attributes["routingKey"], "cdc.silent");

@@ -1,7 +1,8 @@
 //! Dead letters in ClickHouse: rows that their tables can not hold.
 //!
-//! They are not sent again from here. A row that is stored is older than what its key may have become since, and the value
-//! that did not fit will not fit now; what brings a row home is its next change at the source, or a new copy of its table.
+//! They are not sent again from here: with `[queue]` they are in the queue of data-sync's dead letters too, from where they can
+//! be. Without it nobody is there who would find out what its key has become since, and the value that did not fit will
+//! not fit now: what brings a row home is its next change at the source, or a new copy of its table.
 
 use super::{
     Answer, Error, say_yes,
@@ -57,6 +58,8 @@ fn lsn<S: Serializer>(lsn: &u64, serializer: S) -> Result<S::Ok, S::Error> {
 struct Rows<'a> {
     client: Client,
     slot: &'a str,
+    /// Whether they are in the queue of dead letters too.
+    queued: bool,
 }
 
 pub(super) async fn run(config: &Config, args: &DlqArgs) -> Result<Answer, Error> {
@@ -65,7 +68,7 @@ pub(super) async fn run(config: &Config, args: &DlqArgs) -> Result<Answer, Error
         return Err(Error::Usage(format!("there is no [queue] in the configuration, so {label} has no dead letters")));
     }
     let client = client(&config.clickhouse).with_database(&config.clickhouse.database);
-    let rows = Rows { client, slot: &config.source.slot };
+    let rows = Rows { client, slot: &config.source.slot, queued: config.queue.is_some() };
     match &args.command {
         DlqCommand::List(list) => rows.list(&list.filter, list.limit).await,
         DlqCommand::Show(show) => rows.show(&show.id).await,
@@ -152,6 +155,12 @@ impl Rows<'_> {
         let tables: Vec<_> = self.counts(filter).await?.into_iter().map(|count| count.table).collect();
         if tables.is_empty() {
             return Ok(Error::Unfinished("there are no dead letters".to_owned()));
+        }
+        if self.queued {
+            return Ok(Error::Unfinished(
+                "rows are sent again from the queue, where they are too: walhouse dlq redrive --queue data-sync"
+                    .to_owned(),
+            ));
         }
         Ok(Error::Unfinished(format!(
             "rows are not sent again from here: they may have changed since, and what did not fit will not fit now. Correct \
