@@ -37,7 +37,8 @@
 //! the configuration alone. `postgres` and
 //! `clickhouse` stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know
 //! each other. `copy` joins the two, `pipeline` composes everything, `commands` and `http` stand on
-//! top. A test reads the imports and holds the code to this.
+//! top. [`store`], where the results of reports go, knows `config` alone. A test reads the imports and holds the code to
+//! this.
 
 pub mod allocator;
 pub mod checkpoint;
