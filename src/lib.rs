@@ -17,6 +17,15 @@
 //! [`lane`], [`clickhouse::sink`], [`clickhouse::batch`], [`clickhouse::insert`] and [`checkpoint`],
 //! in this order. What was there before the stream began comes through [`copy`].
 //!
+//! # The way of one event
+//!
+//! ```text
+//! PostgreSQL ──▶ postgres::source ──▶ lane ──▶ queue::publisher ──▶ SQS ──▶ queue::consumer ──▶ workers
+//! ```
+//!
+//! An event that an application has written into the WAL goes the same way up to the lanes. From there read
+//! [`queue`] and [`workers`].
+//!
 //! # What is always true
 //!
 //! 1. Durable before acknowledged: what PostgreSQL is told ≤ the stored checkpoint ≤ what every
@@ -33,11 +42,11 @@
 //!
 //! # Who may import whom
 //!
-//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`] knows
-//! the configuration alone. `postgres` and
-//! `clickhouse` stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know
-//! each other. `setup` and `copy` join the two, `pipeline` composes everything, `commands` and `http` stand on
-//! top. A test reads the imports and holds the code to this.
+//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`] and
+//! [`store`], where the results of reports go, know the configuration alone. `postgres` and `clickhouse`
+//! stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know each other; nor does
+//! `queue`. `setup` and `copy` join the two, `workers` join ClickHouse and the queues, `pipeline` composes
+//! everything, `commands` and `http` stand on top. A test reads the imports and holds the code to this.
 
 pub mod allocator;
 pub mod checkpoint;

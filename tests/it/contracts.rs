@@ -86,13 +86,15 @@ struct Handled {
 }
 
 /// Those that have a worker.
-const HANDLED: [Handled; 2] = [
+const HANDLED: [Handled; 3] = [
     Handled {
         queue: Queue::AuditLog,
         effects: Some("SELECT lower(toString(event_id)) FROM audit_log FINAL ORDER BY 1"),
     },
     // Of tables that are not there: what is taken fails, but not for its shape.
     Handled { queue: Queue::DataSync, effects: None },
+    // They name no report that is there.
+    Handled { queue: Queue::AsyncOperations, effects: Some("SELECT lower(toString(event_id)) FROM async_operations FINAL ORDER BY 1") },
 ];
 
 /// What is a reason of the schema, and of nobody else.
