@@ -94,7 +94,10 @@ const HANDLED: [Handled; 3] = [
     // Of tables that are not there: what is taken fails, but not for its shape.
     Handled { queue: Queue::DataSync, effects: None },
     // They name no report that is there.
-    Handled { queue: Queue::AsyncOperations, effects: Some("SELECT lower(toString(event_id)) FROM async_operations FINAL ORDER BY 1") },
+    Handled {
+        queue: Queue::AsyncOperations,
+        effects: Some("SELECT lower(toString(event_id)) FROM async_operations FINAL ORDER BY 1"),
+    },
 ];
 
 /// What is a reason of the schema, and of nobody else.
