@@ -1,0 +1,3 @@
+\set customer random(1, 100000)
+INSERT INTO sales_order (customer_id, status, total_amount, currency, placed_at, updated_at, note, metadata) VALUES (:customer, 'paid', 12.50, 'EUR', now(), clock_timestamp(), NULL, '{}');
+INSERT INTO outbox_event (aggregate_type, aggregate_id, event_type, payload) SELECT 'user', (:customer + n)::text, 'SecurityEventOccurred', jsonb_build_object('eventType', 'login', 'actingUserId', (:customer + n)::text, 'merchantAccountId', (n % 8)::text, 'outcome', 'success', 'details', jsonb_build_object('address', '192.0.2.1', 'agent', 'a browser of some make')) FROM generate_series(1, 10) n;
