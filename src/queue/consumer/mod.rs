@@ -371,8 +371,9 @@ impl Consumer {
             }
             Outcome::Released => {
                 tracing::info!("an event is given back, since walhouse stops");
-                // Not to one of our own requests, which nobody waits for any more and SQS may still answer.
-                self.give_back(message, LONG_POLL.saturating_sub(GRACE)).await;
+                // Not to one of our own requests, which nobody waits for any more and SQS may still answer: the last of them began
+                // just before the stop.
+                self.give_back(message, LONG_POLL.saturating_sub(GRACE) + MARGIN).await;
                 "released"
             }
         }
