@@ -74,6 +74,8 @@ pub mod names {
     pub const DEAD_LETTERS: &str = "walhouse_dead_letters_total";
     /// Events of applications that came to be sent, by queue.
     pub const EVENTS: &str = "walhouse_events_total";
+    /// Events that a queue has confirmed, by queue; one that is sent again after a restart counts again.
+    pub const EVENTS_SENT: &str = "walhouse_events_sent_total";
     /// Messages that would be events, and stand outside of transactions: they are not published.
     pub const EVENTS_OUTSIDE: &str = "walhouse_events_outside_transactions_total";
     /// Whether events wait in the WAL because they came faster than they were sent: 1 while they do.
@@ -123,6 +125,7 @@ pub fn metrics() -> Result<PrometheusHandle, Box<dyn std::error::Error + Send + 
         .set_buckets_for_metric(Matcher::Full(names::INSERT_SECONDS.into()), INSERT_BUCKETS)?
         .set_buckets_for_metric(Matcher::Full(names::LATENCY.into()), LATENCY_BUCKETS)?
         .set_buckets_for_metric(Matcher::Full(names::HANDLER_SECONDS.into()), LATENCY_BUCKETS)?
+        .set_buckets_for_metric(Matcher::Full(names::QUEUE_LATENCY.into()), LATENCY_BUCKETS)?
         .install_recorder()?;
     describe();
     metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
@@ -148,6 +151,12 @@ fn describe() {
     counter!(names::SHAPE_CHANGES, "Changes of shape, by table and outcome: altered, or copied anew");
     counter!(names::DDL_MESSAGES, "Messages of the DDL triggers, or like theirs, by outcome: understood, or refused");
     counter!(names::DEAD_LETTERS, "Rows that went to the dead letters, by table and kind of reason");
+    counter!(names::EVENTS, "Events of applications that came to be sent, by queue");
+    counter!(names::EVENTS_SENT, "Events that a queue has confirmed, by queue");
+    counter!(names::EVENTS_OUTSIDE, "Messages that would be events and stand outside of transactions");
+    gauge!(names::EVENTS_BEHIND, "1 while events wait in the WAL because they came faster than they were sent");
+    histogram!(names::QUEUE_LATENCY, Unit::Seconds, "Time from an event's commit until its queue has confirmed it");
+    counter!(names::QUEUE_ERRORS, "Requests to SQS that failed, by kind");
     counter!(names::TAKE_ERRORS, "Requests for messages that failed, by worker and kind");
     counter!(names::EVENTS_HANDLED, "Messages that came to an end at a worker, by worker and outcome");
     histogram!(names::HANDLER_SECONDS, Unit::Seconds, "Time that a worker had a message in hand");

@@ -21,6 +21,7 @@ import materialized
 import report
 from copying import copy
 from drain import drain
+from events import events
 from latency import latency
 from services import ROOT, Failed, Servers
 from workload import COPY_ROWS, COPY_SMOKE, WORKLOADS
@@ -39,7 +40,7 @@ class Suite:
         self.sizes = {name: int(rows) for name, _, rows in
                       (pair.partition("=") for pair in (env("BENCH_ROWS") or "").split(",") if pair)}
         self.copy_rows = self.sizes.get("copy", COPY_SMOKE if self.smoke else COPY_ROWS)
-        scenarios = [workload.name for workload in WORKLOADS] + ["copy", "steady"]
+        scenarios = [workload.name for workload in WORKLOADS] + ["copy", "steady", "events"]
         self.only = [name for name in (env("BENCH_ONLY") or "").split(",") if name] or scenarios
         unknown = [name for name in [*self.only, *self.sizes] if name not in scenarios]
         if unknown:
@@ -90,6 +91,8 @@ class Suite:
                 copy(self)
             if "steady" in self.only:
                 latency(self)
+            if "events" in self.only:
+                events(self)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -54,7 +54,7 @@ def to_the_queue(suite, daemon, sqs):
     load(suite, database)
     loaded = time.perf_counter() - began
     written = database.number("SELECT count(*) FROM outbox_event")
-    until(daemon, 300, "events are not sent", lambda: metric(daemon, "walhouse_queue_latency_seconds_count") and sent(daemon) >= written)
+    until(daemon, 300, "events are not sent", lambda: metric(daemon, "walhouse_events_sent_total") >= written)
     seconds = time.perf_counter() - began
     used = stat(daemon.process.pid)[0] - used
     cpu = meter.stop(used, "walhouse")
@@ -109,11 +109,6 @@ def load(suite, database):
                               stdin=subprocess.DEVNULL, stdout=file, stderr=file)
     if done.returncode != 0:
         raise Failed(f"pgbench:\n{tail(log)}")
-
-
-def sent(daemon):
-    """Events that SQS has confirmed: those that came, without those that wait."""
-    return metric(daemon, "walhouse_events_sent_total")
 
 
 def metric(daemon, name):

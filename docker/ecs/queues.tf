@@ -36,7 +36,7 @@ resource "aws_sqs_queue" "live" {
   name       = "${var.prefix}${each.key}-queue${local.suffix}"
   fifo_queue = var.fifo
 
-  message_retention_seconds  = 345600
+  message_retention_seconds  = 1123200
   visibility_timeout_seconds = floor(lookup(var.timeouts, each.key, each.value.timeout)) + local.grace
   receive_wait_time_seconds  = 20
   max_message_size           = 1048576

@@ -25,7 +25,6 @@ use crate::{
     config::Config,
     event::{Epoch, Lsn, Version},
     quote,
-    retry::Kind,
 };
 use clickhouse::{Client, error::Error};
 use std::{collections::BTreeMap, sync::Arc};
@@ -176,25 +175,29 @@ impl Applier {
         }
     }
 
-    /// Takes away what has landed in a table that was truncated meanwhile.
+    /// Takes away what has landed in a table that was truncated after it: by this attempt, or by an earlier one of which nobody
+    /// heard how it ended.
     async fn look_again(&self, changes: &[Resent], outcomes: &mut [Option<Outcome>]) -> Result<(), Error> {
-        if !outcomes.contains(&Some(Ok(Applied::Landed))) {
+        let landed = Some(Ok(Applied::Landed));
+        let truncated = Some(Ok(Applied::Superseded(TRUNCATED)));
+        if !outcomes.iter().any(|outcome| *outcome == landed || *outcome == truncated) {
             return Ok(());
         }
         let known = self.look(changes).await?;
+        let mut gone: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for (change, outcome) in changes.iter().zip(outcomes) {
-            if *outcome != Some(Ok(Applied::Landed)) {
-                continue;
-            }
             let Ok(record) = known.table(change) else { continue };
-            if change.version() < record.floor {
-                let target = quote::clickhouse(&record.target);
-                let delete = format!(
-                    "DELETE FROM {target} WHERE {VERSION} = toUInt128('{}') SETTINGS lightweight_deletes_sync = 2",
-                    change.version().0
-                );
+            if (*outcome == landed || *outcome == truncated) && change.version() < record.floor {
+                outcome.clone_from(&truncated);
+                gone.entry(&record.target).or_default().push(format!("toUInt128('{}')", change.version().0));
+            }
+        }
+        for (target, versions) in gone {
+            let rows = format!("FROM {} WHERE {VERSION} IN ({})", quote::clickhouse(target), versions.join(", "));
+            let there: u64 = self.client.query_raw(&format!("SELECT count() {rows}")).fetch_one().await?;
+            if there > 0 {
+                let delete = format!("DELETE {rows} SETTINGS lightweight_deletes_sync = 2");
                 self.client.query_raw(&delete).execute().await?;
-                *outcome = Some(Ok(Applied::Superseded(TRUNCATED)));
             }
         }
         Ok(())
@@ -212,10 +215,8 @@ fn refused(spec: &TableSpec, error: &Error) -> ApplyError {
     if is_refusal(error) {
         return ApplyError::Definite(format!("{}: ClickHouse refuses the row: {why}", spec.full_name()));
     }
-    match client::kind(error) {
-        Kind::Transient => ApplyError::Unavailable(why),
-        Kind::Definite => ApplyError::Transient(why),
-    }
+    // A grant, a disk: whatever it is, it is not the row.
+    ApplyError::Unavailable(why)
 }
 
 /// What is stored of the tables that changes are for.

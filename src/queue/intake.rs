@@ -86,6 +86,8 @@ impl Held {
 
 impl Intake {
     pub(super) fn new(origin: Origin, start: Lsn, budget: usize, source: Arc<dyn Reread>) -> Self {
+        // Whatever an earlier session has left it at.
+        metrics::gauge!(names::EVENTS_BEHIND).set(0.0);
         Self {
             live: Feed::new(origin.clone(), Start { position: start, events: 0 }),
             origin,
@@ -222,6 +224,7 @@ impl Intake {
 
     /// An event was confirmed.
     pub(super) fn sent(&mut self, destination: Destination, item: &Item) {
+        metrics::counter!(names::EVENTS_SENT, "queue" => destination.queue.label()).increment(1);
         self.held.pending.sent(destination, item);
         self.held.ledger.close(item.row);
     }
