@@ -121,7 +121,7 @@ resource "aws_cloudwatch_metric_alarm" "waiting" {
   alarm_name = "${var.name} ${aws_sqs_queue.live[each.key].name} is not handled"
   alarm_description = join(" ", [
     "A message in ${aws_sqs_queue.live[each.key].name} has waited for more than ${local.longest_wait[each.key]} s:",
-    "its worker is off, waits for ClickHouse, or is slower than what comes. After four days a message is gone.",
+    "its worker is off, waits for ClickHouse, or is slower than what comes. After thirteen days a message is gone.",
     local.severities.warning,
   ])
 

@@ -1,6 +1,7 @@
 //! Events: from what applications write in their transactions to SQS.
 
 mod limits;
+mod outbox;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
