@@ -20,7 +20,7 @@ def events(suite):
     servers = suite.servers
     suite.say(f"events: {RATE:,} a second for {suite.seconds} s, {EVENTS} in a transaction, beside a row for ClickHouse")
     queues = free_port()
-    sqs = servers.server("sqs", "--port", str(queues))
+    servers.server("sqs", "--port", str(queues))
     database = servers.database("events")
     with open(OUTBOX, encoding="utf-8") as file:
         database.script(SCHEMA + file.read() + FINISH)
@@ -31,25 +31,23 @@ def events(suite):
     daemon.start()
     daemon.wait_ready()
     until(daemon, 30, "the outbox is not published", lambda: "sent from now on" in tail(daemon.log, 1000))
-    result = suite.result["events"] = {"rate_wanted": RATE}
-    result |= to_the_queue(suite, daemon, sqs)
+    result = suite.result["events"] = {"rate_wanted": RATE} | to_the_queue(suite, daemon)
     daemon.stop()
     with open(daemon.config, encoding="utf-8") as file:
         config = file.read()
     with open(daemon.config, "w", encoding="utf-8") as file:
         file.write(config.replace(section + "false\n", section + "true\n"))
     result |= to_the_audit_log(daemon, result["events"])
-    suite.say("    " + ", ".join(f"{name} {value:,.4g}" for name, value in result.items() if isinstance(value, (int, float))))
     daemon.stop()
     daemon.forget()
     servers.drop(database)
 
 
-def to_the_queue(suite, daemon, sqs):
+def to_the_queue(suite, daemon):
     servers, database = suite.servers, daemon.database
     reader = Reader(servers, daemon.name)
     reader.start()
-    used, emulator = stat(daemon.process.pid)[0], stat(sqs.pid)[0]
+    used = stat(daemon.process.pid)[0]
     meter, began = Meter(servers), time.perf_counter()
     load(suite, database)
     loaded = time.perf_counter() - began
@@ -68,8 +66,7 @@ def to_the_queue(suite, daemon, sqs):
     return {
         "events": written, "rate_reached": written / loaded, "seconds_behind_the_load": seconds - loaded,
         "walhouse_cpu_microseconds_per_event": used / written * 1e6, "peak_rss": peak_rss(daemon.process.pid),
-        "emulator_cpu_seconds": stat(sqs.pid)[0] - emulator, "cpu_seconds": cpu, "row_visible_seconds": quantiles(delays),
-        **{f"row_visible_{name}": value for name, value in quantiles(delays).items()},
+        "cpu_seconds": cpu, "row_visible_seconds": quantiles(delays),
     }
 
 

@@ -87,6 +87,16 @@ def facts(result):
         lines.append(f"From exec to streaming: {span(result['exec_to_streaming_seconds'])}; until PostgreSQL has decoded again "
                      f"what it has to, from the slot's restart_lsn to the head of the WAL: "
                      f"{span(result['exec_to_head_seconds'])}.")
+    sent = result.get("events")
+    if sent:
+        lines.append(f"{sent['events']:,} events through the outbox at {sent['rate_reached']:,.0f}/s (wanted "
+                     f"{sent['rate_wanted']:,}): the last one was in its queue {sent['seconds_behind_the_load']:.1f} s after it "
+                     f"was written; {sent['walhouse_cpu_microseconds_per_event']:.0f} µs of walhouse's CPU for each; peak RSS "
+                     f"{sent['peak_rss'] / 2**20:.0f} MiB. Rows beside them were visible after "
+                     f"{ms(sent['row_visible_seconds'])}.")
+        lines.append(f"From the full queue into the audit log: {sent['audited_per_second']:,.0f} events/s, "
+                     f"{sent['audit_cpu_microseconds_per_event']:.0f} µs of walhouse's CPU for each; {sent['audit_rows']:,} rows "
+                     f"for {sent['events']:,} events, before merges.")
     ours = {entry["scenario"]: entry for entry in summary(result) if entry["system"] == "walhouse"}
     if "narrow" in ours and "tenth" in ours:
         large, small = ours["narrow"], ours["tenth"]
