@@ -27,8 +27,8 @@ Exit codes:
 A supervisor should not restart after 2 and 3; systemd: RestartPreventExitStatus=2 3"
 )]
 pub struct Cli {
-    /// The configuration, a TOML file.
-    #[arg(long, global = true, value_name = "PATH", default_value = "config/walhouse.toml")]
+    /// The configuration, a TOML file; env:NAME for the text of an environment variable.
+    #[arg(long, global = true, value_name = "PATH", env = "WALHOUSE_CONFIG", default_value = "config/walhouse.toml")]
     pub config: PathBuf,
     /// `None` means [`Command::Run`].
     #[command(subcommand)]
@@ -115,6 +115,14 @@ Exit codes:
   walhouse dlq show --queue audit-log 018f3b5e-7c1a-8000-8000-0123456789ab
   walhouse dlq redrive --queue audit-log --dry-run")]
     Dlq(DlqArgs),
+    /// Ask the running process whether it serves
+    ///
+    /// For health checks of containers, which need no shell for it. Asks http.listen on this machine: /healthz, or with
+    /// --ready /readyz, which is about copies and lag and is no reason for a restart. Exits with 0 when all is well.
+    #[command(after_help = "Examples:
+  walhouse health
+  walhouse health --ready")]
+    Health(HealthArgs),
     /// Print the effective configuration, secrets redacted
     ///
     /// The file, with the environment over it and the defaults filled in.
@@ -176,6 +184,14 @@ pub struct ProvisionArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `walhouse health`
+#[derive(Clone, Debug, Args)]
+pub struct HealthArgs {
+    /// Ask whether every copy is done and the lag is small, and say why not.
+    #[arg(long)]
+    pub ready: bool,
 }
 
 /// `walhouse config`
@@ -248,7 +264,7 @@ mod tests {
         root.build();
         let helps = root.get_subcommands_mut().filter(|command| command.get_name() != "help");
         let mut helps: Vec<_> = helps.map(|command| command.render_long_help().to_string()).collect();
-        assert_eq!(helps.len(), 7);
+        assert_eq!(helps.len(), 8);
         let dlq = root.find_subcommand_mut("dlq").expect("it is there");
         let below = dlq.get_subcommands_mut().filter(|command| command.get_name() != "help");
         helps.extend(below.map(|command| command.render_long_help().to_string()));

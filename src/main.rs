@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use walhouse::{
     allocator,
     cli::{Cli, Command, ConfigArgs, DlqArgs, VerifyArgs, exit},
-    commands::{check, dlq, provision, resync, verify},
+    commands::{check, dlq, health, provision, resync, verify},
     config::{self, Config},
     http, pipeline,
     status::Status,
@@ -77,6 +77,12 @@ fn start(cli: &Cli) -> Result<u8, Failure> {
                 Ok(report.exit_code())
             }
             Command::Dlq(args) => dead_letters(&config, &args).await,
+            Command::Health(args) => {
+                let answer =
+                    health::run(&config, args.ready).await.map_err(|error| Failure::new(exit::FOUND, error))?;
+                print(answer.text)?;
+                Ok(if answer.fine { exit::FINE } else { exit::FOUND })
+            }
             Command::Config(args) => show(&config, &args),
         }
     });

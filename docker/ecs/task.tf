@@ -9,7 +9,9 @@ locals {
   # What these files know better than the configuration does, and which takes precedence over it.
   environment = merge(
     {
-      WALHOUSE_CONFIG         = var.configuration
+      # The configuration is no secret, and nothing has to be written into the container for it.
+      WALHOUSE_CONFIG         = "env:WALHOUSE_TOML"
+      WALHOUSE_TOML           = var.configuration
       WALHOUSE__QUEUE__REGION = local.region
       WALHOUSE__QUEUE__PREFIX = var.prefix
       WALHOUSE__QUEUE__FIFO   = tostring(var.fifo)
@@ -39,21 +41,13 @@ locals {
     image     = var.image
     essential = true
 
-    # The configuration is no secret and comes in a variable; it is read from a pipe, so that nothing has to be written
-    # into the container. `exec`, so that it is walhouse that gets SIGTERM.
-    entryPoint = ["/bin/bash", "-c"]
-    command    = ["exec /usr/local/bin/walhouse run --config /dev/stdin < <(printf %s \"$WALHOUSE_CONFIG\")"]
-
     environment = [for name, value in local.environment : { name = name, value = value }]
     secrets     = [for name, arn in var.secrets : { name = name, valueFrom = arn }]
 
     # As in docker/Dockerfile, whose own ECS does not look at. It says that the process serves, not that it has caught
     # up: a restart helps nobody who is behind.
     healthCheck = {
-      command = [
-        "CMD", "bash", "-c",
-        "exec 3<>/dev/tcp/127.0.0.1/9464 && printf 'GET /healthz HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q ' 200 ' <&3",
-      ]
+      command     = ["CMD", "/usr/local/bin/walhouse", "health"]
       interval    = 10
       timeout     = 5
       retries     = 3

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod dlq;
+pub mod health;
 pub mod provision;
 pub mod resync;
 pub mod verify;

@@ -1,5 +1,7 @@
 //! From a file and the environment to a checked [`Config`].
 //!
+//! The file may be a variable itself, `env:NAME`, for containers into which nothing can be written.
+//!
 //! The `config` crate parses the TOML and lays the environment over it. Keys of the file keep their
 //! case and their dots; variables are `WALHOUSE__SECTION__KEY`, in any case, and an empty one counts
 //! as unset. Its errors quote values and lines of the file, where a password may stand, so they are
@@ -55,14 +57,21 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 }
 
 const PREFIX: &str = "WALHOUSE__";
+/// What a path begins with that is a variable's name.
+const VARIABLE: &str = "env:";
 
 pub(super) fn load_with(
     path: &Path,
     variables: impl Iterator<Item = (OsString, OsString)>,
 ) -> Result<Config, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    let variables: Vec<_> = variables.collect();
+    let text = match path.to_str().and_then(|path| path.strip_prefix(VARIABLE)) {
+        Some(name) => given(name, &variables),
+        None => fs::read_to_string(path),
+    };
+    let text = text.map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
     let mut loader = Loader { path, variables: HashMap::new() };
-    loader.collect(variables)?;
+    loader.collect(variables.into_iter())?;
     let environment = Environment::with_prefix("WALHOUSE")
         .prefix_separator("__")
         .separator("__")
@@ -77,6 +86,17 @@ pub(super) fn load_with(
     config.source.outbox = config.queue.as_ref().map(super::QueueConfig::outbox);
     config.check().map_err(|(key, message)| loader.value(&key, message))?;
     Ok(config)
+}
+
+/// The text of a variable.
+fn given(name: &str, variables: &[(OsString, OsString)]) -> io::Result<String> {
+    let refused = |kind, why: &str| Err(io::Error::new(kind, why));
+    match variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.to_str()) {
+        Some(Some(text)) if !text.is_empty() => Ok(text.to_owned()),
+        Some(Some(_)) => refused(io::ErrorKind::InvalidData, "the environment variable is empty"),
+        Some(None) => refused(io::ErrorKind::InvalidData, "the environment variable is not valid UTF-8"),
+        None => refused(io::ErrorKind::NotFound, "there is no such environment variable"),
+    }
 }
 
 struct Loader<'a> {

@@ -52,6 +52,21 @@ fn toml_of(config: &Config) -> String {
 }
 
 #[test]
+fn the_text_may_be_a_variable() {
+    let read = |name: &str, variables: &[(&str, &str)]| {
+        let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        load_with(&PathBuf::from(format!("env:{name}")), variables)
+    };
+    let over = ("WALHOUSE__SOURCE__SLOT", "other");
+    assert_eq!(read("TOML", &[("TOML", MINIMAL), over]).expect("it is valid").source.slot, "other");
+    let refused = |variables: &[(&str, &str)]| read("TOML", variables).expect_err("refused").to_string();
+    assert!(refused(&[over]).starts_with("env:TOML: there is no such environment variable; give "));
+    assert!(refused(&[("TOML", "")]).starts_with("env:TOML: the environment variable is empty; give "));
+    let wrong = refused(&[("TOML", "[source]\nurl = \"postgres://w@localhost/shop\"\nslod = \"canary\"")]);
+    assert!(wrong.starts_with("env:TOML: source.slod: unknown key") && !wrong.contains("canary"), "{wrong}");
+}
+
+#[test]
 fn the_example_is_the_defaults() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/walhouse.example.toml");
     let example = load_with(&path, std::iter::empty()).expect("the example is valid");

@@ -10,6 +10,7 @@ mod catchup;
 mod changelog;
 mod commands;
 mod consumer;
+mod container;
 mod contracts;
 mod copy;
 mod crash;

@@ -1,6 +1,5 @@
-//! The procedures of `docs/operations.md`, step by step, and the container's health check.
+//! The procedures of `docs/operations.md`, step by step.
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::{Daemon, TestDb, eventually, walhouse};
@@ -67,27 +66,6 @@ async fn everything_is_copied_anew_after_a_gap() {
     daemon.wait_ready().await;
     let exit = walhouse(daemon.config(), &["verify"]).await;
     assert!(exit.code == Some(0) && exit.stdout.ends_with("The table is equal.\n"), "{exit:?}");
-    drop(daemon);
-    db.cleanup().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_containers_health_check_sees_that_walhouse_serves() {
-    let dockerfile = include_str!("../../docker/Dockerfile");
-    let command =
-        dockerfile.lines().find_map(|line| line.trim().strip_prefix("CMD [\"bash\"")).expect("a health check");
-    let command: Vec<String> = serde_json::from_str(&format!("[\"bash\"{command}")).expect("the exec form is JSON");
-    let db = TestDb::new("health").await;
-    let mut daemon = Daemon::spawn(&db, "");
-    let port = daemon.port().to_string();
-    let healthy = || {
-        let script = command[2].replace("9464", &port);
-        let status = Command::new("bash").args(["-c", &script]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        status.expect("bash can be started").success()
-    };
-    eventually(Duration::from_secs(20), async || if healthy() { Ok(()) } else { Err("not healthy".to_owned()) }).await;
-    daemon.kill9();
-    assert!(!healthy());
     drop(daemon);
     db.cleanup().await;
 }
