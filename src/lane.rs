@@ -198,6 +198,9 @@ pub struct Replay {
     pub stop: DropGuard,
 }
 
+/// The prefix of the messages that name what correlates the changes of their transaction.
+pub const CORRELATION_PREFIX: &[u8] = b"walhouse.correlation";
+
 /// The prefix of the messages in which the source tells of changes of shape.
 pub const DDL_PREFIX: &[u8] = b"walhouse.ddl";
 

@@ -42,7 +42,7 @@
 //!
 //! # Who may import whom
 //!
-//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`] and
+//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`], [`trace`] and
 //! [`store`], where the results of reports go, know the configuration alone. `postgres` and `clickhouse`
 //! stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know each other; nor does
 //! `queue`. `setup` and `copy` join the two, `workers` join ClickHouse and the queues, `pipeline` composes
@@ -68,5 +68,6 @@ pub mod setup;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod trace;
 pub mod verify;
 pub mod workers;

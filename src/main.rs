@@ -22,7 +22,7 @@ use walhouse::{
     config::{self, Config},
     http, pipeline,
     status::Status,
-    telemetry, workers,
+    telemetry, trace, workers,
 };
 
 /// Supervisors lose patience after 30 s at the most, and 20 s are promised.
@@ -54,6 +54,9 @@ fn main() -> ExitCode {
 fn start(cli: &Cli) -> Result<u8, Failure> {
     let config = config::load(&cli.config).map_err(|error| Failure::new(exit::USAGE, error))?;
     telemetry::logging(&config.log);
+    if matches!(cli.command_or_run(), Command::Run) {
+        trace::install(&config.tracing).map_err(|error| Failure::new(exit::USAGE, error))?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -88,6 +91,7 @@ fn start(cli: &Cli) -> Result<u8, Failure> {
     });
     // A name that is still being resolved must not hold the process.
     runtime.shutdown_background();
+    trace::finish();
     outcome
 }
 

@@ -16,6 +16,7 @@ use crate::{
     quote,
     retry::{Backoff, Kind},
     telemetry::names,
+    trace::{self, Parent},
 };
 use bytes::Bytes;
 use clickhouse::{Client, error::Error, insert_formatted::InsertFormatted};
@@ -25,7 +26,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// How long the server may work on an insert. The client waits longer, so that the server's word
@@ -152,6 +153,7 @@ impl Inserter {
             let begun = Instant::now();
             let mut attempt = Attempt::new(self, id);
             let result = self.send(sql, &attempt.id, body).await;
+            trace_attempt(begun, target, &attempt.id, rows, result.as_ref().err());
             metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
             let Err(error) = result else {
                 attempt.answered = true;
@@ -205,6 +207,22 @@ impl Inserter {
         };
         kill(&self.client, others).await
     }
+}
+
+/// An attempt has ended.
+fn trace_attempt(begun: Instant, target: &str, query: &str, rows: usize, error: Option<&Error>) {
+    let Some(parent) = Parent::alone() else { return };
+    let attributes = vec![
+        ("db.system.name", "clickhouse".into()),
+        ("db.operation.name", "INSERT".into()),
+        ("db.collection.name", target.to_owned().into()),
+        // As in system.query_log.
+        ("walhouse.query_id", query.to_owned().into()),
+        ("walhouse.rows", i64::try_from(rows).unwrap_or(i64::MAX).into()),
+    ];
+    let span = parent.span(SystemTime::now() - begun.elapsed(), None);
+    let failed = error.map(|error| Class::of(error).label().to_owned());
+    span.end(format!("INSERT {target}"), trace::Kind::Client, attributes, failed);
 }
 
 fn insert_into(target: &str) -> String {

@@ -18,6 +18,7 @@ mod queue;
 mod shape;
 mod spare;
 mod told;
+mod traced;
 
 pub use entry::Member;
 
@@ -122,6 +123,7 @@ pub struct Sink {
     position: Lsn,
     sealed_bytes: usize,
     spares: Spares,
+    traced: traced::Traced,
     draining: bool,
     /// Targets that would have to stop as the source tells of them now, with the reason.
     doubts: BTreeMap<usize, String>,
@@ -159,6 +161,7 @@ impl Sink {
             position: start,
             sealed_bytes: 0,
             spares: Spares::default(),
+            traced: traced::Traced::default(),
             draining: false,
             doubts: BTreeMap::new(),
         };
@@ -228,6 +231,7 @@ impl Sink {
     async fn process(&mut self, delivery: &Delivery) -> Result<(), Failure> {
         let mut touched = BTreeSet::new();
         for event in &delivery.events {
+            self.traced.see(event, &delivery.data);
             match event {
                 Event::Relation(relation) => self.relation(relation),
                 Event::Begin(transaction) => self.transaction = Some(*transaction),
@@ -481,16 +485,6 @@ impl Sink {
         entry.received = metrics::counter!(names::ROWS_RECEIVED, "table" => entry.table.spec.full_name());
         self.queued.insert(fresh);
         self.routes.insert(oid, Route { live: Some(fresh), fresh: None });
-    }
-
-    fn rename(&mut self, oid: u32, schema: String, name: String, target: String) {
-        let Some(live) = self.routes.get(&oid).and_then(|route| route.live) else { return };
-        self.seal(live);
-        let Some(entry) = self.entries[live].as_mut() else { return };
-        let spec = TableSpec { schema, name, target, ..entry.table.spec.clone() };
-        entry.push(Job::Rename { spec: Box::new(spec.clone()) });
-        entry.table = entry.table.reshaped(spec);
-        self.queued.insert(live);
     }
 }
 

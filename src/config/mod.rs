@@ -12,6 +12,7 @@ mod parameter;
 mod queue;
 mod reports;
 mod tables;
+mod traces;
 mod url;
 mod value;
 
@@ -34,6 +35,7 @@ pub use parameter::{Parameter, ParameterType};
 pub use queue::{QueueConfig, WorkerConfig, WorkersConfig};
 pub use reports::{MERCHANT, OperationConfig, ReportConfig, WarehouseConfig, reports};
 pub use tables::{Glob, TableFilter};
+pub use traces::TracingConfig;
 pub use url::{Endpoint, SourceUrl, SslMode, check_loopback};
 pub use value::{ByteSize, LogFormat, REDACTED, Timespan, Unrepresentable};
 use value::{NotYet, secret};
@@ -59,6 +61,9 @@ pub struct Config {
     /// What is told, and how.
     #[serde(default)]
     pub log: LogConfig,
+    /// Where traces go.
+    #[serde(default)]
+    pub tracing: TracingConfig,
     /// Where events go. Without it there is no queue lane, no worker, and no call to AWS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue: Option<QueueConfig>,
@@ -214,6 +219,7 @@ impl Config {
             memory: MemoryConfig::default(),
             http: HttpConfig::default(),
             log: LogConfig::default(),
+            tracing: TracingConfig::default(),
             queue: None,
             workers: WorkersConfig::default(),
             objects: ObjectsConfig::default(),
@@ -265,6 +271,7 @@ impl Config {
         within(self.batch.max_bytes, ByteSize(64 << 10), ByteSize::mib(1024)).map_err(at("batch.max_bytes"))?;
         self.check_budget().map_err(at("memory.budget"))?;
         self.check_level().map_err(at("log.level"))?;
+        self.tracing.check()?;
         self.queue.as_ref().map_or(Ok(()), QueueConfig::check)?;
         self.workers.check()?;
         self.objects.check()?;

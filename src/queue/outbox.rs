@@ -11,9 +11,12 @@ use super::{
     outgoing::{Draft, Outgoing},
     published::{Published, Table},
 };
-use crate::event::{
-    Change, Epoch, Event, Lsn, Op, Relation, Transaction, Tuple, Value,
-    envelope::{EventType, Place, Written},
+use crate::{
+    event::{
+        Change, Epoch, Event, Lsn, Op, Relation, Transaction, Tuple, Value,
+        envelope::{EventType, Place, Written},
+    },
+    lane::CORRELATION_PREFIX,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -21,8 +24,6 @@ use std::{collections::HashMap, sync::Arc};
 
 /// The prefix of messages that are events.
 pub const OUTBOX_PREFIX: &[u8] = b"walhouse.outbox";
-/// The prefix of messages that name what correlates the events of their transaction.
-pub const CORRELATION_PREFIX: &[u8] = b"walhouse.correlation";
 
 /// Where events come from.
 #[derive(Clone, Debug)]

@@ -1,8 +1,11 @@
 //! An event on its way out: from what an application wrote to what a queue takes.
 
-use crate::event::{
-    envelope::{Envelope, EventType, Metadata, Place, Position, Queue, VERSION, Written},
-    schema::{self, Misfit},
+use crate::{
+    event::{
+        envelope::{Envelope, EventType, Metadata, Place, Position, Queue, VERSION, Written},
+        schema::{self, Misfit},
+    },
+    trace::{Kind, Parent, Span},
 };
 use serde_json::{Value, value::RawValue};
 use std::{borrow::Cow, time::SystemTime};
@@ -49,6 +52,8 @@ pub struct Outgoing {
     pub body: String,
     /// What travels beside the body, by name. None is empty, which SQS does not take.
     pub attributes: Vec<(&'static str, String)>,
+    /// Its way to the queue, if that is traced. It is the same each time the event is read.
+    pub span: Option<Span>,
 }
 
 impl Outgoing {
@@ -57,12 +62,13 @@ impl Outgoing {
     /// # Errors
     /// If it does not have the shape of its type.
     pub fn own(of: EventType, metadata: Metadata, payload: &Value, traceparent: Option<&str>) -> Result<Self, Misfit> {
-        let attributes = attributes(&metadata, Some(of), None, traceparent);
+        let (span, traceparent) = traced(&metadata, traceparent, SystemTime::now());
+        let attributes = attributes(&metadata, Some(of), None, traceparent.as_deref());
         let id = metadata.event_id.clone();
         let payload = serde_json::value::to_raw_value(payload).expect("a value is JSON");
         let body = serde_json::to_string(&Envelope { metadata, payload }).expect("an envelope is JSON");
         schema::check_event(&body)?;
-        Ok(Self { queue: of.queue(), dead: None, id, key: None, body: legal(&body).into_owned(), attributes })
+        Ok(Self { queue: of.queue(), dead: None, id, key: None, body: legal(&body).into_owned(), attributes, span })
     }
 
     /// What is left of an event that can not even be kept as a dead letter: who it was.
@@ -70,6 +76,22 @@ impl Outgoing {
         let attributes = self.attributes.iter().filter(|(name, _)| *name != "traceparent").cloned().collect();
         let body = serde_json::json!({ "eventId": self.id, "payload": NOT_KEPT }).to_string();
         Self { body, attributes, ..self.clone() }
+    }
+
+    /// Its queue, of this name, has confirmed it.
+    pub fn was_sent(&self, queue: &str) {
+        let Some(span) = self.span else { return };
+        let mut attributes = vec![
+            ("messaging.system", "aws_sqs".into()),
+            ("messaging.operation.type", "send".into()),
+            ("messaging.destination.name", queue.to_owned().into()),
+            ("walhouse.event_id", self.id.clone().into()),
+        ];
+        let led = self.attributes.iter().filter(|(name, _)| matches!(*name, "correlationId" | "eventType"));
+        attributes.extend(led.map(|(name, value)| {
+            (if *name == "eventType" { "walhouse.event_type" } else { "correlation_id" }, value.clone().into())
+        }));
+        span.end(format!("send {queue}"), Kind::Producer, attributes, self.dead.clone());
     }
 
     /// Whether it is that.
@@ -101,7 +123,8 @@ impl Draft {
                 record_lsn: self.place.record,
             }),
         };
-        let attributes = attributes(&metadata, of.ok(), self.table.as_deref(), self.traceparent.as_deref());
+        let (span, traceparent) = traced(&metadata, self.traceparent.as_deref(), self.time);
+        let attributes = attributes(&metadata, of.ok(), self.table.as_deref(), traceparent.as_deref());
         let (payload, is_json) = match RawValue::from_string(self.payload) {
             Ok(payload) => (payload, Ok(())),
             Err(error) => {
@@ -126,8 +149,22 @@ impl Draft {
             key: self.key.filter(|key| !key.is_empty()),
             body: legal(&body).into_owned(),
             attributes,
+            span,
         }
     }
+}
+
+/// The span of an event's way to its queue, if it is traced, and the `traceparent` that goes with it: the span's, so that what
+/// handles the event is caused by it, and otherwise what came along.
+fn traced<'a>(
+    metadata: &Metadata,
+    traceparent: Option<&'a str>,
+    begun: SystemTime,
+) -> (Option<Span>, Option<Cow<'a, str>>) {
+    let span =
+        Parent::of(traceparent, &metadata.correlation_id).map(|parent| parent.span(begun, Some(&metadata.event_id)));
+    let traceparent = span.map(|span| Cow::Owned(span.traceparent())).or(traceparent.map(Cow::Borrowed));
+    (span, traceparent)
 }
 
 fn attributes(

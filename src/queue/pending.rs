@@ -139,6 +139,7 @@ mod tests {
             key: key.map(str::to_owned),
             body: "x".repeat(body),
             attributes: Vec::new(),
+            span: None,
         }
     }
 

@@ -165,7 +165,12 @@ impl Publisher {
         let mut refused = None;
         for (item, sent) in items.into_iter().zip(sent).rev() {
             match sent {
-                Ok(()) => self.intake.sent(destination, &item),
+                Ok(()) => {
+                    if item.event.span.is_some() {
+                        item.event.was_sent(&self.sqs.name(destination));
+                    }
+                    self.intake.sent(destination, &item);
+                }
                 Err(refusal) if refusal.of_the_message && !item.event.is_epitaph() => {
                     self.bury(destination, item, &refusal.code);
                 }

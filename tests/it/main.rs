@@ -41,6 +41,7 @@ mod shapes;
 mod startup;
 mod stream;
 mod support;
+mod traces;
 mod types;
 mod verify;
 mod version;

@@ -4,7 +4,9 @@
 //! one, and merges to follow. What was sent is not kept, so nothing is sent twice. If the insert fails, or is given up,
 //! what it had may have landed or not, and whoever has the rows' source begins again.
 
-use super::{Attempt, CLIENT_TIMEOUT, Class, InsertError, Inserter, SERVER_TIMEOUT, client, write_block};
+use super::{
+    Attempt, CLIENT_TIMEOUT, Class, InsertError, Inserter, SERVER_TIMEOUT, client, trace_attempt, write_block,
+};
 use crate::{clickhouse::block::Block, event::Lsn, quote, telemetry::names};
 use clickhouse::insert_formatted::InsertFormatted;
 use std::{
@@ -79,6 +81,7 @@ impl OpenInsert<'_> {
         let Self { insert, mut attempt, target, begun, rows, .. } = self;
         let ended = insert.end().await;
         metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
+        trace_attempt(begun, &target, &attempt.id, rows, ended.as_ref().err());
         ended.map_err(|error| failed(&mut attempt, &target, error))?;
         attempt.answered = true;
         Ok(rows)

@@ -189,6 +189,7 @@ impl Sink {
         self.spares.shrink((2 * self.limits.budget).saturating_sub(self.open_bytes + self.sealed_bytes));
         self.shared.lane_bytes.store(self.held_bytes(), Ordering::Relaxed);
         let (durable, times) = self.ledger.settle();
+        self.traced.durable(durable);
         self.receiver.durable.send_if_modified(|position| {
             let rises = durable > *position;
             *position = durable.max(*position);

@@ -261,4 +261,15 @@ impl Sink {
         self.ledger.open(row);
         self.freeze(index, status, vec![row]);
     }
+
+    /// The source has another name: so shall the target.
+    pub(super) fn rename(&mut self, oid: u32, schema: String, name: String, target: String) {
+        let Some(live) = self.routes.get(&oid).and_then(|route| route.live) else { return };
+        self.seal(live);
+        let Some(entry) = self.entries[live].as_mut() else { return };
+        let spec = TableSpec { schema, name, target, ..entry.table.spec.clone() };
+        entry.push(Job::Rename { spec: Box::new(spec.clone()) });
+        entry.table = entry.table.reshaped(spec);
+        self.queued.insert(live);
+    }
 }

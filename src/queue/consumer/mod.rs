@@ -20,6 +20,7 @@
 mod circuit;
 mod deleter;
 mod known;
+mod traced;
 
 use super::{
     client::{QueueError, Sqs},
@@ -246,7 +247,8 @@ impl Consumer {
     }
 
     /// Deals with a message, whatever it takes.
-    async fn attend(self: Arc<Self>, message: Message, _hand: OwnedSemaphorePermit) {
+    async fn attend(self: Arc<Self>, mut message: Message, _hand: OwnedSemaphorePermit) {
+        let traced = traced::begin(&mut message);
         let named = |name: &str| message.attributes.get(name).map(String::as_str).unwrap_or_default();
         let span = tracing::info_span!(
             "event",
@@ -265,6 +267,9 @@ impl Consumer {
             let seconds = begun.elapsed().as_secs_f64();
             metrics::histogram!(names::HANDLER_SECONDS, "worker" => self.handler.name()).record(seconds);
             let label = self.settle(&message, begun, outcome).await;
+            if let Some(traced) = traced {
+                traced::end(traced, &self.sqs.name(self.source()), self.handler.name(), &message, label);
+            }
             metrics::counter!(names::EVENTS_HANDLED, "worker" => self.handler.name(), "outcome" => label).increment(1);
         }
         .instrument(span)
