@@ -21,7 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("lane", &["event", "retry"]),
     ("postgres", &["config", "event", "lane", "quote", "retry", "telemetry"]),
     ("clickhouse", &["checkpoint", "config", "event", "lane", "mask", "quote", "retry", "status", "telemetry"]),
-    ("queue", &["config", "event", "lane", "mask", "retry", "telemetry"]),
+    ("queue", &["config", "event", "lane", "mask", "retry", "store", "telemetry"]),
     ("copy", &["clickhouse", "config", "event", "postgres", "retry", "telemetry"]),
     ("setup", &["clickhouse", "config", "event", "postgres", "quote"]),
     ("workers", &["clickhouse", "config", "event", "queue", "retry", "store"]),
