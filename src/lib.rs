@@ -43,7 +43,7 @@
 //! # Who may import whom
 //!
 //! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`], [`trace`] and
-//! [`store`], where the results of reports go, know the configuration alone. `postgres` and `clickhouse`
+//! [`store`], where the results of reports and large payloads go, know the configuration alone. `postgres` and `clickhouse`
 //! stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know each other; nor does
 //! `queue`. `setup` and `copy` join the two, `workers` join ClickHouse and the queues, `pipeline` composes
 //! everything, `commands` and `http` stand on top. A test reads the imports and holds the code to this.

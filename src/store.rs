@@ -1,4 +1,5 @@
-//! Objects: what reports and exports leave behind, in a directory of this machine or in a bucket of S3.
+//! Objects: what reports and exports leave behind, and payloads that are too large for a queue, in a directory of this machine
+//! or in a bucket of S3.
 //!
 //! An object is there whole or not at all, under its key and nothing else: in a directory it is written beside its place and then
 //! renamed into it, after a sync; in S3 it is one request, or an upload in parts that its end makes visible. To write it again
@@ -30,6 +31,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct StoreError(String);
+
+/// Why an object could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The store is there, and has no such object.
+    #[error("there is no such object")]
+    Missing,
+    /// The store can not be asked now; what is wrong, and what to do.
+    #[error("{0}")]
+    Away(String),
+}
 
 /// Where objects are.
 pub struct Store {
@@ -67,6 +79,59 @@ impl Store {
     /// Where an object is that has this key.
     pub fn location(&self, key: &str) -> String {
         format!("{}{key}", self.base)
+    }
+
+    /// The key of the object at a location; `None` if that is not in this store. Whatever a location says, it leads nowhere else:
+    /// each part of the key is a plain name.
+    pub fn key_of<'a>(&self, location: &'a str) -> Option<&'a str> {
+        let plain = |part: &str| {
+            let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+            !part.is_empty() && !part.bytes().all(|byte| byte == b'.') && part.bytes().all(legal)
+        };
+        location.strip_prefix(&self.base).filter(|key| key.split('/').all(plain))
+    }
+
+    /// How many bytes an object has.
+    ///
+    /// # Errors
+    /// If it is not there, or that can not be known now.
+    pub async fn size(&self, key: &str) -> Result<u64, ReadError> {
+        let key = self.key(key);
+        match self.inner.head(&key).await {
+            Ok(found) => Ok(found.size),
+            Err(Error::NotFound { .. }) => Err(self.not_found(&key).await),
+            Err(error) => Err(ReadError::Away(self.describe(&error))),
+        }
+    }
+
+    /// A part of an object: of the bytes from `start` on as many as one request brings, and none beyond its end, `size`.
+    ///
+    /// # Errors
+    /// If it is not there, or can not be read now.
+    pub async fn part(&self, key: &str, start: u64, size: u64) -> Result<Bytes, ReadError> {
+        let key = self.key(key);
+        let end = size.min(start + PART as u64);
+        match self.inner.get_range(&key, start..end).await {
+            Ok(bytes) => Ok(bytes),
+            Err(Error::NotFound { .. }) => Err(self.not_found(&key).await),
+            Err(error) => Err(ReadError::Away(self.describe(&error))),
+        }
+    }
+
+    /// What it means that an object was not found: a store that is not there has none either.
+    async fn not_found(&self, key: &Key) -> ReadError {
+        if let Some(directory) = &self.directory {
+            return match directory.is_dir() {
+                true => ReadError::Missing,
+                false => ReadError::Away(format!("{} is not there: create it, or mount it", directory.display())),
+            };
+        }
+        match self.inner.get(key).await {
+            Err(Error::NotFound { source, .. }) if source.to_string().contains("NoSuchBucket") => {
+                ReadError::Away(format!("{} is not there: create it, or correct objects.url", self.base))
+            }
+            _ => ReadError::Missing,
+        }
     }
 
     /// Whether it answers.
@@ -114,10 +179,15 @@ impl Store {
     /// An error, for people: what, where, and what to do.
     fn describe(&self, error: &Error) -> String {
         let at = self.base.trim_end_matches('/');
+        if let Some(directory) = &self.directory
+            && let Err(error) = writable(directory)
+        {
+            return no_directory(directory, &error);
+        }
         match error {
             Error::NotFound { .. } => format!("{at} is not there: create it, or correct objects.url"),
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                format!("{at} does not let this identity write: see its policy, and AWS_ACCESS_KEY_ID or the role")
+                format!("{at} does not let this identity in: see its policy, and AWS_ACCESS_KEY_ID or the role")
             }
             _ => {
                 let mut cause: &dyn std::error::Error = error;

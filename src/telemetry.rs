@@ -84,6 +84,11 @@ pub mod names {
     pub const QUEUE_LATENCY: &str = "walhouse_queue_latency_seconds";
     /// Requests to SQS that failed, by kind.
     pub const QUEUE_ERRORS: &str = "walhouse_queue_errors_total";
+    /// Payloads that were put into the object store since they are too large for a queue; one that is put there again counts
+    /// again.
+    pub const PAYLOADS_STORED: &str = "walhouse_payloads_stored_total";
+    /// Payloads that could not be written into the object store, or read from it, by which of the two it was.
+    pub const PAYLOAD_ERRORS: &str = "walhouse_payload_errors_total";
     /// Requests of workers for messages that failed, by worker and kind.
     pub const TAKE_ERRORS: &str = "walhouse_worker_take_errors_total";
     /// Messages that came to an end at a worker, by worker and outcome: done, known (an event of its id was done before), again,
@@ -157,6 +162,8 @@ fn describe() {
     gauge!(names::EVENTS_BEHIND, "1 while events wait in the WAL because they came faster than they were sent");
     histogram!(names::QUEUE_LATENCY, Unit::Seconds, "Time from an event's commit until its queue has confirmed it");
     counter!(names::QUEUE_ERRORS, "Requests to SQS that failed, by kind");
+    counter!(names::PAYLOADS_STORED, "Payloads put into the object store, being too large for a queue");
+    counter!(names::PAYLOAD_ERRORS, "Payloads that could not be put into the object store or read from it, by request");
     counter!(names::TAKE_ERRORS, "Requests for messages that failed, by worker and kind");
     counter!(names::EVENTS_HANDLED, "Messages that came to an end at a worker, by worker and outcome");
     histogram!(names::HANDLER_SECONDS, Unit::Seconds, "Time that a worker had a message in hand");

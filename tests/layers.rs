@@ -25,7 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "clickhouse",
         &["checkpoint", "config", "event", "lane", "mask", "quote", "retry", "status", "telemetry", "trace"],
     ),
-    ("queue", &["config", "event", "lane", "mask", "retry", "telemetry", "trace"]),
+    ("queue", &["config", "event", "lane", "mask", "retry", "store", "telemetry", "trace"]),
     ("copy", &["clickhouse", "config", "event", "postgres", "retry", "telemetry"]),
     ("setup", &["clickhouse", "config", "event", "postgres", "quote"]),
     ("workers", &["clickhouse", "config", "event", "queue", "retry", "store"]),

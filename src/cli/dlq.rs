@@ -59,7 +59,8 @@ Exit codes:
     Redrive(RedriveArgs),
     /// Remove letters for good
     ///
-    /// They can not be brought back. Without --yes it only says how many there are.
+    /// They can not be brought back. Without --yes it only says how many there are. Payloads in the object store stay there,
+    /// until the store's own rule removes them.
     #[command(after_help = "Examples:
   walhouse dlq purge --queue audit-log --type SecurityEventOccurred --dry-run
   walhouse dlq purge --queue audit-log --event-id 018f3b5e-7c1a-8000-8000-0123456789ab --yes
@@ -105,6 +106,9 @@ pub struct ShowArgs {
     /// The event's id or the message's, as list has it.
     #[arg(value_name = "ID")]
     pub id: String,
+    /// Print the payload too where it was too large for a queue and is in the object store. Without it, only where it is.
+    #[arg(long)]
+    pub payload: bool,
 }
 
 /// `walhouse dlq redrive`

@@ -41,18 +41,26 @@ impl StoredLetter {
     }
 }
 
-/// Letters of `slot` that were not sent yet, the oldest first, `most` at most.
+/// Letters of `slot` that were not sent yet, the oldest first, `most` at most; and no more of them once they have so many `bytes`.
 ///
 /// # Errors
 /// What ClickHouse says.
-pub async fn unsent(client: &Client, slot: &str, most: usize) -> Result<Vec<StoredLetter>, Error> {
+pub async fn unsent(client: &Client, slot: &str, most: usize, bytes: usize) -> Result<Vec<StoredLetter>, Error> {
     let sql = format!(
         "SELECT oid, schema_name, table_name, version, toString(operation) AS operation, key, key_values, column_name, reason, \
          envelope, toUnixTimestamp64Micro(ifNull(committed_at, toDateTime64(created_at, 6, 'UTC'))) AS time \
          FROM {TABLE} FINAL WHERE slot = ? AND (oid, key_values, version) NOT IN \
          (SELECT oid, key_values, version FROM _dead_letters_sent WHERE slot = ?) ORDER BY version, oid, key_values LIMIT {most}"
     );
-    client.query(&sql).bind(slot).bind(slot).fetch_all().await
+    let mut found = client.query(&sql).bind(slot).bind(slot).fetch::<StoredLetter>()?;
+    let (mut letters, mut held) = (Vec::new(), 0);
+    while held < bytes
+        && let Some(letter) = found.next().await?
+    {
+        held += letter.envelope.len();
+        letters.push(letter);
+    }
+    Ok(letters)
 }
 
 /// Notes that letters were sent, each as the event with its id.

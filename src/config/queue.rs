@@ -36,6 +36,8 @@ pub struct QueueConfig {
 pub struct WorkersConfig {
     /// Whether this process handles messages. Another one with the same configuration may do so instead.
     pub enabled: bool,
+    /// The largest payload that is taken from the object store; it is in memory several times while it is handled.
+    pub max_payload: ByteSize,
     /// audit-log-queue.
     #[serde(deserialize_with = "audit")]
     pub audit: WorkerConfig,
@@ -52,7 +54,8 @@ pub struct WorkersConfig {
 pub struct WorkerConfig {
     /// Whether they are.
     pub enabled: bool,
-    /// Messages that are handled at once, and so are in memory; each has 1 MiB at most.
+    /// Messages that are handled at once, and so are in memory; each has 1 MiB at most, and large payloads from the object store
+    /// come one after the other.
     pub concurrency: usize,
     /// How long the handling of one may take; the event's own limit if it is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,7 +101,14 @@ impl Default for QueueConfig {
 impl Default for WorkersConfig {
     fn default() -> Self {
         let worker = |concurrency| WorkerConfig { enabled: true, concurrency, timeout: None, retry_delay: None };
-        Self { enabled: true, audit: worker(AUDIT), operation: worker(OPERATION), data_sync: worker(DATA_SYNC) }
+        let max_payload = ByteSize::mib(128);
+        Self {
+            enabled: true,
+            max_payload,
+            audit: worker(AUDIT),
+            operation: worker(OPERATION),
+            data_sync: worker(DATA_SYNC),
+        }
     }
 }
 
@@ -186,6 +196,8 @@ impl QueueConfig {
 
 impl WorkersConfig {
     pub(super) fn check(&self) -> Result<(), Refused> {
+        within(self.max_payload, ByteSize::mib(1), ByteSize::mib(1024))
+            .map_err(|message| (Cow::from("workers.max_payload"), message))?;
         for (name, worker) in [("audit", &self.audit), ("operation", &self.operation), ("data_sync", &self.data_sync)] {
             let at = |key: &str| {
                 let path = Cow::from(format!("workers.{name}.{key}"));

@@ -10,6 +10,7 @@
 mod change;
 pub mod envelope;
 mod lsn;
+mod outline;
 mod relation;
 pub mod schema;
 mod table;

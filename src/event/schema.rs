@@ -1,17 +1,19 @@
 //! Whether an event has the shape of its type: what `config/events/` says, as the applications that write events read it.
 
-use super::envelope::EventType;
+use super::{envelope::EventType, outline};
 use jsonschema::Validator;
 use serde_json::Value;
 use std::sync::LazyLock;
 
 const ENVELOPE: &str = include_str!("../../config/events/1.0/envelope.json");
+const REFERENCE: &str = include_str!("../../config/events/1.0/envelope.reference.json");
 const DATABASE_CHANGE: &str = include_str!("../../config/events/1.0/DatabaseChangeCaptured.json");
 const OPERATION: &str = include_str!("../../config/events/1.0/AsynchronousOperationRequested.json");
 const SECURITY: &str = include_str!("../../config/events/1.0/SecurityEventOccurred.json");
 
 static VALIDATORS: LazyLock<Validators> = LazyLock::new(|| Validators {
     envelope: validator(ENVELOPE),
+    reference: validator(REFERENCE),
     database_change: validator(DATABASE_CHANGE),
     operation: validator(OPERATION),
     security: validator(SECURITY),
@@ -19,6 +21,7 @@ static VALIDATORS: LazyLock<Validators> = LazyLock::new(|| Validators {
 
 struct Validators {
     envelope: Validator,
+    reference: Validator,
     database_change: Validator,
     operation: Validator,
     security: Validator,
@@ -43,11 +46,25 @@ pub enum Misfit {
     },
 }
 
-/// Checks a payload against the schema of its type.
+/// What has the shape of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A whole event of this type.
+    Whole(EventType),
+    /// An event of this type whose payload is elsewhere: that is still to be checked.
+    Reference(EventType),
+}
+
+/// Checks a payload, as text, against the schema of its type.
 ///
 /// # Errors
 /// The first thing that is wrong with it.
-pub fn check_payload(of: EventType, payload: &Value) -> Result<(), Misfit> {
+pub fn check_payload(of: EventType, payload: &str) -> Result<(), Misfit> {
+    let payload = outline::payload(payload).map_err(|error| Misfit::Json(error.to_string()))?;
+    check_value(of, &payload)
+}
+
+fn check_value(of: EventType, payload: &Value) -> Result<(), Misfit> {
     let validators = &*VALIDATORS;
     let validator = match of {
         EventType::DatabaseChangeCaptured => &validators.database_change,
@@ -62,20 +79,38 @@ pub fn check_payload(of: EventType, payload: &Value) -> Result<(), Misfit> {
 /// # Errors
 /// The first thing that is wrong with it; of another major version, that.
 pub fn check_event(text: &str) -> Result<EventType, Misfit> {
-    let event: Value = serde_json::from_str(text).map_err(|error| Misfit::Json(error.to_string()))?;
+    let event = outline::event(text).map_err(|error| Misfit::Json(error.to_string()))?;
+    let of = check_envelope(&event, &VALIDATORS.envelope)?;
+    check_value(of, event.get("payload").unwrap_or(&Value::Null))?;
+    Ok(of)
+}
+
+/// Checks what a queue holds: a whole event, or one that refers to its payload.
+///
+/// # Errors
+/// As of [`check_event`].
+pub fn check_message(text: &str) -> Result<Shape, Misfit> {
+    let event = outline::event(text).map_err(|error| Misfit::Json(error.to_string()))?;
+    if event.get("payload").is_none() && event.get("payloadReference").is_some() {
+        return check_envelope(&event, &VALIDATORS.reference).map(Shape::Reference);
+    }
+    let of = check_envelope(&event, &VALIDATORS.envelope)?;
+    check_value(of, event.get("payload").unwrap_or(&Value::Null))?;
+    Ok(Shape::Whole(of))
+}
+
+fn check_envelope(event: &Value, validator: &Validator) -> Result<EventType, Misfit> {
     let version = event.pointer("/metadata/eventVersion").and_then(Value::as_str);
     // Before anything else: what comes next may look quite different.
     if let Some(version) = version.filter(|version| is_version(version) && !version.starts_with("1.")) {
         return Err(Misfit::Version(version.to_owned()));
     }
-    check(&VALIDATORS.envelope, &event, "")?;
+    check(validator, event, "")?;
     let name = event.pointer("/metadata/eventType").and_then(Value::as_str).unwrap_or_default();
-    let of = name.parse().map_err(|error: super::envelope::UnknownEventType| Misfit::Shape {
+    name.parse().map_err(|error: super::envelope::UnknownEventType| Misfit::Shape {
         place: "/metadata/eventType".to_owned(),
         expected: error.to_string(),
-    })?;
-    check_payload(of, event.get("payload").unwrap_or(&Value::Null))?;
-    Ok(of)
+    })
 }
 
 /// Whether a text is a version at all: two numbers.
@@ -160,6 +195,35 @@ mod tests {
         let said = wrong(EventType::DatabaseChangeCaptured, deleted);
         assert!(said.starts_with("/payload/after: ") && !said.contains("canary"), "{said}");
         assert!(matches!(check_event("{\"metadata\": "), Err(Misfit::Json(_))));
+    }
+
+    #[test]
+    fn a_message_that_refers_to_its_payload_has_the_shape_of_that() {
+        let mut event = event(EventType::SecurityEventOccurred, &login());
+        let whole = Ok(Shape::Whole(EventType::SecurityEventOccurred));
+        assert_eq!(check_message(&event.to_string()), whole);
+        let reference = json!({"location": "s3://bucket/a", "bytes": 7, "sha256": "0".repeat(64)});
+        event["payloadReference"] = reference.clone();
+        assert_eq!(check_message(&event.to_string()), whole, "what is there counts");
+        event.as_object_mut().unwrap().remove("payload");
+        assert_eq!(check_message(&event.to_string()), Ok(Shape::Reference(EventType::SecurityEventOccurred)));
+        assert!(check_event(&event.to_string()).is_err(), "what is written into an outbox is no reference");
+        for (name, value) in [
+            ("location", json!("http://canary")),
+            ("location", json!(7)),
+            ("bytes", json!(0)),
+            ("bytes", json!(1.5)),
+            ("sha256", json!("canary")),
+            ("sha256", json!("0".repeat(63))),
+        ] {
+            event["payloadReference"] = reference.clone();
+            event["payloadReference"][name] = value;
+            let said = check_message(&event.to_string()).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("/payloadReference/{name}: ")) && !said.contains("canary"), "{said}");
+        }
+        event["payloadReference"] = reference;
+        event["metadata"]["eventVersion"] = json!("2.0");
+        assert_eq!(check_message(&event.to_string()), Err(Misfit::Version("2.0".to_owned())));
     }
 
     #[test]

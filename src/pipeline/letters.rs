@@ -8,6 +8,7 @@ use crate::{
         letters::{StoredLetter, note_sent, unsent},
     },
     queue::{
+        claim::Claims,
         client::Sqs,
         lost::{LostRow, send_all},
         outbox::Origin,
@@ -22,16 +23,22 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Letters that are read at once: each may be a large row.
+/// Letters that are read at once; and no more of them once they have so many bytes: each may be a large row.
 const AT_ONCE: usize = 50;
+const BYTES_AT_ONCE: usize = 8 << 20;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Sends letters as they are written, and those that were written before. Ends with the session.
-pub(super) async fn run(shared: Arc<Shared>, sqs: Arc<Sqs>, origin: Origin) -> Result<(), SessionError> {
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    sqs: Arc<Sqs>,
+    claims: Arc<Claims>,
+    origin: Origin,
+) -> Result<(), SessionError> {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     loop {
-        match some(&shared, &sqs, &origin).await {
+        match some(&shared, &sqs, &claims, &origin).await {
             Ok(0) => {
                 backoff.reset();
                 shared.letters.notified().await;
@@ -46,14 +53,14 @@ pub(super) async fn run(shared: Arc<Shared>, sqs: Arc<Sqs>, origin: Origin) -> R
     }
 }
 
-async fn some(shared: &Shared, sqs: &Sqs, origin: &Origin) -> Result<usize, String> {
+async fn some(shared: &Shared, sqs: &Sqs, claims: &Claims, origin: &Origin) -> Result<usize, String> {
     let slot = shared.state.slot();
-    let letters = unsent(&shared.client, slot, AT_ONCE).await.map_err(|error| describe(&error))?;
+    let letters = unsent(&shared.client, slot, AT_ONCE, BYTES_AT_ONCE).await.map_err(|error| describe(&error))?;
     let rows: Vec<LostRow> = letters.iter().map(|letter| lost(slot, origin, letter)).collect();
     let sent: Vec<(StoredLetter, String)> =
         letters.into_iter().zip(rows.iter().map(|row| row.id.to_string())).collect();
     let events = rows.into_iter().map(|row| row.letter(origin)).collect();
-    send_all(sqs, events).await.map_err(|error| error.to_string())?;
+    send_all(sqs, claims, events).await.map_err(|error| error.to_string())?;
     note_sent(&shared.client, slot, &sent).await.map_err(|error| describe(&error))?;
     Ok(sent.len())
 }

@@ -5,7 +5,7 @@ use crate::{
     event::{Epoch, Lsn},
     lane::{LaneSender, lane},
     postgres::again::Again,
-    queue::{client::Sqs, outbox::Origin, published::Published, publisher::Publisher},
+    queue::{claim::Claims, client::Sqs, outbox::Origin, published::Published, publisher::Publisher},
 };
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -16,6 +16,7 @@ pub(super) struct QueueLane {
     pub(super) durable: watch::Receiver<Lsn>,
     pub(super) publisher: Publisher,
     pub(super) sqs: Arc<Sqs>,
+    pub(super) claims: Arc<Claims>,
     pub(super) origin: Origin,
 }
 
@@ -26,10 +27,10 @@ impl QueueLane {
         let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
         let (sender, receiver, durable) = lane(start);
         let origin = origin(config, system_identifier, epoch);
-        let again = Arc::new(Again::new(config.source.clone()));
-        let publisher =
-            Publisher::new(receiver, Arc::clone(&sqs), origin.clone(), start, queue.budget.as_usize(), again);
-        Some(Self { sender, durable, publisher, sqs, origin })
+        let (again, claims) = (Arc::new(Again::new(config.source.clone())), Arc::new(Claims::new(&config.objects)));
+        let (to, budget) = ((Arc::clone(&sqs), Arc::clone(&claims)), queue.budget.as_usize());
+        let publisher = Publisher::new(receiver, to, origin.clone(), start, budget, again);
+        Some(Self { sender, durable, publisher, sqs, claims, origin })
     }
 }
 

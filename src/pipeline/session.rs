@@ -212,7 +212,7 @@ async fn stream(
         senders.push(lane.sender);
         positions.push(lane.durable);
         publisher = Some(Task::spawn("queue", lane.publisher.run()));
-        letters = Some(Task::spawn("letters", letters::run(Arc::clone(&shared), lane.sqs, lane.origin)));
+        letters = Some(Task::spawn("letters", letters::run(Arc::clone(&shared), lane.sqs, lane.claims, lane.origin)));
     }
     let queue_position = positions.get(1).cloned();
     let (stored, watched) = watch::channel(start);

@@ -234,11 +234,15 @@ impl Intake {
         self.held.pending.again(destination, item);
     }
 
-    /// An event that is never taken becomes a dead letter; a dead letter that is not leaves its id and the reason.
+    /// An event refers to the store from now on, and is next to be sent.
+    pub(super) fn referred(&mut self, destination: Destination, item: Item) {
+        self.held.pending.referred(destination, item);
+    }
+
+    /// An event that is never taken becomes a dead letter.
     pub(super) fn bury(&mut self, destination: Destination, item: Item, code: &str) {
         self.held.pending.sent(destination, &item);
-        let event = if destination.dead { item.event.epitaph() } else { item.event };
-        self.held.pending.push(item.row, Outgoing { dead: Some(format!("SQS refuses it: {code}")), ..event });
+        self.held.pending.push(item.row, Outgoing { dead: Some(format!("SQS refuses it: {code}")), ..item.event });
     }
 
     /// Whether everything that came is sent.

@@ -3,7 +3,7 @@
 //! Whoever makes one marks it with attributes of its message. One that SQS itself has moved, after a worker's last try ended in a
 //! crash, has none of them.
 
-use super::{messages::Message, outgoing::is_legal};
+use super::{claim::Referred, messages::Message, outgoing::is_legal};
 use serde::Serialize;
 use serde_json::Value;
 use std::time::SystemTime;
@@ -53,6 +53,10 @@ pub struct Letter {
     pub tries: Option<u32>,
     /// When it was given up, RFC 3339.
     pub time: Option<String>,
+    /// Where its payload is, if that was too large for a queue.
+    pub payload_location: Option<String>,
+    /// How many bytes that has.
+    pub payload_bytes: Option<u64>,
 }
 
 impl Letter {
@@ -65,6 +69,7 @@ impl Letter {
             found.and_then(Value::as_str).map(str::to_owned)
         };
         let moved = || "SQS has moved it: whoever had taken it for the last time ended without a word".to_owned();
+        let referred = Referred::of(&body);
         let sent = || message.sent.map(|sent| humantime::format_rfc3339_millis(sent).to_string());
         Self {
             message_id: message.id.clone(),
@@ -76,6 +81,8 @@ impl Letter {
             handler: named(HANDLER),
             tries: named(TRIES).and_then(|tries| tries.parse().ok()),
             time: named(TIME).or_else(sent),
+            payload_location: referred.as_ref().map(|referred| referred.reference().location.clone()),
+            payload_bytes: referred.as_ref().map(|referred| referred.reference().bytes),
         }
     }
 }
@@ -131,8 +138,11 @@ mod tests {
         assert_eq!(letter.reason, "a full moon");
         let moved = Letter::of(&message("no JSON at all", &[]));
         assert!(moved.event_id.is_none() && moved.reason.starts_with("SQS has moved it"), "{moved:?}");
-        // What is left of one that was too large.
-        assert_eq!(Letter::of(&message(r#"{"eventId": "e2"}"#, &[])).event_id.as_deref(), Some("e2"));
+        // One that was too large.
+        let referring = r#"{"metadata": {"eventId": "e2"}, "payloadReference": {"location": "s3://b/k", "bytes": 7, "sha256": "0"}}"#;
+        let letter = Letter::of(&message(referring, &[]));
+        assert_eq!((letter.event_id.as_deref(), letter.payload_bytes), (Some("e2"), Some(7)));
+        assert_eq!((letter.payload_location.as_deref(), moved.payload_location), (Some("s3://b/k"), None));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Dead letters that are no events of an application: rows that their table does not take.
 
 use super::{
-    client::{QueueError, Sqs},
+    claim::Claims,
+    client::{QueueError, Refusal, Sqs},
     letters,
     outbox::Origin,
     outgoing::{Draft, Outgoing},
@@ -70,34 +71,65 @@ impl LostRow {
 ///
 /// # Errors
 /// If it is not known of all of them; those that are there are sent again then.
-pub async fn send_all(sqs: &Sqs, letters: Vec<Outgoing>) -> Result<(), QueueError> {
+pub async fn send_all(sqs: &Sqs, claims: &Claims, letters: Vec<Outgoing>) -> Result<(), QueueError> {
     let to = Destination { queue: Queue::DataSync, dead: true };
     let mut waiting: Vec<Outgoing> = letters.into_iter().rev().collect();
+    let mut most = MAX_ENTRIES;
     while !waiting.is_empty() {
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        while let Some(event) = waiting.pop() {
-            let size = pending::size(&event);
-            if batch.len() == MAX_ENTRIES || !batch.is_empty() && bytes + size > MAX_BYTES {
-                waiting.push(event);
-                break;
+        let batch = next(claims, &mut waiting, most).await?;
+        let sent = match sqs.send(to, &batch).await {
+            // The queue takes less than SQS does: each by itself, and then by its reference.
+            Err(error) if error.is_too_much && (batch.len() > 1 || !batch[0].event.refers()) => {
+                let refused = Refusal { of_the_message: true, code: error.message };
+                let sent = if batch.len() == 1 { vec![Err(refused)] } else { Vec::new() };
+                most = 1;
+                sent
             }
-            bytes += size;
-            batch.push(Item { row: 0, event, bytes: size });
-        }
-        for (item, sent) in batch.iter().zip(sqs.send(to, &batch).await?) {
-            match sent {
-                Ok(()) => {}
-                // What is left of it is who it was; the row itself is in the table of letters.
-                Err(refusal) if refusal.of_the_message && !item.event.is_epitaph() => {
-                    waiting.push(item.event.epitaph());
-                }
-                Err(refusal) => {
+            sent => sent?,
+        };
+        let mut sent = sent.into_iter();
+        for item in batch.into_iter().rev() {
+            match sent.next_back() {
+                Some(Ok(())) => {}
+                Some(Err(refusal)) if !refusal.of_the_message || item.event.refers() => {
                     let message = format!("SQS did not take a message for {}: {}", sqs.name(to), refusal.code);
                     return Err(QueueError::new(Kind::Transient, message));
+                }
+                refused => {
+                    let mut event = item.event;
+                    if refused.is_some() {
+                        refer(claims, &mut event).await?;
+                    }
+                    waiting.push(event);
                 }
             }
         }
     }
+    Ok(())
+}
+
+/// The next letters that go together, of which what is too large is in the store by then.
+async fn next(claims: &Claims, waiting: &mut Vec<Outgoing>, most: usize) -> Result<Vec<Item>, QueueError> {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    while let Some(mut event) = waiting.pop() {
+        if pending::size(&event) > MAX_BYTES {
+            refer(claims, &mut event).await?;
+        }
+        let size = pending::size(&event);
+        if batch.len() == most || !batch.is_empty() && bytes + size > MAX_BYTES {
+            waiting.push(event);
+            break;
+        }
+        bytes += size;
+        batch.push(Item { row: 0, event, bytes: size });
+    }
+    Ok(batch)
+}
+
+/// Has its payload put into the store.
+async fn refer(claims: &Claims, event: &mut Outgoing) -> Result<(), QueueError> {
+    let claim = claims.put(&event.body).await;
+    event.refer(claim.map_err(|error| QueueError::new(Kind::Transient, error.to_string()))?);
     Ok(())
 }
 

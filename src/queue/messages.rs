@@ -55,6 +55,16 @@ impl From<Raw> for Message {
     }
 }
 
+impl Message {
+    /// What SQS counts of it once it has these attributes too: the body, and of each attribute its name, its type and its value.
+    pub fn size(&self, with: &[(&str, String)]) -> usize {
+        const TYPE: usize = "String".len();
+        let own = self.attributes.iter().map(|(name, value)| name.len() + TYPE + value.len());
+        let with = with.iter().map(|(name, value)| name.len() + TYPE + value.len());
+        self.body.len() + own.chain(with).sum::<usize>()
+    }
+}
+
 impl Sqs {
     /// Takes up to `most` messages, which are then invisible for `lease`; waits for the first one for up to `patience`.
     ///

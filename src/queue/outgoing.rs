@@ -1,5 +1,9 @@
 //! An event on its way out: from what an application wrote to what a queue takes.
 
+use super::{
+    claim::{self, Claim},
+    pending::MAX_BYTES,
+};
 use crate::{
     event::{
         envelope::{Envelope, EventType, Metadata, Place, Position, Queue, VERSION, Written},
@@ -48,7 +52,7 @@ pub struct Outgoing {
     pub id: String,
     /// Events of one key keep their order.
     pub key: Option<String>,
-    /// The envelope.
+    /// The envelope, or what refers to its payload.
     pub body: String,
     /// What travels beside the body, by name. None is empty, which SQS does not take.
     pub attributes: Vec<(&'static str, String)>,
@@ -68,14 +72,13 @@ impl Outgoing {
         let payload = serde_json::value::to_raw_value(payload).expect("a value is JSON");
         let body = serde_json::to_string(&Envelope { metadata, payload }).expect("an envelope is JSON");
         schema::check_event(&body)?;
-        Ok(Self { queue: of.queue(), dead: None, id, key: None, body: legal(&body).into_owned(), attributes, span })
+        Ok(Self { queue: of.queue(), dead: None, id, key: None, body: legal(body), attributes, span })
     }
 
-    /// What is left of an event that can not even be kept as a dead letter: who it was.
-    pub fn epitaph(&self) -> Self {
-        let attributes = self.attributes.iter().filter(|(name, _)| *name != "traceparent").cloned().collect();
-        let body = serde_json::json!({ "eventId": self.id, "payload": NOT_KEPT }).to_string();
-        Self { body, attributes, ..self.clone() }
+    /// Refers from now on to what it was, which is in the store.
+    pub fn refer(&mut self, claim: Claim) {
+        self.body = claim.body;
+        self.attributes.push((claim::ATTRIBUTE, claim.bytes));
     }
 
     /// Its queue, of this name, has confirmed it.
@@ -94,13 +97,12 @@ impl Outgoing {
         span.end(format!("send {queue}"), Kind::Producer, attributes, self.dead.clone());
     }
 
-    /// Whether it is that.
-    pub fn is_epitaph(&self) -> bool {
-        self.body.len() < 2 * LONGEST && self.body.ends_with(&format!("\"payload\":\"{NOT_KEPT}\"}}"))
+    /// Whether it does.
+    pub fn refers(&self) -> bool {
+        self.attributes.iter().any(|(name, _)| *name == claim::ATTRIBUTE)
     }
 }
 
-const NOT_KEPT: &str = "not kept";
 /// The longest that an identifier may be; what is longer is no identifier.
 const LONGEST: usize = 256;
 
@@ -147,7 +149,8 @@ impl Draft {
             dead: checked.err(),
             id,
             key: self.key.filter(|key| !key.is_empty()),
-            body: legal(&body).into_owned(),
+            // What is too large for any queue goes into the store, as it was written.
+            body: if body.len() > MAX_BYTES { body } else { legal(body) },
             attributes,
             span,
         }
@@ -195,10 +198,10 @@ pub(super) fn is_legal(one: char) -> bool {
 
 /// The same JSON with escapes in place of characters that SQS does not take. Outside of strings JSON has none of them. Those
 /// beyond U+FFFF are escaped too: SQS takes them, and what stands in for it at home does not.
-fn legal(json: &str) -> Cow<'_, str> {
+pub(super) fn legal(json: String) -> String {
     let stays = |one: char| is_legal(one) && one <= '\u{FFFF}';
     if json.chars().all(stays) {
-        return Cow::Borrowed(json);
+        return json;
     }
     let mut out = String::with_capacity(json.len() + 16);
     for one in json.chars() {
@@ -207,7 +210,7 @@ fn legal(json: &str) -> Cow<'_, str> {
             false => one.encode_utf16(&mut [0; 2]).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}"))),
         }
     }
-    Cow::Owned(out)
+    out
 }
 
 #[cfg(test)]

@@ -49,6 +49,13 @@ struct Line {
     behind: HashMap<String, VecDeque<Item>>,
 }
 
+impl Item {
+    /// Whether no queue takes it, not even by itself.
+    pub fn is_too_large(&self) -> bool {
+        self.bytes > MAX_BYTES
+    }
+}
+
 impl Pending {
     /// Bytes of all that waits or is on its way.
     pub fn bytes(&self) -> usize {
@@ -108,6 +115,13 @@ impl Pending {
             }
             None => {}
         }
+    }
+
+    /// An event refers to the store from now on, and is next to be sent.
+    pub fn referred(&mut self, destination: Destination, item: Item) {
+        let bytes = size(&item.event);
+        self.bytes = self.bytes + bytes - item.bytes;
+        self.again(destination, Item { bytes, ..item });
     }
 
     /// An event has to be sent again, before anything else.

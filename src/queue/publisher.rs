@@ -3,8 +3,12 @@
 //! Batches go out several at a time; the order is that of each key, which [`Pending`] keeps. What SQS does not confirm is
 //! sent again, with the same ids. While SQS is away the lane waits, and with it the slot; nothing is lost. Nobody else has to
 //! wait for it, though: what is too much to be held is let go, and read again later ([`Intake`]).
+//!
+//! What is too large for a queue goes into the object store first, one event at a time ([`Claims`]). While the store is away that
+//! event waits, those of its key behind it, and so does the slot; others are sent as long as there is room for them.
 
 use super::{
+    claim::{Claim, Claims},
     client::{QueueError, Refusal, Sent, Sqs},
     intake::Intake,
     outbox::Origin,
@@ -14,10 +18,12 @@ use super::{
 use crate::{
     event::Lsn,
     lane::{LaneReceiver, Reread},
-    retry::{Backoff, Kind},
+    retry::{Backoff, Kind, Reminder},
+    store::StoreError,
     telemetry::names,
 };
 use std::{
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,8 +36,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often it is looked at whether the stream still has to wait.
 const LOOK: Duration = Duration::from_millis(250);
-/// How often the same trouble is told again.
-const TELL_EVERY: Duration = Duration::from_secs(30);
+/// What a queue refuses that is as small as this, it does not refuse for its size.
+const SMALL: usize = 4 << 10;
 
 /// Why the lane can not go on.
 #[derive(Debug, thiserror::Error)]
@@ -45,26 +51,64 @@ pub enum PublishError {
 pub struct Publisher {
     receiver: LaneReceiver,
     sqs: Arc<Sqs>,
+    claims: Arc<Claims>,
     intake: Intake,
     running: JoinSet<Flight>,
-    backoff: Backoff,
-    /// SQS is left alone until then.
-    pause: Option<Instant>,
-    told: Option<Instant>,
+    /// What waits for the store.
+    large: VecDeque<(Destination, Item)>,
+    /// One of them is on its way there.
+    is_storing: bool,
+    queues: Patience,
+    store: Patience,
 }
 
-/// A batch that came back.
-struct Flight {
-    destination: Destination,
-    items: Vec<Item>,
-    sent: Result<Sent, QueueError>,
+/// What came back.
+enum Flight {
+    /// A batch, from SQS.
+    Batch { destination: Destination, items: Vec<Item>, sent: Result<Sent, QueueError> },
+    /// An event, from the store.
+    Stored { destination: Destination, item: Item, stored: Result<Claim, StoreError> },
+}
+
+/// How long something that is away is left alone, and how often that is told.
+struct Patience {
+    backoff: Backoff,
+    /// It is left alone until then.
+    pause: Option<Instant>,
+    reminder: Reminder,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), pause: None, reminder: Reminder::default() }
+    }
+
+    /// It failed: for how long it is left alone now, and whether that is to be told.
+    fn fails(&mut self) -> (Duration, bool) {
+        let (pause, now) = (self.backoff.next_delay(), Instant::now());
+        self.pause = Some(now + pause);
+        (pause, self.reminder.is_due(now))
+    }
+
+    fn succeeds(&mut self) {
+        self.backoff.reset();
+        self.reminder = Reminder::default();
+    }
+
+    /// Ends with the pause; without one it never does.
+    async fn pauses(pause: Option<Instant>) {
+        match pause {
+            Some(until) => tokio::time::sleep_until(until.into()).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Publisher {
-    /// A lane that has sent everything before `start`, and holds about `budget` bytes of events.
+    /// A lane into queues and, for what is too large for them, the store. It has sent everything before `start`, and holds about `budget` bytes of events.
     pub fn new(
         receiver: LaneReceiver,
-        sqs: Arc<Sqs>,
+        (sqs, claims): (Arc<Sqs>, Arc<Claims>),
         origin: Origin,
         start: Lsn,
         budget: usize,
@@ -73,11 +117,13 @@ impl Publisher {
         Self {
             receiver,
             sqs,
+            claims,
             intake: Intake::new(origin, start, budget, source),
             running: JoinSet::new(),
-            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
-            pause: None,
-            told: None,
+            large: VecDeque::new(),
+            is_storing: false,
+            queues: Patience::new(),
+            store: Patience::new(),
         }
     }
 
@@ -88,14 +134,8 @@ impl Publisher {
     pub async fn run(mut self) -> Result<(), PublishError> {
         let mut draining = false;
         // Beside the lane: whoever is away keeps nobody waiting, and the first event tries again.
-        let sqs = Arc::clone(&self.sqs);
-        let _created = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
-            if sqs.creates()
-                && let Err(error) = create(&sqs).await
-            {
-                tracing::warn!(%error, "the queues can not be created yet");
-            }
-        }));
+        let looks = look(Arc::clone(&self.sqs), Arc::clone(&self.claims));
+        let _looks = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(looks));
         loop {
             self.start();
             self.publish();
@@ -108,13 +148,12 @@ impl Publisher {
                 Some(joined) = self.running.join_next(), if !self.running.is_empty() => {
                     let flight = joined.map_err(|error| PublishError::Bug(format!("a send ended in a panic: {error}")))?;
                     if self.landed(flight) && draining {
-                        // SQS is away: what is not sent is left to the next start.
+                        // Somebody is away: what is not sent is left to the next start.
                         return Ok(());
                     }
                 }
-                () = tokio::time::sleep_until(self.pause.unwrap_or_else(Instant::now).into()), if self.pause.is_some() => {
-                    self.pause = None;
-                }
+                () = Patience::pauses(self.queues.pause) => self.queues.pause = None,
+                () = Patience::pauses(self.store.pause) => self.store.pause = None,
                 delivery = self.receiver.deliveries.recv(), if !draining && !waits => match delivery {
                     Some(delivery) => self.intake.live(&delivery),
                     None => draining = true,
@@ -128,11 +167,26 @@ impl Publisher {
 
     /// Sends what may be sent.
     fn start(&mut self) {
-        while self.pause.is_none()
+        while self.queues.pause.is_none()
             && self.running.len() < MAX_RUNNING
             && let Some((destination, items)) = self.intake.batch()
         {
-            self.fly(destination, items);
+            // What is too large for any is alone.
+            match items.first().is_some_and(Item::is_too_large) {
+                true => self.large.extend(items.into_iter().map(|item| (destination, item))),
+                false => self.fly(destination, items),
+            }
+        }
+        if !self.is_storing
+            && self.store.pause.is_none()
+            && let Some((destination, item)) = self.large.pop_front()
+        {
+            self.is_storing = true;
+            let claims = Arc::clone(&self.claims);
+            self.running.spawn(async move {
+                let stored = claims.put(&item.event.body).await;
+                Flight::Stored { destination, item, stored }
+            });
         }
     }
 
@@ -143,12 +197,48 @@ impl Publisher {
                 Err(error) if error.is_missing && sqs.creates() => create(&sqs).await.and(Err(error)),
                 sent => sent,
             };
-            Flight { destination, items, sent }
+            Flight::Batch { destination, items, sent }
         });
     }
 
-    /// Takes back a batch; `true` if there was trouble.
-    fn landed(&mut self, Flight { destination, items, sent }: Flight) -> bool {
+    /// Takes back what was on its way; `true` if there was trouble.
+    fn landed(&mut self, flight: Flight) -> bool {
+        match flight {
+            Flight::Batch { destination, items, sent } => self.sent(destination, items, sent),
+            Flight::Stored { destination, item, stored } => self.stored(destination, item, stored),
+        }
+    }
+
+    fn stored(&mut self, destination: Destination, mut item: Item, stored: Result<Claim, StoreError>) -> bool {
+        self.is_storing = false;
+        match stored {
+            Ok(claim) => {
+                self.store.succeeds();
+                item.event.refer(claim);
+                self.intake.referred(destination, item);
+                false
+            }
+            Err(error) => {
+                let (pause, is_told) = self.store.fails();
+                if is_told {
+                    let (id, waiting) = (&item.event.id, self.intake.waiting_bytes());
+                    tracing::warn!(
+                        %error,
+                        event_id = id,
+                        ?pause,
+                        waiting,
+                        "an event that is too large for a queue can not be put into the object store; it waits, and so does \
+                         the slot"
+                    );
+                }
+                self.large.push_front((destination, item));
+                true
+            }
+        }
+    }
+
+    /// Takes back a batch.
+    fn sent(&mut self, destination: Destination, items: Vec<Item>, sent: Result<Sent, QueueError>) -> bool {
         let sent = match sent {
             Ok(sent) => sent,
             Err(error) if error.is_too_much => {
@@ -171,8 +261,8 @@ impl Publisher {
                     }
                     self.intake.sent(destination, &item);
                 }
-                Err(refusal) if refusal.of_the_message && !item.event.is_epitaph() => {
-                    self.bury(destination, item, &refusal.code);
+                Err(refusal) if refusal.of_the_message && self.can_change(destination, &item) => {
+                    self.change(destination, item, &refusal.code);
                 }
                 Err(refusal) => {
                     refused = Some(refusal);
@@ -182,8 +272,7 @@ impl Publisher {
         }
         match refused {
             None => {
-                self.backoff.reset();
-                self.told = None;
+                self.queues.succeeds();
                 false
             }
             Some(Refusal { code, .. }) => {
@@ -204,28 +293,36 @@ impl Publisher {
             return;
         }
         for item in items {
-            if item.event.is_epitaph() {
+            if self.can_change(destination, &item) {
+                self.change(destination, item, &error.message);
+            } else {
                 self.trouble(error);
                 self.intake.again(destination, item);
-            } else {
-                self.bury(destination, item, &error.message);
             }
         }
     }
 
-    /// SQS will never take this message.
-    fn bury(&mut self, destination: Destination, item: Item, why: &str) {
+    /// Whether a message that SQS will never take as it is can be made one that it does.
+    fn can_change(&self, destination: Destination, item: &Item) -> bool {
+        !destination.dead || is_for_the_store(item)
+    }
+
+    /// SQS will never take this message as it is: perhaps by a reference to it, and else as a dead letter.
+    fn change(&mut self, destination: Destination, item: Item, why: &str) {
         let (queue, id) = (self.sqs.name(destination), &item.event.id);
-        tracing::error!(queue, event_id = id, why, "SQS refuses an event; it becomes a dead letter");
-        self.intake.bury(destination, item, why);
+        if is_for_the_store(&item) {
+            tracing::info!(queue, event_id = id, why, "SQS refuses an event; its payload goes into the object store");
+            self.large.push_back((destination, item));
+        } else {
+            tracing::error!(queue, event_id = id, why, "SQS refuses an event; it becomes a dead letter");
+            self.intake.bury(destination, item, why);
+        }
     }
 
     fn trouble(&mut self, error: &QueueError) {
         metrics::counter!(names::QUEUE_ERRORS, "kind" => error.kind.label()).increment(1);
-        let pause = self.backoff.next_delay();
-        self.pause = Some(Instant::now() + pause);
-        if self.told.is_none_or(|told| told.elapsed() > TELL_EVERY) {
-            self.told = Some(Instant::now());
+        let (pause, is_told) = self.queues.fails();
+        if is_told {
             let waiting = self.intake.waiting_bytes();
             tracing::warn!(%error, ?pause, waiting, "events are not sent; they wait, and so does the slot");
         }
@@ -241,6 +338,27 @@ impl Publisher {
         for time in times {
             metrics::histogram!(names::QUEUE_LATENCY).record(time.elapsed().unwrap_or_default().as_secs_f64());
         }
+    }
+}
+
+/// Whether what a queue refuses may be refused for its size.
+fn is_for_the_store(item: &Item) -> bool {
+    !item.event.refers() && item.event.body.len() > SMALL
+}
+
+/// What should be there before the first event comes: the queues, and the store.
+async fn look(sqs: Arc<Sqs>, claims: Arc<Claims>) {
+    if sqs.creates()
+        && let Err(error) = create(&sqs).await
+    {
+        tracing::warn!(%error, "the queues can not be created yet");
+    }
+    if let Err(why) = claims.ready().await {
+        tracing::warn!(
+            why,
+            "the object store can not be used: an event that is too large for a queue (1 MiB) will wait for it, and so will \
+             the slot; see [objects]"
+        );
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 use crate::{
     clickhouse::client::{code, describe, kind},
     event::schema,
-    queue::consumer::{Event, HandleError, Handler},
+    queue::consumer::{Event, HandleError, Handler, more_time},
     retry::Kind,
 };
 use bytes::Bytes;
@@ -31,22 +31,27 @@ const OF_THE_ROW: [u32; 8] = [
 const COLUMNS: &str = "event_id, correlation_id, event_type, acting_user_id, merchant_account_id, target_resource, outcome, \
     details, event_timestamp, source_service";
 
+/// A row as large as this is written alone: the others would wait for it.
+const LARGE: usize = 1 << 20;
+
 /// Writes `audit_log`.
 pub struct Audit {
     client: Client,
     rows: Together<Vec<u8>>,
+    timeout: Duration,
 }
 
 /// The payload, as far as it is a column.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Payload {
+struct Payload<'a> {
     event_type: String,
     acting_user_id: String,
     outcome: String,
     merchant_account_id: Option<String>,
     target_resource: Option<String>,
-    details: Option<Box<RawValue>>,
+    #[serde(borrow)]
+    details: Option<&'a RawValue>,
 }
 
 /// A row, as JSON.
@@ -70,9 +75,9 @@ impl Audit {
         let (writer, limit) = (client.clone(), together::limit(timeout));
         let rows = Together::new(limit, move |rows: Vec<Vec<u8>>| {
             let client = writer.clone();
-            async move { apart::write(rows.len(), |range| insert(&client, &rows[range], limit)).await }
+            async move { apart::write(rows.len(), |range| insert(&client, rows[range].concat().into(), limit)).await }
         });
-        Self { client, rows }
+        Self { client, rows, timeout }
     }
 }
 
@@ -95,7 +100,15 @@ impl Handler for Audit {
     }
 
     fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>> {
-        async { self.rows.write(row(event)?).await }.boxed()
+        async {
+            let row = row(event)?;
+            if row.len() < LARGE {
+                return self.rows.write(row).await;
+            }
+            let limit = together::limit(self.timeout + more_time(row.len() as u64));
+            Ok(insert(&self.client, row.into(), limit).await?)
+        }
+        .boxed()
     }
 }
 
@@ -104,7 +117,8 @@ fn row(event: &Event) -> Result<Vec<u8>, HandleError> {
     // What a schema lets through has this shape.
     let no_event =
         |error: serde_json::Error| HandleError::Definite(schema::Misfit::Json(error.to_string()).to_string());
-    let payload: Payload = serde_json::from_str(event.envelope.payload.get()).map_err(no_event)?;
+    let payload: Payload<'_> = serde_json::from_str(event.envelope.payload.get()).map_err(no_event)?;
+    let details = payload.details.map_or("{}", RawValue::get);
     let row = Row {
         event_id: &metadata.event_id,
         correlation_id: &metadata.correlation_id,
@@ -113,17 +127,18 @@ fn row(event: &Event) -> Result<Vec<u8>, HandleError> {
         merchant_account_id: payload.merchant_account_id.unwrap_or_default(),
         target_resource: payload.target_resource,
         outcome: payload.outcome,
-        details: payload.details.as_ref().map_or("{}", |details| details.get()),
+        details,
         event_timestamp: &metadata.event_timestamp,
         source_service: &metadata.source_service,
     };
-    let mut line = serde_json::to_vec(&row).map_err(no_event)?;
+    // A large one is not to grow by doubling: it is escaped, which makes it longer by a part.
+    let mut line = Vec::with_capacity(details.len() + details.len() / 4 + 512);
+    serde_json::to_writer(&mut line, &row).map_err(no_event)?;
     line.push(b'\n');
     Ok(line)
 }
 
-async fn insert(client: &Client, rows: &[Vec<u8>], limit: Duration) -> Result<(), Refused> {
-    let body = Bytes::from(rows.concat());
+async fn insert(client: &Client, rows: Bytes, limit: Duration) -> Result<(), Refused> {
     let sent = async {
         let mut insert = client
             .insert_formatted_with(format!("INSERT INTO audit_log ({COLUMNS}) FORMAT JSONEachRow"))
@@ -133,7 +148,7 @@ async fn insert(client: &Client, rows: &[Vec<u8>], limit: Duration) -> Result<()
             .with_setting("max_partitions_per_insert_block", "0")
             .with_setting("date_time_input_format", "best_effort")
             .with_timeouts(Some(limit), Some(limit));
-        insert.send(body).await?;
+        insert.send(rows).await?;
         insert.end().await
     };
     sent.await.map_err(|error: Error| {

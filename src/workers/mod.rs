@@ -13,9 +13,10 @@ mod warehouse;
 
 use crate::{
     clickhouse,
-    config::{Config, WorkerConfig},
+    config::{Config, WorkerConfig, WorkersConfig},
     event::envelope::{Queue, Schedule},
     queue::{
+        claim::Claims,
         client::Sqs,
         consumer::{Consumer, Handler, Settings},
     },
@@ -34,21 +35,23 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) {
 async fn handle(config: Arc<Config>, stop: CancellationToken) {
     let Some(queue) = config.queue.as_ref().filter(|_| config.workers.enabled) else { return };
     let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
+    let claims = Arc::new(Claims::new(&config.objects));
     let client = clickhouse::client::client(&config.clickhouse).with_database(&config.clickhouse.database);
     let mut consumers = JoinSet::new();
     let mut start = |queue: Queue, worker: &WorkerConfig, handler: Arc<dyn Handler>| {
         if worker.enabled {
-            let consumer = Consumer::new(Arc::clone(&sqs), queue, handler, settings(queue, worker));
+            let settings = settings(queue, worker, &config.workers);
+            let consumer = Consumer::new(Arc::clone(&sqs), Arc::clone(&claims), queue, handler, settings);
             consumers.spawn(consumer.run(stop.clone()));
         }
     };
-    let timeout = settings(Queue::DataSync, &config.workers.data_sync).timeout;
+    let timeout = settings(Queue::DataSync, &config.workers.data_sync, &config.workers).timeout;
     let data_sync = data_sync::DataSync::new(client.clone(), Arc::clone(&config), timeout);
     start(Queue::DataSync, &config.workers.data_sync, Arc::new(data_sync));
-    let timeout = settings(Queue::AsyncOperations, &config.workers.operation).timeout;
+    let timeout = settings(Queue::AsyncOperations, &config.workers.operation, &config.workers).timeout;
     let operation = operation::Operation::new(client.clone(), Arc::clone(&sqs), Arc::clone(&config), timeout);
     start(Queue::AsyncOperations, &config.workers.operation, Arc::new(operation));
-    let timeout = settings(Queue::AuditLog, &config.workers.audit).timeout;
+    let timeout = settings(Queue::AuditLog, &config.workers.audit, &config.workers).timeout;
     start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client, timeout)));
     consumers.join_all().await;
 }
@@ -71,7 +74,7 @@ pub async fn or_stop(
 }
 
 /// What the queue's own table of retries says, unless it is configured.
-fn settings(queue: Queue, worker: &WorkerConfig) -> Settings {
+fn settings(queue: Queue, worker: &WorkerConfig, workers: &WorkersConfig) -> Settings {
     let schedule = match (queue.schedule(), worker.retry_delay) {
         (Schedule::Fixed(_), Some(delay)) => Schedule::Fixed(delay.0),
         (Schedule::Exponential(_), Some(delay)) => Schedule::Exponential(delay.0),
@@ -82,6 +85,7 @@ fn settings(queue: Queue, worker: &WorkerConfig) -> Settings {
         timeout: worker.timeout.map_or_else(|| queue.timeout(), |timeout| timeout.0),
         schedule,
         retries: queue.retries(),
+        max_payload: workers.max_payload.0,
     }
 }
 

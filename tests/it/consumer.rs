@@ -8,8 +8,9 @@ use futures_util::future::BoxFuture;
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use walhouse::config::{QueueConfig, WorkersConfig};
+use walhouse::config::{ObjectsConfig, QueueConfig, WorkersConfig};
 use walhouse::event::envelope::{Queue, Schedule};
+use walhouse::queue::claim::Claims;
 use walhouse::queue::client::Sqs as Client;
 use walhouse::queue::consumer::{Consumer, Event, HandleError, Handler, Settings};
 use walhouse::queue::pending::Destination;
@@ -87,6 +88,11 @@ struct Reading {
     stop: CancellationToken,
 }
 
+/// No event here refers to a payload.
+fn no_claims() -> Arc<Claims> {
+    Arc::new(Claims::new(&ObjectsConfig::default()))
+}
+
 impl Reading {
     async fn new(label: &str) -> Self {
         let (sqs, prefix) = (Sqs::shared(), format!("{label}-{:08x}-", rand::random::<u32>()));
@@ -103,12 +109,13 @@ impl Reading {
 
     fn read(&self, handler: Arc<Noting>, timeout: Duration) -> JoinHandle<()> {
         let queue = Queue::AuditLog;
-        let settings = Settings { concurrency: 4, timeout, schedule: queue.schedule(), retries: queue.retries() };
+        let settings =
+            Settings { concurrency: 4, timeout, schedule: queue.schedule(), retries: queue.retries(), max_payload: 0 };
         self.read_with(handler, settings)
     }
 
     fn read_with(&self, handler: Arc<Noting>, settings: Settings) -> JoinHandle<()> {
-        let consumer = Consumer::new(Arc::clone(&self.client), Queue::AuditLog, handler, settings);
+        let consumer = Consumer::new(Arc::clone(&self.client), no_claims(), Queue::AuditLog, handler, settings);
         tokio::spawn(consumer.run(self.stop.clone()))
     }
 
@@ -298,6 +305,7 @@ async fn an_event_that_fails_while_others_are_handled_holds_nobody_up_and_is_a_d
         timeout: Duration::from_secs(5),
         schedule: Schedule::Fixed(Duration::from_secs(1)),
         retries: 1,
+        max_payload: 0,
     };
     reading.send_again(&bad).await;
     reading.read_with(handler.clone(), settings);
@@ -364,8 +372,9 @@ async fn a_reader_whose_dependency_panics_ends_instead_of_waiting_for_ever() {
         timeout: Duration::from_secs(1),
         schedule: queue.schedule(),
         retries: queue.retries(),
+        max_payload: 0,
     };
-    let consumer = Consumer::new(Arc::clone(&reading.client), queue, Arc::new(Panicking), settings);
+    let consumer = Consumer::new(Arc::clone(&reading.client), no_claims(), queue, Arc::new(Panicking), settings);
     let ended = tokio::time::timeout(Duration::from_secs(10), tokio::spawn(consumer.run(reading.stop.clone()))).await;
     assert!(ended.expect("it ends").is_err_and(|error| error.is_panic()));
 }
@@ -381,6 +390,7 @@ async fn while_what_it_depends_on_is_away_an_event_stays_in_hand_and_no_other_is
         timeout: Duration::from_secs(5),
         schedule: Schedule::Fixed(Duration::from_secs(1)),
         retries: 0,
+        max_payload: 0,
     };
     let there = |there| *handler.there.lock().expect("nobody panics here") = there;
     let first = reading.send().await;

@@ -68,7 +68,7 @@ pub async fn run(
     say: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<Answer, Error> {
     match &config.queue {
-        Some(queue) if !args.rows => queues::run(queue, &config.workers, args, stop, say).await,
+        Some(queue) if !args.rows => queues::run(config, queue, args, stop, say).await,
         _ => rows::run(config, args).await,
     }
 }

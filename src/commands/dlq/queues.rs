@@ -6,9 +6,10 @@ use super::{
 };
 use crate::{
     cli::{DlqArgs, DlqCommand, FilterArgs, exit},
-    config::{QueueConfig, WorkersConfig},
+    config::{Config, QueueConfig},
     event::envelope::Queue,
     queue::{
+        claim::{Claims, Referred},
         client::Sqs,
         letters::{Filter, Letter},
         messages::Message,
@@ -20,13 +21,13 @@ use std::fmt::Write;
 use tokio_util::sync::CancellationToken;
 
 pub(super) async fn run(
-    config: &QueueConfig,
-    workers: &WorkersConfig,
+    config: &Config,
+    queue: &QueueConfig,
     args: &DlqArgs,
     stop: &CancellationToken,
     say: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<Answer, Error> {
-    let sqs = Sqs::new(config, workers).await;
+    let sqs = Sqs::new(queue, &config.workers).await;
     let queue = || {
         let labels = Queue::ALL.map(Queue::label).join(", ");
         args.queue.ok_or_else(|| Error::Usage(format!("say which queue's dead letters: --queue with one of {labels}")))
@@ -39,7 +40,7 @@ pub(super) async fn run(
             Ok(listed(&futures_util::future::try_join_all(looks).await?))
         }
         DlqCommand::Show(show) => match redrive::find(&sqs, queue()?, &show.id).await? {
-            Some((letter, message)) => Ok(shown(&letter, &message)),
+            Some((letter, message)) => shown(config, &letter, &message, show.payload).await,
             None => Err(Error::Unfinished(absent(&show.id))),
         },
         DlqCommand::Redrive(redrive) => {
@@ -100,7 +101,8 @@ fn is_fifo(queue: &str) -> bool {
 }
 
 fn row(letter: &Letter) -> [String; 7] {
-    let Letter { event_type, event_version, tries, handler, time, reason, .. } = letter;
+    let Letter { event_type, event_version, tries, handler, time, reason, payload_location, payload_bytes, .. } =
+        letter;
     // One without an event's id is found by its message's.
     let id = letter.event_id.clone().unwrap_or_else(|| letter.message_id.clone());
     [
@@ -110,17 +112,35 @@ fn row(letter: &Letter) -> [String; 7] {
         or_dash(*tries),
         or_dash(handler.as_ref()),
         or_dash(time.as_ref()),
-        reason.clone(),
+        match (payload_location, payload_bytes) {
+            (Some(location), Some(bytes)) => format!("{reason} (payload of {bytes} bytes: {location})"),
+            _ => reason.clone(),
+        },
     ]
 }
 
-fn shown(letter: &Letter, message: &Message) -> Answer {
-    let body = serde_json::from_str(&message.body).unwrap_or_else(|_| Value::String(message.body.clone()));
+async fn shown(config: &Config, letter: &Letter, message: &Message, fetch: bool) -> Result<Answer, Error> {
+    let mut body = serde_json::from_str(&message.body).unwrap_or_else(|_| Value::String(message.body.clone()));
+    let mut text = format!("\n{body:#}");
+    if let Some(referred) = Referred::of(&body).filter(|_| fetch) {
+        let fetched = Claims::new(&config.objects).fetch(referred.reference(), u64::MAX).await;
+        let found = fetched.map_err(|error| Error::Unfinished(error.to_string()))?;
+        let value = || serde_json::from_str(&found).unwrap_or_else(|_| Value::String(found.clone()));
+        match referred {
+            Referred::Payload(_) => body["payload"] = value(),
+            Referred::Event(_) => body = value(),
+        }
+        // As it was written.
+        text.push_str("\n\n");
+        text.push_str(&found);
+    } else if letter.payload_location.is_some() {
+        text.push_str("\n\nIts payload was too large for a queue; to print that too, say --payload.");
+    }
     let mut all = serde_json::to_value(letter).unwrap_or_default();
     all["attributes"] = json!(message.attributes);
     all["group"] = json!(message.group);
     all["body"] = body.clone();
-    let mut text = String::new();
+    let mut head = String::new();
     let lines = [
         ("message", Some(&letter.message_id)),
         ("event", letter.event_id.as_ref()),
@@ -129,16 +149,16 @@ fn shown(letter: &Letter, message: &Message) -> Answer {
         ("handler", letter.handler.as_ref()),
         ("time", letter.time.as_ref()),
         ("group", message.group.as_ref()),
+        ("payload", letter.payload_location.as_ref()),
     ];
     for (name, value) in lines {
-        let _ = writeln!(text, "{name:12} {}", or_dash(value));
+        let _ = writeln!(head, "{name:12} {}", or_dash(value));
     }
-    let _ = writeln!(text, "{:12} {}", "tries", or_dash(letter.tries));
+    let _ = writeln!(head, "{:12} {}", "tries", or_dash(letter.tries));
     for (name, value) in message.attributes.iter().filter(|(name, _)| !name.starts_with("deadLetter")) {
-        let _ = writeln!(text, "{name:12} {value}");
+        let _ = writeln!(head, "{name:12} {value}");
     }
-    let _ = write!(text, "\n{body:#}");
-    Answer::new(text, all, exit::FINE)
+    Ok(Answer::new(head + &text, all, exit::FINE))
 }
 
 async fn deal(

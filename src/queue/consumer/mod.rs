@@ -20,25 +20,27 @@
 mod circuit;
 mod deleter;
 mod known;
+mod payload;
+mod reading;
 mod traced;
 
 use super::{
+    claim::Claims,
     client::{QueueError, Sqs},
-    letters,
     messages::Message,
     pending::Destination,
 };
 use crate::{
-    event::{
-        envelope::{Envelope, EventType, Queue, Schedule},
-        schema,
-    },
+    event::envelope::{Envelope, EventType, Queue, Schedule},
     retry::{Backoff, Kind, Reminder},
     telemetry::names,
 };
 use circuit::Circuit;
 use futures_util::future::BoxFuture;
 use known::{Known, Meeting};
+pub use payload::more_time;
+use payload::{Fetched, Payloads};
+use reading::{Read, read};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -124,6 +126,8 @@ pub struct Settings {
     pub schedule: Schedule,
     /// How often it is tried again.
     pub retries: u32,
+    /// The largest payload that is taken from the store, in bytes.
+    pub max_payload: u64,
 }
 
 /// The reader of one queue.
@@ -133,6 +137,7 @@ pub struct Consumer {
     handler: Arc<dyn Handler>,
     settings: Settings,
     circuit: Circuit,
+    payloads: Payloads,
     known: Mutex<Known>,
     handled: mpsc::UnboundedSender<String>,
     /// Ends handlers that are still at work after a stop.
@@ -155,12 +160,19 @@ enum Outcome {
 
 impl Consumer {
     /// A reader; nothing is taken yet.
-    pub fn new(sqs: Arc<Sqs>, queue: Queue, handler: Arc<dyn Handler>, settings: Settings) -> Self {
+    pub fn new(
+        sqs: Arc<Sqs>,
+        claims: Arc<Claims>,
+        queue: Queue,
+        handler: Arc<dyn Handler>,
+        settings: Settings,
+    ) -> Self {
         let (handled, receipts) = mpsc::unbounded_channel();
         Self {
             sqs,
             queue,
             circuit: Circuit::new(handler.name()),
+            payloads: Payloads::new(claims, settings.max_payload),
             handler,
             settings,
             known: Mutex::default(),
@@ -278,11 +290,11 @@ impl Consumer {
 
     /// Has a message handled, once what the handler depends on is there.
     async fn work(&self, message: &Message) -> Outcome {
-        let event = match read(self.queue, message, self.settings.retries) {
-            Ok(event) => event,
+        let Read { mut event, reference } = match read(self.queue, message, self.settings.retries) {
+            Ok(read) => read,
             Err(why) => return Outcome::Failed(HandleError::Definite(why)),
         };
-        let id = &event.envelope.metadata.event_id;
+        let id = &event.envelope.metadata.event_id.clone();
         let ends = loop {
             let meeting = self.known().meet(id);
             match meeting {
@@ -295,9 +307,16 @@ impl Consumer {
             }
         };
         let mut holding = Holding { consumer: self, id, handled: false, _ends: ends };
+        let (mut limit, mut _share) = (self.settings.timeout, None);
+        if let Some(reference) = reference {
+            match self.fetch(event.of, &reference).await {
+                Ok(Fetched { payload, share }) => (event.envelope.payload, _share) = (payload, Some(share)),
+                Err(error) => return Outcome::Failed(error),
+            }
+            limit += more_time(reference.bytes);
+        }
         let (mut others, mut by_itself) = (self.circuit.handled(), 0);
         loop {
-            let limit = self.settings.timeout;
             let handled = match timeout(limit, self.handler.handle(&event)).await {
                 Ok(handled) => handled,
                 Err(_) => Err(self.timed_out(limit).await),
@@ -390,26 +409,6 @@ impl Consumer {
         }
     }
 
-    /// Makes a dead letter of a message.
-    async fn bury(&self, message: &Message, why: &str) -> &'static str {
-        let with = letters::marks(why, self.handler.name(), message.taken);
-        let to = Destination { queue: self.queue, dead: true };
-        // Another one each time: what comes back a second time within five minutes is not to vanish.
-        let once = format!("{}-{}", message.id, message.taken);
-        match self.sqs.pass_on(to, message, &with, once).await {
-            Ok(()) => {
-                tracing::error!(why, tries = message.taken, queue = self.sqs.name(to), "an event is a dead letter");
-                let _ = self.handled.send(message.receipt.clone());
-                "dead"
-            }
-            Err(error) => {
-                // It comes again, and SQS itself moves it once it has come too often.
-                tracing::warn!(why, %error, "an event should be a dead letter and can not be made one");
-                "again"
-            }
-        }
-    }
-
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -435,17 +434,6 @@ fn delay(schedule: Schedule, tries: u32, jitter: f64, in_hand: Duration) -> Dura
     let longest = LONGEST_HIDDEN.saturating_sub(in_hand + ON_ITS_WAY);
     let delay = schedule.delay(tries).min(LONGEST_HIDDEN);
     delay.mul_f64(1.0 + jitter / 4.0).min(longest)
-}
-
-/// The event that a message holds, if it is one of this queue.
-fn read(queue: Queue, message: &Message, retries: u32) -> Result<Event, String> {
-    let of = schema::check_event(&message.body).map_err(|misfit| misfit.to_string())?;
-    if of.queue() != queue {
-        return Err(format!("{of} does not belong into {}", queue.name()));
-    }
-    let envelope = serde_json::from_str(&message.body).map_err(|error| format!("it is no event: {error}"))?;
-    let traceparent = message.attributes.get("traceparent").cloned();
-    Ok(Event { of, envelope, traceparent, is_last: message.taken > retries })
 }
 
 #[cfg(test)]

@@ -198,8 +198,11 @@ pub(crate) fn write_config(db: &TestDb, extra: &str, http_port: u16, file: &str)
         max_delay = "100ms"
         [http]
         listen = "127.0.0.1:{http_port}"
+        [objects]
+        url = "file://{objects}/objects"
         "#,
         source = db.pg.url(),
+        objects = db.directory.display(),
         name = db.name,
         clickhouse = db.clickhouse.port(),
     );
