@@ -17,6 +17,7 @@ mod crash;
 mod ddl_trigger;
 mod dead_letters;
 mod dlq;
+mod edges;
 mod gap;
 mod hostile;
 mod keys;

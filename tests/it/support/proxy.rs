@@ -1,5 +1,6 @@
-//! Between walhouse and ClickHouse: loses the answer of an insert, and keeps the insert itself half sent; or cuts the line
-//! once a statement has been answered, before the answer arrives; or is slow.
+//! Between walhouse and ClickHouse, or SQS: loses the answer of an insert, and keeps the insert itself half sent; or cuts the
+//! line once a statement has been answered, before the answer arrives; or keeps requests of one kind, or their answers, to
+//! itself, so that a test can act at a moment that is between two steps of walhouse's; or is slow.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,8 @@ use super::eventually;
 
 /// What ends the body of a request.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// What a request is stands within so many bytes of it.
+const LOOKED_AT: usize = 64 * 1024;
 
 /// Forwards to one server, byte for byte, until it is asked to hold an insert.
 pub(crate) struct Proxy {
@@ -56,8 +59,25 @@ enum State {
     Awaited(String),
     /// The connection of the next request that has this text.
     Muted(String),
+    /// Requests of a kind, or their answers, are kept.
+    Keeping(Keep),
     /// Nothing goes through any more.
     Cut,
+}
+
+/// What is kept to itself.
+struct Keep {
+    what: What,
+    /// What a request of the kind has in it, all of these; every request if there is nothing.
+    texts: Vec<String>,
+    /// So many were kept so far.
+    kept: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum What {
+    Requests,
+    Answers,
 }
 
 impl Proxy {
@@ -120,7 +140,33 @@ impl Proxy {
         *self.state.lock().expect("nobody panics here") = State::Muted(text.to_owned());
     }
 
-    /// Waits until that has happened.
+    /// From now on the server does not get requests with all of `texts` in them, and whoever sent them waits. What was kept
+    /// once never gets there, also after `mend`.
+    pub(crate) fn keep_requests(&self, texts: &[&str]) {
+        self.keep(What::Requests, texts);
+    }
+
+    /// From now on the server acts on requests with all of `texts` in them, and its answers do not get back.
+    pub(crate) fn keep_answers(&self, texts: &[&str]) {
+        self.keep(What::Answers, texts);
+    }
+
+    fn keep(&self, what: What, texts: &[&str]) {
+        let texts = texts.iter().map(|&text| text.to_owned()).collect();
+        *self.state.lock().expect("nobody panics here") = State::Keeping(Keep { what, texts, kept: 0 });
+    }
+
+    /// Waits until so many were kept.
+    pub(crate) async fn has_kept(&self, wanted: usize) {
+        eventually(Duration::from_secs(90), async || match &*self.state.lock().expect("nobody panics here") {
+            State::Keeping(keep) if keep.kept >= wanted => Ok(()),
+            State::Keeping(keep) => Err(format!("{} of {wanted} kept", keep.kept)),
+            _ => Err("nothing is to be kept".to_owned()),
+        })
+        .await;
+    }
+
+    /// Waits until the line was cut.
     pub(crate) async fn is_cut(&self) {
         eventually(Duration::from_secs(30), async || match *self.state.lock().expect("nobody panics here") {
             State::Cut => Ok(()),
@@ -155,12 +201,20 @@ async fn forward(
 ) -> std::io::Result<()> {
     let (mut to_server, mut to_client) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     let mut last = false;
+    // What came since the last answer: a request may come in pieces.
+    let mut request = Vec::new();
     loop {
         tokio::select! {
             read = client.read(&mut to_server) => {
                 let bytes = &to_server[..read?];
                 if bytes.is_empty() {
                     return Ok(());
+                }
+                if request.len() < LOOKED_AT {
+                    request.extend_from_slice(bytes);
+                }
+                if is_kept(&request, What::Requests, state) {
+                    return until_it_hangs_up(client).await;
                 }
                 if is_muted(bytes, state) {
                     return std::future::pending().await;
@@ -182,10 +236,29 @@ async fn forward(
                     *state.lock().expect("nobody panics here") = State::Cut;
                     return Ok(());
                 }
-                length => client.write_all(&to_client[..length]).await?,
+                _ if is_kept(&request, What::Answers, state) => return until_it_hangs_up(client).await,
+                length => {
+                    request.clear();
+                    client.write_all(&to_client[..length]).await?;
+                }
             },
         }
     }
+}
+
+/// Whether a request, or its answer, is to be kept; that it was is noted.
+fn is_kept(request: &[u8], what: What, state: &Mutex<State>) -> bool {
+    let mut state = state.lock().expect("nobody panics here");
+    let State::Keeping(keep) = &mut *state else { return false };
+    let has = |text: &String| request.windows(text.len()).any(|window| window == text.as_bytes());
+    let is_one = keep.what == what && keep.texts.iter().all(has);
+    keep.kept += usize::from(is_one);
+    is_one
+}
+
+/// The connection stays open for as long as whoever made it wants.
+async fn until_it_hangs_up(mut client: TcpStream) -> std::io::Result<()> {
+    tokio::io::copy(&mut client, &mut tokio::io::sink()).await.map(|_| ())
 }
 
 fn is_awaited(bytes: &[u8], state: &Mutex<State>) -> bool {
