@@ -43,10 +43,12 @@ pub enum DlqCommand {
     Show(ShowArgs),
     /// Send letters back to the queue that they came from
     ///
-    /// Goes through the letters once. Each is sent, and then removed from the dead letters: wherever this is cut short, by
-    /// Ctrl-C or by a crash, nothing is lost. The one that was in hand may come twice then, which has no effect a second
-    /// time, since effects are idempotent by the event's id. What a filter passes over is out of others' sight meanwhile, and
-    /// comes back at the end; after a kill, within two minutes. Letters that fail once more while this goes on are left alone.
+    /// Goes through the letters once. They are sent in batches of ten, and what is known to be there is then removed from the
+    /// dead letters: wherever this is cut short, by Ctrl-C or by a crash, nothing is lost. Those of the batch that was in hand
+    /// may come twice then, which has no effect a second time, since effects are idempotent by the event's id. In a FIFO queue
+    /// a group keeps its order: it has one letter in a batch, and what stands behind one that the queue does not take stays
+    /// with it. What a filter passes over is out of others' sight meanwhile, and comes back at the end; after a kill, within
+    /// two minutes. Letters that fail once more while this goes on are left alone.
     #[command(after_help = "Examples:
   walhouse dlq redrive --queue audit-log --dry-run
   walhouse dlq redrive --queue audit-log --event-id 018f3b5e-7c1a-8000-8000-0123456789ab
@@ -54,7 +56,8 @@ pub enum DlqCommand {
 
 Exit codes:
   0  every letter that was meant was sent (or would be)
-  1  it was stopped before, there was none of the given --event-id, or SQS failed: do it again
+  1  it was stopped before, there was none of the given --event-id, a letter is not taken by its queue, or SQS failed: do
+     it again
   2  the command line or the configuration is wrong")]
     Redrive(RedriveArgs),
     /// Remove letters for good
@@ -67,7 +70,8 @@ Exit codes:
 
 Exit codes:
   0  every letter that was meant is gone (or would be)
-  1  it was stopped before, there was none of the given --event-id, or SQS failed: do it again
+  1  it was stopped before, there was none of the given --event-id, a letter is not taken by its queue, or SQS failed: do
+     it again
   2  --yes was not said, or the command line or the configuration is wrong")]
     Purge(PurgeArgs),
 }
@@ -120,7 +124,7 @@ pub struct RedriveArgs {
     /// So many at most.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// So many in a second at most.
+    /// So many in a second at most, in batches of a tenth of that.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rate: Option<u32>,
     /// Only say how many there are.

@@ -15,7 +15,7 @@ use aws_sdk_sqs::{
     Client,
     config::{BehaviorVersion, Credentials, Region, retry::RetryConfig, timeout::TimeoutConfig},
     error::{DisplayErrorContext, ProvideErrorMetadata, SdkError},
-    types::{MessageAttributeValue, SendMessageBatchRequestEntry},
+    types::{BatchResultErrorEntry, MessageAttributeValue, SendMessageBatchRequestEntry},
 };
 use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
 use sha2::{Digest, Sha256};
@@ -63,6 +63,28 @@ pub struct Refusal {
     pub code: String,
 }
 
+/// What became of the entries of a batch, each of which has its place as its id. Of what the answer does not mention it is not
+/// known.
+pub(super) fn fates<'a>(
+    count: usize,
+    successful: impl Iterator<Item = &'a str>,
+    failed: &[BatchResultErrorEntry],
+    of_the_message: impl Fn(&BatchResultErrorEntry) -> bool,
+) -> Sent {
+    let unknown = || Err(Refusal { of_the_message: false, code: "without an answer".to_owned() });
+    let mut fates: Sent = (0..count).map(|_| unknown()).collect();
+    let refused = failed.iter().map(|failed| {
+        let refusal = Refusal { of_the_message: of_the_message(failed), code: failed.code().to_owned() };
+        (failed.id(), Err(refusal))
+    });
+    for (id, fate) in successful.map(|id| (id, Ok(()))).chain(refused) {
+        if let Some(place) = id.parse().ok().and_then(|index: usize| fates.get_mut(index)) {
+            *place = fate;
+        }
+    }
+    fates
+}
+
 /// What SQS says of a message that it will never take, or of a request that has such messages in it. Whose fault it is
 /// (`SenderFault`) says less: being too fast is the sender's too.
 const OF_THE_MESSAGE: [&str; 7] = [
@@ -75,7 +97,7 @@ const OF_THE_MESSAGE: [&str; 7] = [
     "ValidationError",
 ];
 
-fn is_of_the_message(code: &str) -> bool {
+pub(super) fn is_of_the_message(code: &str) -> bool {
     let code = code.rsplit(['.', '#']).next().unwrap_or(code);
     OF_THE_MESSAGE.contains(&code)
 }
@@ -90,6 +112,12 @@ fn fifo_id(text: &str) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+/// An attribute of a message.
+pub(super) fn text(value: String) -> MessageAttributeValue {
+    let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
+    value.expect("an attribute with its type")
 }
 
 /// SQS.
@@ -191,34 +219,17 @@ impl Sqs {
         let entries = items.iter().enumerate().map(|(index, item)| self.entry(index, item)).collect();
         let answer = self.client.send_message_batch().queue_url(url).set_entries(Some(entries)).send().await;
         let answer = answer.map_err(|error| self.error(&error, destination))?;
-        // What the answer does not mention is sent again.
-        let unknown = || Err(Refusal { of_the_message: false, code: "without an answer".to_owned() });
-        let mut sent: Sent = items.iter().map(|_| unknown()).collect();
-        for taken in answer.successful() {
-            if let Some(place) = taken.id().parse().ok().and_then(|index: usize| sent.get_mut(index)) {
-                *place = Ok(());
-            }
-        }
-        for failed in answer.failed() {
-            if let Some(place) = failed.id().parse().ok().and_then(|index: usize| sent.get_mut(index)) {
-                *place =
-                    Err(Refusal { of_the_message: is_of_the_message(failed.code()), code: failed.code().to_owned() });
-            }
-        }
-        Ok(sent)
+        let taken = answer.successful().iter().map(|taken| taken.id());
+        Ok(fates(items.len(), taken, answer.failed(), |failed| is_of_the_message(failed.code())))
     }
 
     fn entry(&self, index: usize, item: &Item) -> SendMessageBatchRequestEntry {
         let event = &item.event;
-        let text = |value: &str| {
-            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
-            value.expect("an attribute with its type")
-        };
         let marks = event.dead.as_deref().map(|reason| letters::marks(reason, letters::OUTBOX, 0));
         // What an event says by itself comes later, and counts.
         let own = event.attributes.iter().map(|(name, value)| (*name, value.clone()));
         let named = marks.into_iter().flatten().chain(own);
-        let attributes = named.map(|(name, value)| (name.to_owned(), text(&value)));
+        let attributes = named.map(|(name, value)| (name.to_owned(), text(value)));
         let mut entry = SendMessageBatchRequestEntry::builder()
             .id(index.to_string())
             .message_body(&event.body)

@@ -1,14 +1,16 @@
 //! Messages of a queue: taking them, keeping them, and letting them go.
 
 use super::{
-    client::{QueueError, Refusal, Sent, Sqs},
+    client::{QueueError, Sent, Sqs, fates, is_of_the_message, text},
+    letters,
     pending::Destination,
 };
 use crate::retry::Kind;
 use aws_sdk_sqs::{
     error::ProvideErrorMetadata,
     types::{
-        DeleteMessageBatchRequestEntry, Message as Raw, MessageAttributeValue, MessageSystemAttributeName as System,
+        DeleteMessageBatchRequestEntry, Message as Raw, MessageSystemAttributeName as System,
+        SendMessageBatchRequestEntry,
     },
 };
 use std::{
@@ -120,19 +122,8 @@ impl Sqs {
         let entries = receipts.iter().enumerate().map(entry).collect();
         let answer = self.client().delete_message_batch().queue_url(url).set_entries(Some(entries)).send().await;
         let answer = answer.map_err(|error| self.error(&error, from))?;
-        let unknown = || Err(Refusal { of_the_message: false, code: "without an answer".to_owned() });
-        let mut gone: Sent = receipts.iter().map(|_| unknown()).collect();
-        for deleted in answer.successful() {
-            if let Some(place) = deleted.id().parse().ok().and_then(|index: usize| gone.get_mut(index)) {
-                *place = Ok(());
-            }
-        }
-        for failed in answer.failed() {
-            if let Some(place) = failed.id().parse().ok().and_then(|index: usize| gone.get_mut(index)) {
-                *place = Err(Refusal { of_the_message: failed.sender_fault(), code: failed.code().to_owned() });
-            }
-        }
-        Ok(gone)
+        let gone = answer.successful().iter().map(|deleted| deleted.id());
+        Ok(fates(receipts.len(), gone, answer.failed(), |failed| failed.sender_fault()))
     }
 
     /// Sends what was taken from a queue to another one, with these attributes in place of those of the same name. What
@@ -156,10 +147,6 @@ impl Sqs {
             }
             attributes.insert((*name).to_owned(), value.clone());
         }
-        let text = |value: String| {
-            let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
-            value.expect("an attribute with its type")
-        };
         let attributes = attributes.into_iter().filter(|(_, value)| !value.is_empty());
         let mut request = self
             .client()
@@ -172,6 +159,33 @@ impl Sqs {
             request = request.message_group_id(group).message_deduplication_id(once);
         }
         request.send().await.map(|_| ()).map_err(|error| self.error(&error, to))
+    }
+
+    /// Sends dead letters to a queue, without what makes them dead letters, and says of each whether it is there. One that is
+    /// sent a second time within five minutes a FIFO queue takes once.
+    ///
+    /// # Errors
+    /// If it is not known what became of them: any of them may be there.
+    pub(super) async fn send_home(&self, to: Destination, letters: &[Message]) -> Result<Sent, QueueError> {
+        let url = self.url(to).await?;
+        let entry = |(index, letter): (usize, &Message)| {
+            let attributes = letters::alive(letter).filter(|(_, value)| !value.is_empty());
+            let attributes = attributes.map(|(name, value)| (name.clone(), text(value.clone())));
+            let mut entry = SendMessageBatchRequestEntry::builder()
+                .id(index.to_string())
+                .message_body(&letter.body)
+                .set_message_attributes(Some(attributes.collect()));
+            if self.is_fifo() {
+                let group = letter.group.as_deref().unwrap_or(&letter.id);
+                entry = entry.message_group_id(group).message_deduplication_id(format!("{}-redriven", letter.id));
+            }
+            entry.build().expect("an entry with its id and body")
+        };
+        let entries = letters.iter().enumerate().map(entry).collect();
+        let answer = self.client().send_message_batch().queue_url(url).set_entries(Some(entries)).send().await;
+        let answer = answer.map_err(|error| self.error(&error, to))?;
+        let taken = answer.successful().iter().map(|taken| taken.id());
+        Ok(fates(letters.len(), taken, answer.failed(), |failed| is_of_the_message(failed.code())))
     }
 }
 

@@ -7,12 +7,13 @@
 //! Rows that their tables in ClickHouse do not take, [`lost`] rows, come here as dead letters.
 //!
 //! And back: [`messages`] are taken from a queue, and a [`consumer`] has each of them handled. What it can not handle is a dead
-//! letter ([`letters`]), which somebody looks at, and [`redrive`] sends home.
+//! letter ([`letters`]), which somebody looks at, and [`redrive`] sends [`home`].
 
 pub mod claim;
 pub mod client;
 pub mod consumer;
 pub mod feed;
+mod home;
 mod intake;
 pub mod letters;
 pub mod lost;

@@ -1,17 +1,18 @@
 //! What is done with dead letters, on request: they are looked at, sent home, or removed for good.
 //!
-//! A letter is sent home before it is removed from where it was. So nothing is lost wherever this is cut short; the letter that
-//! was in hand may come a second time, and its effect is idempotent by the event's id. In a FIFO queue SQS itself drops that
-//! second one, for five minutes.
+//! A letter is sent home before it is removed from where it was, and removed only if it is known to be there. So nothing is
+//! lost wherever this is cut short; the letters of the batch that was in hand, ten at most, may come a second time, and their
+//! effect is idempotent by the event's id. In a FIFO queue SQS itself drops the second one, for five minutes.
 //!
 //! In a FIFO queue letters stand behind those of their group that are in hand: what a filter passes over hides those behind
 //! it, which could not be sent home before it anyway.
 
 use super::{
     client::{QueueError, Sqs},
-    letters::{self, Filter, Letter},
+    home::{self, Arrival, Homeward},
+    letters::{Filter, Letter},
     messages::Message,
-    pending::Destination,
+    pending::{Destination, MAX_ENTRIES},
     walk::{Found, Walk, again},
 };
 use crate::event::envelope::Queue;
@@ -40,7 +41,7 @@ pub struct Options {
     pub filter: Filter,
     /// So many of them at most.
     pub limit: Option<usize>,
-    /// So many in a second at most.
+    /// So many in a second at most; they go in batches of a tenth of that.
     pub rate: Option<u32>,
     /// They are only counted.
     pub dry_run: bool,
@@ -57,6 +58,13 @@ pub struct Done {
     pub letters: usize,
     /// Of those, letters that were sent home and could not be removed: they are there twice.
     pub twice: usize,
+    /// Letters that their queue does not take, and that stay where they are.
+    pub refused: usize,
+    /// Why; what it says of the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
+    /// Letters of a FIFO queue that stay too, since they stand behind one of these in their group.
+    pub behind: usize,
     /// Letters that the filter passed over.
     pub passed_over: usize,
     /// Letters that came while this went on and were left alone: those that failed once more among them.
@@ -226,66 +234,72 @@ impl Dealing<'_> {
     }
 
     fn is_over(&self) -> bool {
-        self.stop.is_cancelled() || self.options.limit.is_some_and(|limit| self.done.letters >= limit)
+        self.stop.is_cancelled() || !self.has_room(0)
+    }
+
+    /// Whether the limit allows one more than those that are done, and so many that are about to be.
+    fn has_room(&self, about: usize) -> bool {
+        self.options.limit.is_none_or(|limit| self.done.letters + about < limit)
     }
 
     /// Deals with letters that were taken together. Whatever happens, each of them is removed or kept.
     async fn some(&mut self, found: Vec<Found>) -> Result<(), QueueError> {
-        let (mut meant, mut failed) = (Vec::new(), None);
+        let mut meant = Vec::new();
         for (letter, message) in found {
             if !self.options.filter.takes(&letter) {
                 self.done.passed_over += 1;
                 self.walk.keep(message);
-            } else if self.options.dry_run && !self.is_over() {
+            } else if self.stop.is_cancelled() || !self.has_room(meant.len()) {
+                self.walk.keep(message);
+            } else if self.options.dry_run {
                 self.done.letters += 1;
                 self.walk.keep(message);
-            } else if failed.is_some() || self.is_over() || !self.turn().await {
-                self.walk.keep(message);
             } else {
-                match self.send_home(&message).await {
-                    Ok(()) => {
-                        self.done.letters += 1;
-                        meant.push(message);
-                    }
-                    Err(error) => {
-                        failed = Some(error);
-                        self.walk.keep(message);
-                    }
-                }
-                // Slowly: what was sent is not to wait for the others with its removal.
-                if self.options.rate.is_some() {
-                    self.remove(std::mem::take(&mut meant)).await;
-                }
+                meant.push(message);
             }
         }
-        self.remove(meant).await;
+        match self.deed {
+            Deed::Redrive => self.send_home(meant).await,
+            Deed::Purge => {
+                self.done.letters += meant.len();
+                self.done.letters -= self.walk.remove(meant).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn send_home(&mut self, meant: Vec<Message>) -> Result<(), QueueError> {
+        let most = self.options.rate.map_or(MAX_ENTRIES, |rate| usize::try_from(rate / 10).unwrap_or(MAX_ENTRIES));
+        let (mut homeward, mut failed) = (Homeward::new(meant, self.sqs.is_fifo()), None);
+        while let Some(batch) = homeward.batch(most) {
+            if failed.is_some() || !self.turn(batch.len()).await {
+                batch.into_iter().for_each(|message| self.walk.keep(message));
+                continue;
+            }
+            let Arrival { arrived, refused, left, error } = home::send(self.sqs, self.home, batch).await;
+            self.done.letters += arrived.len();
+            // At once: what was sent is not to wait for the others with its removal.
+            self.done.twice += self.walk.remove(arrived).await;
+            for (message, code) in refused {
+                let behind = homeward.behind(&message);
+                self.done.refused += 1;
+                self.done.behind += behind.len();
+                self.done.refusal.get_or_insert(code);
+                std::iter::once(message).chain(behind).for_each(|message| self.walk.keep(message));
+            }
+            left.into_iter().for_each(|message| self.walk.keep(message));
+            failed = error;
+        }
         failed.map_or(Ok(()), Err)
     }
 
-    async fn remove(&mut self, messages: Vec<Message>) {
-        if messages.is_empty() {
-            return;
+    /// Waits until it is the turn of so many letters; `false` if it was stopped before or meanwhile.
+    async fn turn(&mut self, letters: usize) -> bool {
+        if let Some(rate) = self.options.rate {
+            self.stop.run_until_cancelled(sleep_until(self.next.into())).await;
+            let letters = u32::try_from(letters).unwrap_or(u32::MAX);
+            self.next = self.next.max(Instant::now()) + Duration::from_secs(1) * letters / rate.max(1);
         }
-        let left = self.walk.remove(messages).await;
-        match self.deed {
-            Deed::Redrive => self.done.twice += left,
-            Deed::Purge => self.done.letters -= left,
-        }
-    }
-
-    async fn send_home(&self, message: &Message) -> Result<(), QueueError> {
-        if self.deed == Deed::Purge {
-            return Ok(());
-        }
-        let (message, once) = (letters::revived(message), format!("{}-redriven", message.id));
-        again(async || self.sqs.pass_on(self.home, &message, &[], once.clone()).await).await
-    }
-
-    /// Waits for the next letter's turn; `false` if it was stopped meanwhile.
-    async fn turn(&mut self) -> bool {
-        let Some(rate) = self.options.rate else { return true };
-        let waited = self.stop.run_until_cancelled(sleep_until(self.next.into())).await;
-        self.next = self.next.max(Instant::now()) + Duration::from_secs(1) / rate.max(1);
-        waited.is_some()
+        !self.stop.is_cancelled()
     }
 }

@@ -35,9 +35,9 @@ const SKEW: Duration = Duration::from_secs(60);
 /// SQS lets nobody have more of a queue in hand (120,000).
 const MOST_KEPT: usize = 100_000;
 /// Before an error counts.
-const TRIES: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub(super) const TRIES: u32 = 5;
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A dead letter in hand, with its message.
 pub(super) type Found = (Letter, Message);

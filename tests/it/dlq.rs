@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::{Value, json};
 
 use crate::queue::{LOGIN, prefix, with_outbox};
@@ -150,8 +151,11 @@ async fn a_filter_sends_home_what_fits_and_leaves_the_others_in_sight() {
     assert_eq!((&dry["letters"], &dry["passed_over"], &dry["dry_run"]), (&json!(25), &json!(25), &json!(true)));
     assert_eq!((all.sqs.count(&all.name("queue")).await, all.listed().await.len()), (0, 50));
 
-    let done = all.json(&["redrive", "--reason", "moon", "--limit", "10", "--rate", "100"]).await;
+    let begun = Instant::now();
+    let done = all.json(&["redrive", "--reason", "moon", "--limit", "10", "--rate", "20"]).await;
     assert_eq!(done["letters"], json!(10));
+    // Two at a time, and the last of them not before it is their turn.
+    assert!(begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
     let rest = all.json(&["redrive", "--reason", "moon"]).await;
     assert_eq!((&rest["letters"], &rest["passed_over"], &rest["stopped"]), (&json!(15), &json!(25), &json!(false)));
     assert_eq!(all.listed().await, set(&sun));
@@ -206,7 +210,7 @@ fn slowly(config: &Path) -> std::process::Child {
     Command::new(env!("CARGO_BIN_EXE_walhouse"))
         .arg("--config")
         .arg(config)
-        .args(["dlq", "redrive", "--queue", "audit-log", "--rate", "10", "--reason", "moon", "--json"])
+        .args(["dlq", "redrive", "--queue", "audit-log", "--rate", "100", "--reason", "moon", "--json"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -216,7 +220,7 @@ fn slowly(config: &Path) -> std::process::Child {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redrive_that_is_cut_short_loses_nothing() {
     let all = Letters::new("dlq_cut").await;
-    let (moon, sun) = (all.letters(60, "a full moon").await, all.letters(5, "too much sun").await);
+    let (moon, sun) = (all.letters(300, "a full moon").await, all.letters(5, "too much sun").await);
     let some_are_home = async |least: u64| {
         eventually(Duration::from_secs(20), async || match all.sqs.count(&all.name("queue")).await {
             home if home >= least => Ok(()),
@@ -233,7 +237,7 @@ async fn a_redrive_that_is_cut_short_loses_nothing() {
     assert_eq!((output.status.code(), &done["stopped"]), (Some(1), &json!(true)));
     let home = usize::try_from(all.sqs.count(&all.name("queue")).await).expect("few");
     assert_eq!(done["letters"], json!(home));
-    assert_eq!(all.listed().await.len(), 65 - home);
+    assert_eq!(all.sqs.count(&all.name("dlq")).await, 305 - home as u64);
 
     // A crash: what was in hand comes back by itself.
     let mut child = slowly(&all.config);
@@ -251,36 +255,80 @@ async fn a_redrive_that_is_cut_short_loses_nothing() {
     assert_eq!(all.listed().await, set(&sun));
     let home = all.sqs.drain(&all.name("queue"), usize::MAX, Duration::from_secs(3)).await;
     let ids: BTreeSet<_> = home.iter().filter_map(|one| one.body["metadata"]["eventId"].as_str()).collect();
-    assert!(ids.len() == 60 && moon.iter().all(|id| ids.contains(id.as_str())), "{} of 60", ids.len());
-    // One was on its way at most, when it was killed.
-    assert!(home.len() <= 61, "{}", home.len());
+    assert!(ids.len() == 300 && moon.iter().all(|id| ids.contains(id.as_str())), "{} of 300", ids.len());
+    // One batch was on its way at most, when it was killed.
+    assert!(home.len() <= 310, "{}", home.len());
     all.db.cleanup().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_letter_whose_sending_is_not_confirmed_stays_and_a_fifo_queue_has_it_once() {
-    for queue in ["", "fifo = true"] {
+async fn letters_whose_sending_is_not_confirmed_stay_and_a_fifo_queue_has_them_once() {
+    // A FIFO queue has one of each of the two groups in a batch.
+    for (queue, batch) in [("", 10), ("fifo = true", 2)] {
         let all = Letters::with("dlq_unknown", queue).await;
-        let id = all.letters(1, "a full moon").await.remove(0);
+        let ids = all.letters(12, "a full moon").await;
         let proxy = Proxy::to(all.sqs.port()).await;
         let extra =
             Sqs::config(proxy.port(), &prefix(&all.db)).replacen("[queue]\n", &format!("[queue]\n{queue}\n"), 1);
         let config = write_config(&all.db, &extra, free_port(), "proxied.toml");
-        // It arrives, and nobody hears of it.
-        proxy.cut_after("AmazonSQS.SendMessage");
+        // They arrive, and nobody hears of it.
+        proxy.cut_after("AmazonSQS.SendMessageBatch");
         let cut = walhouse(&config, &["dlq", "redrive", "--queue", "audit-log"]).await;
         assert!(cut.code == Some(1) && cut.stderr.contains("Before that, 0 letters were done"), "{cut:?}");
-        assert_eq!((all.sqs.count(&all.name("queue")).await, all.sqs.count(&all.name("dlq")).await), (1, 1));
-        // It could not be given back, and comes back by itself.
-        eventually(Duration::from_secs(60), async || match all.json(&["redrive"]).await["letters"] == 1 {
-            true => Ok(()),
-            false => Err("it is not in sight".to_owned()),
+        assert_eq!((all.sqs.count(&all.name("queue")).await, all.sqs.count(&all.name("dlq")).await), (batch, 12));
+        // They could not be given back, and come back by themselves.
+        let mut sent = 0;
+        eventually(Duration::from_secs(60), async || {
+            sent += all.json(&["redrive"]).await["letters"].as_u64().unwrap_or_default();
+            if sent == 12 { Ok(()) } else { Err(format!("{sent} are sent")) }
         })
         .await;
-        let home = all.sqs.drain(&all.name("queue"), 2, Duration::from_secs(3)).await;
-        assert!(home.iter().all(|one| one.body["metadata"]["eventId"] == id.as_str()), "{home:?}");
-        assert_eq!(home.len(), if queue.is_empty() { 2 } else { 1 });
+        let home = all.sqs.drain(&all.name("queue"), usize::MAX, Duration::from_secs(3)).await;
+        let found: BTreeSet<_> = home.iter().filter_map(|one| one.body["metadata"]["eventId"].as_str()).collect();
+        assert_eq!(found, ids.iter().map(String::as_str).collect());
+        assert_eq!(home.len(), if queue.is_empty() { 22 } else { 12 });
         assert_eq!(all.sqs.count(&all.name("dlq")).await, 0);
+        all.db.cleanup().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_its_queue_does_not_take_stays_and_in_a_fifo_queue_its_group_behind_it() {
+    for queue in ["", "fifo = true"] {
+        let all = Letters::with("dlq_refused", queue).await;
+        let mut ids = all.letters(4, "a full moon").await;
+        let large = uuid::Uuid::from_u128(rand::random()).to_string();
+        let body = event(&large).replace("u1", &"u".repeat(2000));
+        let group = (!queue.is_empty()).then_some("group 0");
+        all.sqs.send_with(&all.name("dlq"), &body, &[("deadLetterReason", "a full moon")], group).await;
+        ids.extend(all.letters(6, "a full moon").await);
+        all.sqs.set(&all.name("queue"), QueueAttributeName::MaximumMessageSize, "1024").await;
+        let exit = all.dlq(&["redrive", "--json"]).await;
+        let done: Value = serde_json::from_str(&exit.stdout).unwrap_or_else(|error| panic!("{error}: {exit:?}"));
+        // Of group 0 there are three behind it, whether they were taken with it or could not be taken.
+        let behind: Vec<_> = if queue.is_empty() { Vec::new() } else { ids.iter().skip(4).step_by(2).collect() };
+        assert_eq!((exit.code, &done["letters"], &done["refused"]), (Some(1), &json!(10 - behind.len()), &json!(1)));
+        assert_eq!(done["refusal"], json!("InvalidParameterValue"));
+        let stay = std::iter::once(&large).chain(behind.iter().copied()).cloned().collect::<BTreeSet<_>>();
+        // Those behind it are not in sight while it is in hand.
+        let (listed, count) = (all.listed().await, all.sqs.count(&all.name("dlq")).await);
+        assert!(
+            listed.contains(&large) && listed.is_subset(&stay) && count == stay.len() as u64,
+            "{listed:?}, {count}"
+        );
+        let people = all.dlq(&["redrive"]).await;
+        let said = "1 are not taken by their queue (InvalidParameterValue) and stay";
+        assert!(people.code == Some(1) && people.stdout.contains(said), "{people:?}");
+
+        // Once it takes it, all of them come, and the group in its order.
+        all.sqs.set(&all.name("queue"), QueueAttributeName::MaximumMessageSize, "1048576").await;
+        assert_eq!(all.json(&["redrive"]).await["letters"], json!(stay.len()));
+        let home = all.sqs.take(&all.name("queue"), 11).await;
+        let order: Vec<_> = home.iter().filter_map(|one| one.body["metadata"]["eventId"].as_str()).collect();
+        if !queue.is_empty() {
+            let own = [&ids[0], &ids[2], &large, &ids[4], &ids[6], &ids[8]].map(String::as_str);
+            assert_eq!(order.iter().copied().filter(|id| own.contains(id)).collect::<Vec<_>>(), own);
+        }
         all.db.cleanup().await;
     }
 }

@@ -11,7 +11,7 @@ const RECOVERY: &str = include_str!("../../docs/recovery.md");
 const EVENTS: &str = include_str!("../../docs/events.md");
 
 /// The code of a page in one language, in its order.
-fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+pub(crate) fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
     let fence = format!("```{language}\n");
     page.split(&fence).skip(1).filter_map(|rest| Some(rest.split_once("```")?.0.trim())).collect()
 }

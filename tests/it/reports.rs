@@ -7,13 +7,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::queue::{prefix, with_outbox};
-use crate::support::{Daemon, Sqs, TestDb, eventually, get, put, settled};
+use crate::support::{Ch, Daemon, Sqs, TestDb, eventually, get, put, settled};
 
 /// The demo's own tables, without their rows.
 const SHOP: &str = include_str!("../../docker/demo/shop.sql");
 
 /// Two merchants, of which each has its own customers, products and orders.
-const ROWS: &str = "
+pub(crate) const ROWS: &str = "
     INSERT INTO customer (id, merchant_account_id, email, name, region)
     SELECT md5('c' || c)::uuid, 1 + c % 2, 'c', 'c', CASE WHEN c % 3 > 0 THEN 'north' END FROM generate_series(0, 21) c;
     INSERT INTO product (id, merchant_account_id, sku, name, description, price)
@@ -47,10 +47,15 @@ sql = \"SELECT merchant_account_id, order_key FROM fact_orders WHERE merchant_ac
 parameters = { channel = \"String\" }
 ";
 
+/// The demo's tables alone.
+pub(crate) fn schema() -> &'static str {
+    let (from, to) = (SHOP.find("CREATE TYPE").unwrap(), SHOP.find("INSERT INTO").unwrap());
+    SHOP[from..to].trim().trim_end_matches(';')
+}
+
 async fn shop(label: &str) -> TestDb {
     let db = with_outbox(label).await;
-    let (from, to) = (SHOP.find("CREATE TYPE").unwrap(), SHOP.find("INSERT INTO").unwrap());
-    db.pg.execute(&SHOP[from..to]).await;
+    db.pg.execute(schema()).await;
     db.pg.execute(ROWS).await;
     db
 }
@@ -75,7 +80,7 @@ async fn running(db: &TestDb, extra: &str) -> Daemon {
 }
 
 /// Asks as an application does, and returns the event's id.
-async fn ask(db: &TestDb, operation: &str, merchant: &str, parameters: Value) -> String {
+pub(crate) async fn ask(db: &TestDb, operation: &str, merchant: &str, parameters: Value) -> String {
     let payload = json!({
         "operationType": operation, "userId": "u1", "merchantAccountId": merchant, "parameters": parameters
     });
@@ -88,18 +93,18 @@ async fn ask(db: &TestDb, operation: &str, merchant: &str, parameters: Value) ->
 }
 
 /// The row of `async_operations`, as soon as `is` holds for it.
-async fn operation(db: &TestDb, id: &str, is: impl Fn(&Value) -> bool) -> Value {
+async fn operation(ch: &Ch, id: &str, is: impl Fn(&Value) -> bool) -> Value {
     let sql = format!("SELECT * FROM async_operations FINAL WHERE event_id = '{id}' FORMAT JSONEachRow");
     eventually(Duration::from_secs(120), async || {
-        let row = db.ch.try_query(&sql).await?;
+        let row = ch.try_query(&sql).await?;
         let row: Value = serde_json::from_str(&row).map_err(|_| format!("{id} is not there: {row}"))?;
         if is(&row) { Ok(row) } else { Err(row.to_string()) }
     })
     .await
 }
 
-async fn ended(db: &TestDb, id: &str) -> Value {
-    operation(db, id, |row| ["succeeded", "failed"].iter().any(|end| row["status"] == *end)).await
+pub(crate) async fn ended(ch: &Ch, id: &str) -> Value {
+    operation(ch, id, |row| ["succeeded", "failed"].iter().any(|end| row["status"] == *end)).await
 }
 
 fn path_of(row: &Value) -> PathBuf {
@@ -180,7 +185,7 @@ async fn every_report_is_what_postgresql_says_in_every_format() {
         for (format, of_clickhouse) in [("csv", "CSVWithNames"), ("parquet", "Parquet"), ("jsonl", "JSONEachRow")] {
             let parameters = json!({"report": report, "format": format, "from": "2026-01-05", "to": "2026-02-20"});
             let id = ask(&db, operation, "1", parameters).await;
-            let row = ended(&db, &id).await;
+            let row = ended(&db.ch, &id).await;
             assert_eq!(row["status"], "succeeded", "{row}");
             let path = path_of(&row);
             assert!(path.ends_with(format!("1/{id}.{format}")), "{row}");
@@ -223,13 +228,12 @@ async fn the_star_schema_waits_for_its_tables_and_takes_nobodys_name() {
     let views = "SELECT count() FROM system.tables WHERE database = currentDatabase() AND match(name, '^(dim|fact)_') AND engine = 'View'";
     assert_eq!(db.ch.query(views).await, "0", "in a database that has none of its tables nothing is made");
     db.pg.execute("CREATE TABLE fact_orders (id int PRIMARY KEY); INSERT INTO fact_orders VALUES (7)").await;
-    let (from, to) = (SHOP.find("CREATE TYPE").unwrap(), SHOP.find("INSERT INTO").unwrap());
     eventually(Duration::from_secs(30), async || match db.ch.try_query("SELECT id FROM fact_orders").await?.as_str() {
         "7" => Ok(()),
         other => Err(other.to_owned()),
     })
     .await;
-    db.pg.execute(&SHOP[from..to]).await;
+    db.pg.execute(schema()).await;
     daemon.wait_log("the star schema is not made: there is a table of that name", 1).await;
     assert_eq!(db.ch.query("SELECT id FROM fact_orders FINAL WHERE _is_deleted = 0").await, "7");
     // Without the one that is in its way it is made, and once more at each start.
@@ -270,7 +274,7 @@ async fn no_parameter_reaches_the_rows_of_another_merchant() {
     ] {
         let mut parameters = json!({"report": "by_channel", "channel": "web"});
         parameters[name] = json!("2");
-        let row = ended(&db, &ask(&db, report, "1", parameters).await).await;
+        let row = ended(&db.ch, &ask(&db, report, "1", parameters).await).await;
         assert_eq!(row["status"], "failed", "{row}");
         assert!(row["error"].as_str().unwrap().starts_with("by_channel takes no parameter"), "{row}");
     }
@@ -278,7 +282,8 @@ async fn no_parameter_reaches_the_rows_of_another_merchant() {
     for channel in
         ["web' OR '1'='1", "web\\' OR 1=1 --", "' UNION ALL SELECT 1, 2 --", "{merchant:String}", "\t\n\\N", "2"]
     {
-        let row = ended(&db, &ask(&db, report, "1", json!({"report": "by_channel", "channel": channel})).await).await;
+        let row =
+            ended(&db.ch, &ask(&db, report, "1", json!({"report": "by_channel", "channel": channel})).await).await;
         assert_eq!(
             (&row["status"], row["rows"].to_string().replace('"', "").as_str()),
             (&json!("succeeded"), "0"),
@@ -287,7 +292,7 @@ async fn no_parameter_reaches_the_rows_of_another_merchant() {
     }
     for merchant in ["1' OR '1'='1", "1\\", "%", "../2", "1 OR 2", "\t1", "01", "0"] {
         let row =
-            ended(&db, &ask(&db, report, merchant, json!({"report": "by_channel", "channel": "web"})).await).await;
+            ended(&db.ch, &ask(&db, report, merchant, json!({"report": "by_channel", "channel": "web"})).await).await;
         assert_eq!(
             (&row["status"], row["rows"].to_string().replace('"', "").as_str()),
             (&json!("succeeded"), "0"),
@@ -303,12 +308,13 @@ async fn no_parameter_reaches_the_rows_of_another_merchant() {
     let text = "it's \"{merchant:String}\" \\N \\' \t\n\r \u{142}\u{20AC} ?; -- /*";
     let merchant = "m'\\\"\t1";
     let row =
-        ended(&db, &ask(&db, report, merchant, json!({"report": "echo", "text": text, "format": "jsonl"})).await).await;
+        ended(&db.ch, &ask(&db, report, merchant, json!({"report": "echo", "text": text, "format": "jsonl"})).await)
+            .await;
     assert_eq!(row["status"], "succeeded", "{row}");
     let echo: Value = serde_json::from_str(&fs::read_to_string(path_of(&row)).unwrap()).unwrap();
     assert_eq!(echo, json!({"merchant": merchant, "text": text}));
     // The one that is asked for has rows.
-    let row = ended(&db, &ask(&db, report, "1", json!({"report": "by_channel", "channel": "web"})).await).await;
+    let row = ended(&db.ch, &ask(&db, report, "1", json!({"report": "by_channel", "channel": "web"})).await).await;
     let text = fs::read_to_string(path_of(&row)).unwrap();
     assert!(text.lines().skip(1).count() > 20 && text.lines().skip(1).all(|line| line.starts_with("\"1\",")), "{text}");
     drop(daemon);
@@ -336,7 +342,7 @@ async fn what_can_not_be_answered_is_a_dead_letter_and_has_failed_with_the_reaso
         (report, json!({"report": "slow", "rows": 10_000_000}), "TIMEOUT_EXCEEDED"),
     ];
     for (operation, parameters, reason) in &cases {
-        let row = ended(&db, &ask(&db, operation, "1", parameters.clone()).await).await;
+        let row = ended(&db.ch, &ask(&db, operation, "1", parameters.clone()).await).await;
         assert_eq!(row["status"], "failed", "{row}");
         assert!(row["error"].as_str().unwrap().contains(reason), "{reason}: {row}");
         let attempts = if *reason == "TIMEOUT_EXCEEDED" { "3" } else { "1" };
@@ -366,13 +372,14 @@ async fn a_report_outlives_a_kill_and_is_there_once_and_whole() {
     let mut daemon = running(&db, "").await;
     let id = ask(&db, "reportGeneration", "1", json!({"report": "slow", "rows": ROWS, "format": "jsonl"})).await;
     let row =
-        operation(&db, &id, |row| row["status"] == "running" && row["rows"].to_string().replace('"', "") != "0").await;
+        operation(&db.ch, &id, |row| row["status"] == "running" && row["rows"].to_string().replace('"', "") != "0")
+            .await;
     assert_eq!(row["location"], "");
     daemon.kill9();
     let left = files(&objects(&db));
     assert!(left.iter().all(|file| file.contains('#')), "nothing is there under its own name: {left:?}");
     daemon.start();
-    let row = ended(&db, &id).await;
+    let row = ended(&db.ch, &id).await;
     let told = |name: &str| row[name].to_string().replace('"', "");
     assert_eq!((told("status"), told("rows"), told("attempt")), ("succeeded".into(), ROWS.to_string(), "2".into()));
     let path = path_of(&row);
@@ -407,7 +414,7 @@ async fn a_stop_in_the_middle_of_a_report_gives_it_back() {
     let db = shop("report_stop").await;
     let mut daemon = running(&db, "").await;
     let id = ask(&db, "reportGeneration", "1", json!({"report": "slow", "rows": ROWS})).await;
-    operation(&db, &id, |row| row["status"] == "running").await;
+    operation(&db.ch, &id, |row| row["status"] == "running").await;
     let status = daemon.sigterm(Duration::from_secs(20)).await;
     assert!(status.success(), "{status}");
     assert!(daemon.log().contains("an event is given back, since walhouse stops"), "{}", daemon.log());
@@ -422,7 +429,7 @@ async fn a_stop_in_the_middle_of_a_report_gives_it_back() {
     })
     .await;
     daemon.start();
-    let row = ended(&db, &id).await;
+    let row = ended(&db.ch, &id).await;
     assert_eq!((&row["status"], row["rows"].to_string().replace('"', "")), (&json!("succeeded"), ROWS.to_string()));
     assert_eq!(files(&objects(&db)), [path_of(&row).display().to_string()]);
     drop(daemon);
@@ -445,7 +452,7 @@ async fn a_bucket_has_the_objects_under_its_prefix_small_or_in_parts() {
     daemon.wait_log("events that are written into the outbox table are sent from now on", 1).await;
     for rows in [10, 130_000] {
         let id = ask(&db, "reportGeneration", "1", json!({"report": "slow", "rows": rows})).await;
-        let row = ended(&db, &id).await;
+        let row = ended(&db.ch, &id).await;
         assert_eq!(row["location"], format!("s3://{bucket}/some/reports/1/{id}.csv"), "{row}");
         let object = get(sqs.port(), &format!("/{bucket}/some/reports/1/{id}.csv")).await.expect("an object");
         assert_eq!((object.status, object.body.lines().count()), (200, rows + 1));

@@ -171,7 +171,7 @@ async fn deal(
 ) -> Result<Answer, Error> {
     match redrive::deal(sqs, queue, deed, &options, stop, say).await {
         Ok(done) => match &options.filter.id {
-            Some(id) if done.letters == 0 && !done.stopped => Err(Error::Unfinished(absent(id))),
+            Some(id) if done.letters + done.refused == 0 && !done.stopped => Err(Error::Unfinished(absent(id))),
             _ => Ok(dealt(deed, &done)),
         },
         Err((error, done)) => {
@@ -184,7 +184,7 @@ async fn deal(
 }
 
 fn dealt(deed: Deed, done: &Done) -> Answer {
-    let Done { queue, letters, twice, passed_over, later, .. } = done;
+    let Done { queue, letters, twice, refused, behind, passed_over, later, .. } = done;
     let verb = match (deed, done.dry_run) {
         (Deed::Redrive, false) => "sent home",
         (Deed::Redrive, true) => "would be sent home",
@@ -207,9 +207,16 @@ fn dealt(deed: Deed, done: &Done) -> Answer {
             "\n{twice} of them could not be removed and are there twice: the second time they have no effect"
         );
     }
+    if let Some(why) = &done.refusal {
+        let _ = write!(text, "\n{refused} are not taken by their queue ({why}) and stay");
+        if *behind > 0 {
+            let _ = write!(text, ", and {behind} behind them in their group");
+        }
+        text.push_str(": see walhouse dlq list");
+    }
     if done.stopped {
         text.push_str("\nstopped before it was through; nothing is lost, do it again for the rest");
     }
-    let code = if done.stopped { exit::FOUND } else { exit::FINE };
+    let code = if done.stopped || *refused > 0 { exit::FOUND } else { exit::FINE };
     Answer::new(text, json!(done), code)
 }
