@@ -81,6 +81,7 @@ impl OpenInsert<'_> {
         metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
         ended.map_err(|error| failed(&mut attempt, &target, error))?;
         attempt.answered = true;
+        metrics::histogram!(names::INSERT_ROWS).record(rows as f64);
         Ok(rows)
     }
 }

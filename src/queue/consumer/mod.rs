@@ -19,6 +19,7 @@
 
 mod circuit;
 mod deleter;
+mod hands;
 mod known;
 
 use super::{
@@ -37,6 +38,7 @@ use crate::{
 };
 use circuit::Circuit;
 use futures_util::future::BoxFuture;
+use hands::Hands;
 use known::{Known, Meeting};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -132,6 +134,7 @@ pub struct Consumer {
     handler: Arc<dyn Handler>,
     settings: Settings,
     circuit: Circuit,
+    hands: Hands,
     known: Mutex<Known>,
     handled: mpsc::UnboundedSender<String>,
     /// Ends handlers that are still at work after a stop.
@@ -160,6 +163,7 @@ impl Consumer {
             sqs,
             queue,
             circuit: Circuit::new(handler.name()),
+            hands: Hands::new(handler.name(), settings.timeout),
             handler,
             settings,
             known: Mutex::default(),
@@ -256,6 +260,7 @@ impl Consumer {
             message_id = message.id
         );
         let begun = Instant::now();
+        let _held = self.hands.take(self.queue, &message);
         async {
             let outcome = tokio::select! {
                 outcome = self.work(&message) => outcome,
