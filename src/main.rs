@@ -20,14 +20,14 @@ use walhouse::{
     cli::{Cli, Command, ConfigArgs, DlqArgs, VerifyArgs, exit},
     commands::{check, dlq, health, provision, resync, verify},
     config::{self, Config},
-    http, pipeline,
+    http, pipeline, probe,
     status::Status,
     telemetry, trace, workers,
 };
 
 /// Supervisors lose patience after 30 s at the most, and 20 s are promised.
 const DRAIN: Duration = Duration::from_secs(19);
-/// How often histograms are condensed, in case that nobody scrapes.
+/// How often the process is measured, and histograms are condensed, in case that nobody scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why the process ends, and with which code.
@@ -98,7 +98,7 @@ fn start(cli: &Cli) -> Result<u8, Failure> {
 /// `walhouse run`: the pipeline, and what surrounds it.
 async fn run(config: Config) -> Result<u8, Failure> {
     let listener = http::bind(config.http.listen).await.map_err(|error| Failure::new(exit::USAGE, error))?;
-    let metrics = telemetry::metrics().map_err(|error| Failure::new(exit::FOUND, error))?;
+    let metrics = telemetry::metrics(&config).map_err(|error| Failure::new(exit::FOUND, error))?;
     let stop = CancellationToken::new();
     stop_on_signals(&stop, "what is not durable is read again from the checkpoint at the next start")?;
     let status = Arc::<Status>::default();
@@ -107,11 +107,13 @@ async fn run(config: Config) -> Result<u8, Failure> {
         loop {
             sleep(UPKEEP).await;
             metrics.run_upkeep();
+            telemetry::measure_process();
         }
     });
     tracing::info!(version = env!("CARGO_PKG_VERSION"), http = %config.http.listen, "walhouse starts");
     // A task of its own, so that a panic in it is an exit code like the others.
     let config = Arc::new(config);
+    tokio::spawn(stop.clone().run_until_cancelled_owned(probe::run(Arc::clone(&config))));
     let mut pipeline = tokio::spawn(pipeline::run(Arc::clone(&config), status, stop.clone()));
     // Workers finish what they have in hand, also when the pipeline can not go on.
     let handled = stop.child_token();

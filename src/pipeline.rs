@@ -22,19 +22,20 @@ use crate::{
         connection::ConnectionError,
         lock::SlotLock,
         slot::{AskError, Gap},
+        source,
         sql::SqlError,
     },
     retry::{Backoff, Kind},
     setup::SetupError,
     status::Status,
-    telemetry::names,
+    telemetry::{self, names},
 };
 use std::{
     sync::{
-        Arc,
+        Arc, Once,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -141,6 +142,7 @@ pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationTok
         let begun = Instant::now();
         let ended = session::run(&config, &status, &stop).await;
         status.update(|account| account.streaming = false);
+        source::at_work(None);
         let error = match ended {
             Ok(()) => return Ok(()),
             Err(error) if stop.is_cancelled() => {
@@ -166,6 +168,12 @@ pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationTok
     }
 }
 
+/// From here on a checkpoint is waited for: without one, its age is counted from the first time.
+fn checkpoints_begin() {
+    static FIRST: Once = Once::new();
+    FIRST.call_once(|| metrics::gauge!(names::CHECKPOINT_TIME).set(telemetry::seconds(SystemTime::now())));
+}
+
 /// The store of checkpoints, behind the slot's lock: a process that lost the lock stores nothing.
 struct Guarded {
     state: Arc<State>,
@@ -186,6 +194,7 @@ impl CheckpointStore for Guarded {
         let queue = self.queue.as_ref().map_or(Lsn::ZERO, |queue| *queue.borrow());
         self.state.advance(lsn, queue).await?;
         metrics::gauge!(names::CHECKPOINT).set(lsn.0 as f64);
+        metrics::gauge!(names::CHECKPOINT_TIME).set(telemetry::seconds(SystemTime::now()));
         Ok(())
     }
 }

@@ -1,14 +1,22 @@
 //! Logs and metrics: how they are set up, and the one list of what is measured.
 //!
-//! No row value and no secret ever goes into either. Labels are tables and error classes, so
-//! their number is bounded by the source's tables.
+//! No row value and no secret ever goes into either. Labels have few values, which are known beforehand; only the one that names a
+//! table grows with the source, and is bounded by the configuration: [`tables`].
 
-use std::io::{self, IsTerminal};
+pub mod names;
+#[cfg(test)]
+mod page;
+pub mod tables;
+
+use std::{
+    io::{self, IsTerminal},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, registry::LookupSpan};
 
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{Config, LogConfig, LogFormat};
 
 /// Sends the log to standard error, as `[log]` has it. Does nothing if there is a log already.
 ///
@@ -36,144 +44,77 @@ where
     }
 }
 
-/// The names of all metrics.
-pub mod names {
-    /// Bytes read from the slot.
-    pub const SOURCE_BYTES: &str = "walhouse_source_bytes_total";
-    /// The position up to which the WAL was read for the slot, as far as it is known.
-    pub const SOURCE_POSITION: &str = "walhouse_source_position_bytes";
-    /// Which of the two readers is at work: 1 for it, 0 for the other.
-    pub const READER: &str = "walhouse_reader";
-    /// Windows of WAL that were read to their end by the catch-up reader.
-    pub const CATCH_UP_WINDOWS: &str = "walhouse_catch_up_windows_total";
-    /// Times that the catch-up reader left the rest to the stream, by reason.
-    pub const CATCH_UP_GIVEN_UP: &str = "walhouse_catch_up_given_up_total";
-    /// The server's WAL position minus the stored checkpoint.
-    pub const LAG_BYTES: &str = "walhouse_source_lag_bytes";
-    /// The age of the oldest commit that is received and not yet durable; 0 when there is none.
-    pub const LAG_SECONDS: &str = "walhouse_lag_seconds";
-    /// The stored checkpoint.
-    pub const CHECKPOINT: &str = "walhouse_checkpoint_position_bytes";
-    /// Changes received, by table.
-    pub const ROWS_RECEIVED: &str = "walhouse_rows_received_total";
-    /// Rows that ClickHouse confirmed, by table.
-    pub const ROWS_WRITTEN: &str = "walhouse_rows_written_total";
-    /// Rows that the initial copy wrote, by table.
-    pub const COPY_ROWS: &str = "walhouse_copy_rows_total";
-    /// The share of the initial copy that is done, 0 to 1, by table.
-    pub const COPY_PROGRESS: &str = "walhouse_copy_progress_ratio";
-    /// Tables whose initial copy is not complete.
-    pub const COPY_PENDING: &str = "walhouse_copy_pending_tables";
-    /// Tables that are stopped.
-    pub const TABLES_STOPPED: &str = "walhouse_tables_stopped";
-    /// Changes of shape, by table and by whether the target was altered or the table copied anew.
-    pub const SHAPE_CHANGES: &str = "walhouse_shape_changes_total";
-    /// Messages of the DDL triggers, or that seemed to be theirs, by whether they were understood.
-    pub const DDL_MESSAGES: &str = "walhouse_ddl_messages_total";
-    /// Rows that went to the dead letters, by table and kind of reason.
-    pub const DEAD_LETTERS: &str = "walhouse_dead_letters_total";
-    /// Events of applications that came to be sent, by queue.
-    pub const EVENTS: &str = "walhouse_events_total";
-    /// Events that a queue has confirmed, by queue; one that is sent again after a restart counts again.
-    pub const EVENTS_SENT: &str = "walhouse_events_sent_total";
-    /// Messages that would be events, and stand outside of transactions: they are not published.
-    pub const EVENTS_OUTSIDE: &str = "walhouse_events_outside_transactions_total";
-    /// Whether events wait in the WAL because they came faster than they were sent: 1 while they do.
-    pub const EVENTS_BEHIND: &str = "walhouse_events_behind";
-    /// From an event's commit until its queue has confirmed it, in seconds.
-    pub const QUEUE_LATENCY: &str = "walhouse_queue_latency_seconds";
-    /// Requests to SQS that failed, by kind.
-    pub const QUEUE_ERRORS: &str = "walhouse_queue_errors_total";
-    /// Payloads that were put into the object store since they are too large for a queue; one that is put there again counts
-    /// again.
-    pub const PAYLOADS_STORED: &str = "walhouse_payloads_stored_total";
-    /// Payloads that could not be written into the object store, or read from it, by which of the two it was.
-    pub const PAYLOAD_ERRORS: &str = "walhouse_payload_errors_total";
-    /// Requests of workers for messages that failed, by worker and kind.
-    pub const TAKE_ERRORS: &str = "walhouse_worker_take_errors_total";
-    /// Messages that came to an end at a worker, by worker and outcome: done, known (an event of its id was done before), again,
-    /// dead, lost or released.
-    pub const EVENTS_HANDLED: &str = "walhouse_events_handled_total";
-    /// How long a worker had a message in hand, in seconds.
-    pub const HANDLER_SECONDS: &str = "walhouse_handler_seconds";
-    /// Whether a worker waits for what it depends on: 1 while it does.
-    pub const WORKER_WAITS: &str = "walhouse_worker_waits";
-    /// How long inserts took, in seconds.
-    pub const INSERT_SECONDS: &str = "walhouse_insert_seconds";
-    /// Attempts to insert that failed, by kind.
-    pub const INSERT_ERRORS: &str = "walhouse_insert_errors_total";
-    /// Rows whose unchanged TOAST had to be looked up, by where it was found.
-    pub const TOAST_LOOKUPS: &str = "walhouse_toast_lookups_total";
-    /// Values that are not the source's, since their columns could not hold those, by table and policy.
-    pub const VALUES_REPLACED: &str = "walhouse_values_replaced_total";
-    /// Times that the connection to the source was made anew.
-    pub const RECONNECTS: &str = "walhouse_reconnects_total";
-    /// Seconds from a commit at the source until it was durable in ClickHouse.
-    pub const LATENCY: &str = "walhouse_commit_to_durable_seconds";
-    /// Bytes of changes and blocks in flight.
-    pub const MEMORY: &str = "walhouse_memory_in_flight_bytes";
-    /// 1, with the version as a label.
-    pub const BUILD_INFO: &str = "walhouse_build_info";
-}
-
 /// Buckets of insert durations, in seconds.
 const INSERT_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-/// Buckets of commit-to-durable latencies, in seconds.
+/// Buckets of latencies, in seconds. A bound of alerts, five minutes, is one of theirs.
 const LATENCY_BUCKETS: &[f64] = &[0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0];
+/// Buckets of how long messages wait, in seconds: from at once to half a day.
+const WAIT_BUCKETS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 43_200.0];
+/// Buckets of rows in a batch.
+const ROW_BUCKETS: &[f64] = &[1.0, 10.0, 100.0, 1000.0, 5000.0, 10_000.0, 50_000.0, 100_000.0, 500_000.0, 1_000_000.0];
 
 /// Installs the process's metrics, and returns what renders them.
 ///
 /// # Errors
 /// If a recorder is installed already.
-pub fn metrics() -> Result<PrometheusHandle, Box<dyn std::error::Error + Send + Sync>> {
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Full(names::INSERT_SECONDS.into()), INSERT_BUCKETS)?
-        .set_buckets_for_metric(Matcher::Full(names::LATENCY.into()), LATENCY_BUCKETS)?
-        .set_buckets_for_metric(Matcher::Full(names::HANDLER_SECONDS.into()), LATENCY_BUCKETS)?
-        .set_buckets_for_metric(Matcher::Full(names::QUEUE_LATENCY.into()), LATENCY_BUCKETS)?
-        .install_recorder()?;
+pub fn metrics(config: &Config) -> Result<PrometheusHandle, Box<dyn std::error::Error + Send + Sync>> {
+    let mut builder = PrometheusBuilder::new();
+    let histograms = names::ALL.iter().filter(|metric| metric.kind == names::Kind::Histogram);
+    for metric in histograms {
+        builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.into()), buckets(metric.name))?;
+    }
+    let handle = builder.install_recorder()?;
+    tables::at_most(config.metrics.max_tables);
     describe();
     metrics::gauge!(names::BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    metrics::gauge!(names::MEMORY_BUDGET).set(config.memory.budget.as_usize() as f64);
+    begin();
+    measure_process();
     Ok(handle)
 }
 
+/// The upper bounds of a histogram's buckets.
+fn buckets(name: &str) -> &'static [f64] {
+    match name {
+        names::INSERT_SECONDS => INSERT_BUCKETS,
+        names::INSERT_ROWS => ROW_BUCKETS,
+        names::QUEUE_WAIT => WAIT_BUCKETS,
+        _ => LATENCY_BUCKETS,
+    }
+}
+
 fn describe() {
-    use metrics::{Unit, describe_counter as counter, describe_gauge as gauge, describe_histogram as histogram};
-    counter!(names::SOURCE_BYTES, Unit::Bytes, "Bytes read from the replication slot");
-    gauge!(names::SOURCE_POSITION, Unit::Bytes, "WAL position up to which it was read for the slot");
-    gauge!(names::READER, "1 for the reader that is at work, streaming or catch_up, 0 for the other");
-    counter!(names::CATCH_UP_WINDOWS, "Windows of WAL read by the catch-up reader");
-    counter!(names::CATCH_UP_GIVEN_UP, "Times that the catch-up reader left the rest to the stream, by reason");
-    gauge!(names::LAG_BYTES, Unit::Bytes, "WAL of the source that is not yet durable in ClickHouse");
-    gauge!(names::LAG_SECONDS, Unit::Seconds, "Age of the oldest commit received and not yet durable");
-    gauge!(names::CHECKPOINT, Unit::Bytes, "WAL position of the stored checkpoint");
-    counter!(names::ROWS_RECEIVED, "Changes received from the source, by table");
-    counter!(names::ROWS_WRITTEN, "Rows that ClickHouse confirmed, by table");
-    counter!(names::COPY_ROWS, "Rows written by the initial copy, by table");
-    gauge!(names::COPY_PROGRESS, "Share of the initial copy that is done, by table");
-    gauge!(names::COPY_PENDING, "Tables whose initial copy is not complete");
-    gauge!(names::TABLES_STOPPED, "Tables that are stopped");
-    counter!(names::SHAPE_CHANGES, "Changes of shape, by table and outcome: altered, or copied anew");
-    counter!(names::DDL_MESSAGES, "Messages of the DDL triggers, or like theirs, by outcome: understood, or refused");
-    counter!(names::DEAD_LETTERS, "Rows that went to the dead letters, by table and kind of reason");
-    counter!(names::EVENTS, "Events of applications that came to be sent, by queue");
-    counter!(names::EVENTS_SENT, "Events that a queue has confirmed, by queue");
-    counter!(names::EVENTS_OUTSIDE, "Messages that would be events and stand outside of transactions");
-    gauge!(names::EVENTS_BEHIND, "1 while events wait in the WAL because they came faster than they were sent");
-    histogram!(names::QUEUE_LATENCY, Unit::Seconds, "Time from an event's commit until its queue has confirmed it");
-    counter!(names::QUEUE_ERRORS, "Requests to SQS that failed, by kind");
-    counter!(names::PAYLOADS_STORED, "Payloads put into the object store, being too large for a queue");
-    counter!(names::PAYLOAD_ERRORS, "Payloads that could not be put into the object store or read from it, by request");
-    counter!(names::TAKE_ERRORS, "Requests for messages that failed, by worker and kind");
-    counter!(names::EVENTS_HANDLED, "Messages that came to an end at a worker, by worker and outcome");
-    histogram!(names::HANDLER_SECONDS, Unit::Seconds, "Time that a worker had a message in hand");
-    gauge!(names::WORKER_WAITS, "1 while a worker waits for what it depends on");
-    histogram!(names::INSERT_SECONDS, Unit::Seconds, "Duration of attempts to insert a block");
-    counter!(names::INSERT_ERRORS, "Attempts to insert that failed, by kind");
-    counter!(names::TOAST_LOOKUPS, "Rows whose unchanged TOAST was looked up, by where it was found");
-    counter!(names::VALUES_REPLACED, "Values replaced because their columns can not hold them, by table and policy");
-    counter!(names::RECONNECTS, "Times that the connection to the source was made anew");
-    histogram!(names::LATENCY, Unit::Seconds, "Time from commit at the source to durable in ClickHouse");
-    gauge!(names::MEMORY, Unit::Bytes, "Changes and blocks in flight");
-    gauge!(names::BUILD_INFO, "1, labelled with the version");
+    use metrics::{describe_counter, describe_gauge, describe_histogram};
+    for metric in names::ALL {
+        match metric.kind {
+            names::Kind::Counter => describe_counter!(metric.name, metric.help),
+            names::Kind::Gauge => describe_gauge!(metric.name, metric.help),
+            names::Kind::Histogram => describe_histogram!(metric.name, metric.help),
+        }
+    }
+    metrics_process::Collector::default().describe();
+}
+
+/// A counter that first shows itself with what has happened looks to Prometheus as if nothing had. So those whose labels are
+/// known are there from the beginning.
+fn begin() {
+    for name in [names::SOURCE_BYTES, names::RECONNECTS, names::EVENTS_OUTSIDE, names::CATCH_UP_WINDOWS] {
+        metrics::counter!(name).increment(0);
+    }
+    for kind in ["transient", "refused", "halt"] {
+        metrics::counter!(names::INSERT_ERRORS, "kind" => kind).increment(0);
+    }
+    for kind in ["transient", "definite"] {
+        metrics::counter!(names::QUEUE_ERRORS, "kind" => kind).increment(0);
+    }
+}
+
+/// Measures the process itself; to be done every few seconds.
+pub fn measure_process() {
+    metrics_process::Collector::default().collect();
+}
+
+/// A moment as metrics have it: seconds since 1970.
+pub fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -32,6 +32,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("verify", &["event", "quote"]),
     ("cli", &["config", "event"]),
     ("http", &["config", "status", "telemetry"]),
+    // It asks all of them, on behalf of the metrics alone.
+    ("probe", &["clickhouse", "config", "event", "postgres", "queue", "telemetry"]),
     (
         "pipeline",
         &[

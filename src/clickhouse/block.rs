@@ -13,7 +13,11 @@ use super::{
     text::DateTimeRange,
     types::ColumnType,
 };
-use crate::{config::Unrepresentable, mask::Mask, telemetry::names};
+use crate::{
+    config::Unrepresentable,
+    mask::Mask,
+    telemetry::{names, tables},
+};
 use std::{
     borrow::Cow,
     ops::{Range, RangeInclusive},
@@ -235,7 +239,7 @@ impl Block {
             let replaced = column.replaced();
             if replaced > 0 {
                 let policy = column.policy().to_string();
-                metrics::counter!(names::VALUES_REPLACED, "table" => table.to_owned(), "policy" => policy)
+                metrics::counter!(names::VALUES_REPLACED, "table" => tables::counted(table), "policy" => policy)
                     .increment(replaced as u64);
             }
         }

@@ -157,6 +157,7 @@ impl Inserter {
             metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
             let Err(error) = result else {
                 attempt.answered = true;
+                metrics::histogram!(names::INSERT_ROWS).record(rows as f64);
                 return Ok(());
             };
             // An error of the server is an answer; silence is not.

@@ -19,7 +19,7 @@ use crate::{
     quote,
     retry::Kind,
     status::Status,
-    telemetry::names,
+    telemetry::{names, tables},
 };
 use clickhouse::Client;
 use std::{
@@ -246,7 +246,7 @@ async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<Bloc
     }
     let Batch { block, letters, commit, .. } = batch;
     let rows = land(shared, table, &block, letters, commit).await?;
-    metrics::counter!(names::ROWS_WRITTEN, "table" => table.spec.full_name()).increment(rows as u64);
+    metrics::counter!(names::ROWS_WRITTEN, "table" => tables::counted(&table.spec.full_name())).increment(rows as u64);
     Ok(block)
 }
 

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::Unrepresentable,
     event::{Lsn, Version},
-    telemetry::names,
+    telemetry::{names, tables},
 };
 use bytes::Bytes;
 use std::ops::Range;
@@ -205,7 +205,7 @@ pub async fn store(shared: &Shared, table: &Table, letters: Letters, commit: Lsn
     })?;
     shared.letters.notify_one();
     for (class, count) in classes {
-        metrics::counter!(names::DEAD_LETTERS, "table" => name.clone(), "reason" => class).increment(count);
+        metrics::counter!(names::DEAD_LETTERS, "table" => tables::counted(&name), "reason" => class).increment(count);
     }
     if let Some(rows) = table.losses.to_tell(rows) {
         tracing::warn!(

@@ -34,7 +34,6 @@ use super::{
 use crate::{
     event::{Change, Epoch, Event, Lsn, Op, Relation, SourceTable, Transaction, Tuple, Version},
     lane::{DDL_PREFIX, Delivery, LaneReceiver, ledger::Ledger},
-    telemetry::names,
 };
 use entry::{Entry, Route};
 use spare::Spares;
@@ -482,7 +481,7 @@ impl Sink {
         entry.push(Job::Swap { live, spec: Box::new(spec.clone()), replaced: route.live });
         entry.table = entry.table.reshaped(spec);
         entry.fresh = false;
-        entry.received = metrics::counter!(names::ROWS_RECEIVED, "table" => entry.table.spec.full_name());
+        entry.received = entry::received(&entry.table);
         self.queued.insert(fresh);
         self.routes.insert(oid, Route { live: Some(fresh), fresh: None });
     }

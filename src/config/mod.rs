@@ -6,6 +6,7 @@
 //! silence. No output of this tree shows a secret: neither `Debug`, nor `Serialize`, nor an error.
 
 mod load;
+mod measures;
 mod objects;
 mod options;
 mod parameter;
@@ -29,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 pub use load::{ConfigError, load};
+pub use measures::MetricsConfig;
 pub use objects::{ObjectsConfig, Place};
 pub use options::{ColumnConfig, Masking, MaskingConfig, OnDropColumn, SettingValue, TableConfig, TableOptions};
 pub use parameter::{Parameter, ParameterType};
@@ -58,6 +60,9 @@ pub struct Config {
     /// Metrics and health.
     #[serde(default)]
     pub http: HttpConfig,
+    /// How much is measured.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
     /// What is told, and how.
     #[serde(default)]
     pub log: LogConfig,
@@ -218,6 +223,7 @@ impl Config {
             batch: BatchConfig::default(),
             memory: MemoryConfig::default(),
             http: HttpConfig::default(),
+            metrics: MetricsConfig::default(),
             log: LogConfig::default(),
             tracing: TracingConfig::default(),
             queue: None,
@@ -272,6 +278,7 @@ impl Config {
         self.check_budget().map_err(at("memory.budget"))?;
         self.check_level().map_err(at("log.level"))?;
         self.tracing.check()?;
+        self.metrics.check()?;
         self.queue.as_ref().map_or(Ok(()), QueueConfig::check)?;
         self.workers.check()?;
         self.objects.check()?;

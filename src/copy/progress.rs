@@ -1,6 +1,6 @@
 //! How far a copy is, for people.
 
-use crate::telemetry::names;
+use crate::telemetry::{names, tables};
 use std::time::{Duration, Instant};
 
 /// How often progress is logged.
@@ -24,16 +24,22 @@ impl Progress {
     }
 
     pub(super) fn end(&self) {
-        metrics::gauge!(names::COPY_PROGRESS, "table" => self.table.clone()).set(1.0);
+        self.measure(1.0);
         let seconds = self.begun.elapsed().as_secs_f64();
         tracing::info!(table = self.table, rows = self.rows, seconds = round(seconds), "table copied");
+    }
+
+    fn measure(&self, share: f64) {
+        if let Some(table) = tables::measured(&self.table) {
+            metrics::gauge!(names::COPY_PROGRESS, "table" => table).set(share.min(1.0));
+        }
     }
 
     pub(super) fn add(&mut self, blocks: u64, rows: u64) {
         self.done += blocks;
         self.rows += rows;
         let share = if self.blocks == 0 { 1.0 } else { self.done as f64 / self.blocks as f64 };
-        metrics::gauge!(names::COPY_PROGRESS, "table" => self.table.clone()).set(share.min(1.0));
+        self.measure(share);
         if self.said.elapsed() < REPORT_INTERVAL {
             return;
         }

@@ -18,7 +18,7 @@ use crate::{
         table::Table,
     },
     event::Lsn,
-    telemetry::names,
+    telemetry::{names, tables},
 };
 use futures_util::future::BoxFuture;
 
@@ -118,7 +118,7 @@ async fn end<'a>(table: &Table, open: OpenInsert<'a>) -> Result<Option<OpenInser
 }
 
 fn count(table: &Table, rows: usize) {
-    metrics::counter!(names::COPY_ROWS, "table" => table.spec.full_name()).increment(rows as u64);
+    metrics::counter!(names::COPY_ROWS, "table" => tables::counted(&table.spec.full_name())).increment(rows as u64);
 }
 
 fn failed(table: &Table, error: OpenError) -> CopyError {

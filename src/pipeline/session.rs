@@ -1,7 +1,7 @@
 //! One session: connect, check, stream, and at the end drain.
 
 use super::{
-    Guarded, SessionError, letters,
+    Guarded, SessionError, checkpoints_begin, letters,
     queue::QueueLane,
     tables::{self, Tables},
 };
@@ -226,6 +226,7 @@ async fn stream(
     let mut reader = Source::start(replication, outlet, settings).await?;
 
     let settled = CancellationToken::new();
+    checkpoints_begin();
     let guarded = Guarded { state: Arc::clone(&state), lock, allowed, queue: queue_position };
     let mut sink = Task::spawn("sink", sink.run());
     let mut checkpoints = Task::spawn("checkpoint", checkpoint::run(guarded, positions, stored, settled.clone()));

@@ -29,7 +29,7 @@ use crate::{
     },
     retry::Kind,
     status::Status,
-    telemetry::names,
+    telemetry::{self, names},
 };
 pub(super) use known::known;
 use known::{gone, missed};
@@ -314,8 +314,16 @@ impl Tables {
             record.is_adopted() && matches!(record.status, TableStatus::Copying | TableStatus::Resync(_))
         };
         let copying = self.shared.state.count(copying).await + lock(&self.pending).len();
-        let stopped = |record: &TableRecord| matches!(record.status, TableStatus::Stopped(_));
-        let stopped = self.shared.state.count(stopped).await;
+        let names = Mutex::new(Vec::new());
+        let stopped = self.shared.state.count(|record| {
+            let is_stopped = matches!(record.status, TableStatus::Stopped(_));
+            if is_stopped {
+                lock(&names).push(format!("{}.{}", record.schema, record.name));
+            }
+            is_stopped
+        });
+        let stopped = stopped.await;
+        telemetry::tables::show_stopped(&lock(&names));
         metrics::gauge!(names::COPY_PENDING).set(copying as f64);
         metrics::gauge!(names::TABLES_STOPPED).set(stopped as f64);
         // Only with the numbers: whoever asks in between would be told that no copy is left.

@@ -170,9 +170,7 @@ impl Source {
     }
 
     fn announce(&self, reader: Reader) {
-        for (label, of) in [("streaming", Reader::Streaming), ("catch_up", Reader::CatchUp)] {
-            metrics::gauge!(names::READER, "reader" => label).set(if of == reader { 1.0 } else { 0.0 });
-        }
+        at_work(Some(reader));
         (self.settings.began)(reader);
     }
 
@@ -194,6 +192,13 @@ impl Source {
                 }
             }
         }
+    }
+}
+
+/// Shows which reader is at work, if any is.
+pub fn at_work(reader: Option<Reader>) {
+    for (label, of) in [("streaming", Reader::Streaming), ("catch_up", Reader::CatchUp)] {
+        metrics::gauge!(names::READER, "reader" => label).set(if reader == Some(of) { 1.0 } else { 0.0 });
     }
 }
 

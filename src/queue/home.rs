@@ -185,7 +185,7 @@ mod tests {
             let (mut home, mut fates) = (Homeward::new(letters.collect(), true), fates.into_iter());
             let (mut arrived, mut stayed) = (Vec::new(), Vec::new());
             while let Some(batch) = home.batch(most) {
-                prop_assert!(batch.len() <= MAX_ENTRIES && batch.iter().map(Message::size).sum::<usize>() <= MAX_BYTES);
+                prop_assert!(batch.len() <= MAX_ENTRIES && batch.iter().map(|letter| letter.size(&[])).sum::<usize>() <= MAX_BYTES);
                 for letter in batch {
                     if fates.next().is_some_and(|fate| fate % 5 == 0) {
                         stayed.extend(home.behind(&letter));

@@ -10,7 +10,7 @@ use aws_sdk_sqs::{
     error::ProvideErrorMetadata,
     types::{
         DeleteMessageBatchRequestEntry, Message as Raw, MessageSystemAttributeName as System,
-        SendMessageBatchRequestEntry,
+        QueueAttributeName as Attribute, SendMessageBatchRequestEntry,
     },
 };
 use std::{
@@ -38,6 +38,24 @@ pub struct Message {
     pub sent: Option<SystemTime>,
     /// Of a FIFO queue: what it is in order with.
     pub group: Option<String>,
+}
+
+/// How many messages a queue has, nearly: that is all that SQS tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Those that may be taken.
+    pub visible: u64,
+    /// Those that were taken, and are neither deleted nor given back.
+    pub in_flight: u64,
+    /// Those that may not be taken yet.
+    pub delayed: u64,
+}
+
+impl Depth {
+    /// All of them.
+    pub fn all(&self) -> u64 {
+        self.visible + self.in_flight + self.delayed
+    }
 }
 
 impl From<Raw> for Message {
@@ -93,6 +111,27 @@ impl Sqs {
             .await;
         let answer = answer.map_err(|error| self.error(&error, from))?;
         Ok(answer.messages.unwrap_or_default().into_iter().map(Message::from).collect())
+    }
+
+    /// How many messages a queue has.
+    ///
+    /// # Errors
+    /// What SQS says.
+    pub async fn depth(&self, of: Destination) -> Result<Depth, QueueError> {
+        let url = self.url(of).await?;
+        let request = self.client().get_queue_attributes().queue_url(url);
+        let request = request
+            .attribute_names(Attribute::ApproximateNumberOfMessages)
+            .attribute_names(Attribute::ApproximateNumberOfMessagesNotVisible)
+            .attribute_names(Attribute::ApproximateNumberOfMessagesDelayed);
+        let answer = request.send().await.map_err(|error| self.error(&error, of))?;
+        let told = answer.attributes.unwrap_or_default();
+        let number = |name| told.get(&name).and_then(|text| text.parse().ok()).unwrap_or_default();
+        Ok(Depth {
+            visible: number(Attribute::ApproximateNumberOfMessages),
+            in_flight: number(Attribute::ApproximateNumberOfMessagesNotVisible),
+            delayed: number(Attribute::ApproximateNumberOfMessagesDelayed),
+        })
     }
 
     /// Keeps a message invisible for so long from now on; zero gives it back.

@@ -84,6 +84,7 @@ impl OpenInsert<'_> {
         trace_attempt(begun, &target, &attempt.id, rows, ended.as_ref().err());
         ended.map_err(|error| failed(&mut attempt, &target, error))?;
         attempt.answered = true;
+        metrics::histogram!(names::INSERT_ROWS).record(rows as f64);
         Ok(rows)
     }
 }

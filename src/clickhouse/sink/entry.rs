@@ -9,7 +9,7 @@ use crate::{
         table::{Feed, Plan, Table},
     },
     event::{Lsn, Version},
-    telemetry::names,
+    telemetry::{names, tables},
 };
 use metrics::Counter;
 use std::{
@@ -69,12 +69,17 @@ pub(super) struct Entry {
     last: (Version, u64),
 }
 
+/// Counts the changes that are received of a table.
+pub(super) fn received(table: &Table) -> Counter {
+    metrics::counter!(names::ROWS_RECEIVED, "table" => tables::counted(&table.spec.full_name()))
+}
+
 impl Entry {
     pub(super) fn new(member: Member) -> Self {
         let Member { table, feed, frozen, fresh, heaps } = member;
         // What goes into a fresh table was received for the live one already.
         let received = match fresh {
-            false => metrics::counter!(names::ROWS_RECEIVED, "table" => table.spec.full_name()),
+            false => received(&table),
             true => Counter::noop(),
         };
         Self {

@@ -19,6 +19,7 @@
 
 mod circuit;
 mod deleter;
+mod hands;
 mod known;
 mod payload;
 mod reading;
@@ -37,6 +38,7 @@ use crate::{
 };
 use circuit::Circuit;
 use futures_util::future::BoxFuture;
+use hands::Hands;
 use known::{Known, Meeting};
 pub use payload::more_time;
 use payload::{Fetched, Payloads};
@@ -138,6 +140,7 @@ pub struct Consumer {
     settings: Settings,
     circuit: Circuit,
     payloads: Payloads,
+    hands: Hands,
     known: Mutex<Known>,
     handled: mpsc::UnboundedSender<String>,
     /// Ends handlers that are still at work after a stop.
@@ -173,6 +176,7 @@ impl Consumer {
             queue,
             circuit: Circuit::new(handler.name()),
             payloads: Payloads::new(claims, settings.max_payload),
+            hands: Hands::new(handler.name(), settings.timeout),
             handler,
             settings,
             known: Mutex::default(),
@@ -270,6 +274,7 @@ impl Consumer {
             message_id = message.id
         );
         let begun = Instant::now();
+        let _held = self.hands.take(self.queue, &message);
         async {
             let outcome = tokio::select! {
                 outcome = self.work(&message) => outcome,

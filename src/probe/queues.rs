@@ -1,0 +1,64 @@
+//! The queues: what is in them.
+//!
+//! SQS has the age of the oldest message in CloudWatch alone. What can be had here is a bound of it, from both ends: a worker sees
+//! when the messages that it takes were sent, and what comes after them was sent later, nearly; and a queue that is empty has
+//! no message that is older than that. [`names::QUEUE_FRONT`] is the later of the two.
+
+use super::{Neighbour, PATIENCE, SILENCE};
+use crate::{
+    config::Config,
+    event::envelope::Queue,
+    queue::{client::Sqs, messages::Depth, pending::Destination},
+    telemetry::{self, names},
+};
+use std::{
+    collections::HashSet,
+    time::{Duration, SystemTime},
+};
+use tokio::time::{sleep, timeout};
+
+/// How often: six requests each time, half a million in a month.
+const INTERVAL: Duration = Duration::from_secs(30);
+/// While SQS does not answer, or a queue is missing.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Asks for ever; without `[queue]` there is nothing to ask.
+pub(super) async fn run(config: &Config) {
+    let Some(queue) = &config.queue else { return };
+    let sqs = Sqs::new(queue, &config.workers).await;
+    let (mut neighbour, mut looked_at) = (Neighbour::new("sqs"), HashSet::new());
+    loop {
+        let mut is_complete = true;
+        for queue in Queue::ALL {
+            for dead in [false, true] {
+                // One that is missing is an answer of SQS, and somebody else's trouble.
+                let depth = match timeout(PATIENCE, sqs.depth(Destination { queue, dead })).await {
+                    Ok(Ok(depth)) => Ok(Some(depth)),
+                    Ok(Err(error)) if error.is_missing => Ok(None),
+                    Ok(Err(error)) => Err(error.message),
+                    Err(_) => Err(SILENCE.to_owned()),
+                };
+                match neighbour.answered(depth).flatten() {
+                    Some(depth) if dead => show_dead(queue, &depth),
+                    Some(depth) => show(queue, &depth, looked_at.insert(queue.label())),
+                    None => is_complete = false,
+                }
+            }
+        }
+        sleep(if is_complete { INTERVAL } else { SOON }).await;
+    }
+}
+
+fn show(queue: Queue, depth: &Depth, is_first: bool) {
+    let states = [("visible", depth.visible), ("in_flight", depth.in_flight), ("delayed", depth.delayed)];
+    for (state, count) in states {
+        metrics::gauge!(names::QUEUE_MESSAGES, "queue" => queue.label(), "state" => state).set(count as f64);
+    }
+    if depth.all() == 0 || is_first {
+        metrics::gauge!(names::QUEUE_FRONT, "queue" => queue.label()).set(telemetry::seconds(SystemTime::now()));
+    }
+}
+
+fn show_dead(queue: Queue, depth: &Depth) {
+    metrics::gauge!(names::DLQ_MESSAGES, "queue" => queue.label()).set(depth.all() as f64);
+}
