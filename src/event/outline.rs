@@ -4,12 +4,15 @@
 //! its beginning. So these are passed over as they are read, and a payload of hundreds of megabytes is checked in a few
 //! kilobytes.
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::fmt;
 
 /// Longer than any text may be that a schema bounds.
 const LONGEST_TEXT: usize = 8192;
+
+/// What is nested more deeply many readers do not take, those of serde_json among them.
+const DEEPEST: u32 = 127;
 
 /// How far it is looked into.
 #[derive(Clone, Copy)]
@@ -34,7 +37,37 @@ fn read(text: &str, depth: Depth) -> serde_json::Result<Value> {
     let mut reader = serde_json::Deserializer::from_str(text);
     let value = depth.deserialize(&mut reader)?;
     reader.end()?;
+    // What is passed over is not counted on the way.
+    if levels(text) > DEEPEST {
+        return Err(serde_json::Error::custom("recursion limit exceeded"));
+    }
     Ok(value)
+}
+
+/// How many objects and arrays are one inside the other, in what is JSON.
+fn levels(json: &str) -> u32 {
+    let (mut open, mut most) = (0_u32, 0);
+    let mut bytes = json.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'[' | b'{' => {
+                open += 1;
+                most = most.max(open);
+            }
+            b']' | b'}' => open = open.saturating_sub(1),
+            b'"' => {
+                while let Some(inside) = bytes.next()
+                    && inside != b'"'
+                {
+                    if inside == b'\\' {
+                        bytes.next();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    most
 }
 
 impl Depth {
@@ -140,6 +173,20 @@ mod tests {
         for text in ["7", "null", "\"a\"", "[1, 2]", "{}"] {
             assert_eq!(event(text).unwrap(), serde_json::from_str::<Value>(text).unwrap());
         }
+    }
+
+    #[test]
+    fn what_is_nested_too_deeply_is_refused_wherever_it_is() {
+        let nested = |levels: usize| {
+            let (open, close) = ("[".repeat(levels), "]".repeat(levels));
+            format!(r#"{{"payload": {{"details": {{"a": "[[{{\\\"[", "b": {open}{close}, "c": []}}}}}}"#)
+        };
+        assert!(event(&nested(124)).is_ok());
+        let refused = event(&nested(125)).unwrap_err().to_string();
+        assert!(refused.contains("recursion limit exceeded"), "{refused}");
+        // As it is by whoever reads all of it.
+        assert!(serde_json::from_str::<Value>(&nested(124)).is_ok());
+        assert!(serde_json::from_str::<Value>(&nested(125)).is_err());
     }
 
     #[test]

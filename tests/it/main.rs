@@ -8,6 +8,7 @@
 
 mod catchup;
 mod changelog;
+mod claim;
 mod commands;
 mod consumer;
 mod container;

@@ -1,10 +1,11 @@
 //! What a queue does not take, and what the lane can not hold.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::time::{Duration, Instant};
 
 use aws_sdk_sqs::types::QueueAttributeName;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{insert, prefix, with_outbox};
 use crate::support::{Daemon, Proxy, Sqs, TestDb, eventually, settled};
@@ -25,7 +26,7 @@ fn large(number: usize, bytes: usize) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_large_for_a_queue_is_a_dead_letter_and_what_is_too_large_together_goes_apart() {
+async fn what_is_too_large_for_a_queue_goes_by_reference_and_what_is_too_large_together_goes_apart() {
     let (db, sqs) = (with_outbox("queue_large").await, Sqs::shared());
     let queue = format!("{}audit-log-queue", prefix(&db));
     let mut daemon = Daemon::spawn(&db, &Sqs::config(sqs.port(), &prefix(&db)));
@@ -40,19 +41,21 @@ async fn what_is_too_large_for_a_queue_is_a_dead_letter_and_what_is_too_large_to
     all.push_str(&large(13, 2_000_000));
     all.push_str(&insert("last", 14));
     db.pg.execute(&format!("BEGIN; {all} COMMIT")).await;
-    let mut sent: Vec<_> = sqs.take(&queue, 13).await.iter().map(|event| number(&event.body)).collect();
-    sent.sort_unstable();
-    assert_eq!(sent, (0..12).chain([14]).collect::<Vec<_>>());
-    let dead = sqs.take(&format!("{}audit-log-dlq", prefix(&db)), 2).await;
-    assert!(
-        dead.iter().all(|letter| letter.attributes["deadLetterReason"].starts_with("SQS refuses it: ")),
-        "{dead:?}"
-    );
-    // What fits is kept; of what fits nowhere, who it was.
-    let kept = dead.iter().filter(|letter| letter.body["payload"]["details"]["n"] == 12).count();
-    let ids = db.pg.value("SELECT id FROM outbox_event ORDER BY length(payload::text) DESC LIMIT 1").await;
-    let named = dead.iter().filter(|letter| letter.body["eventId"] == ids.as_str()).count();
-    assert_eq!((kept, named), (1, 1));
+    let sent = sqs.take(&queue, 15).await;
+    let (referring, whole): (Vec<_>, Vec<_>) =
+        sent.iter().map(|event| &event.body).partition(|body| body.get("payloadReference").is_some());
+    let mut numbers: Vec<_> = whole.into_iter().map(number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..12).chain([14]).collect::<Vec<_>>());
+    let referred = |body: &Value| {
+        let location = body["payloadReference"]["location"].as_str().expect("a location");
+        let payload = fs::read_to_string(location.strip_prefix("file://").expect("a file")).expect("an object");
+        number(&json!({"payload": serde_json::from_str::<Value>(&payload).expect("JSON")}))
+    };
+    let mut numbers: Vec<_> = referring.into_iter().map(referred).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [12, 13]);
+    assert_eq!(sqs.count(&format!("{}audit-log-dlq", prefix(&db))).await, 0);
     settled(&db).await;
     drop(daemon);
     db.cleanup().await;
