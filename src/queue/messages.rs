@@ -17,7 +17,7 @@ use std::{
 };
 
 /// SQS keeps so many attributes of a message.
-const MAX_ATTRIBUTES: usize = 10;
+pub(super) const MAX_ATTRIBUTES: usize = 10;
 
 /// A message that was taken, and is invisible to others for a while.
 #[derive(Clone, Debug, Default)]
