@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::support::{Daemon, Proxy, Received, Sqs, TestDb, assert_equal, eventually, settled};
 
-const OUTBOX: &str = include_str!("../../migrations/postgres/0002_outbox_event.sql");
+pub(crate) const OUTBOX: &str = include_str!("../../migrations/postgres/0002_outbox_event.sql");
 pub(crate) const LOGIN: &str = r#"{"eventType": "login", "actingUserId": "u1", "outcome": "success"}"#;
 
 /// A prefix of the test's own.
