@@ -3,7 +3,11 @@
 //! Whoever makes one marks it with attributes of its message. One that SQS itself has moved, after a worker's last try ended in a
 //! crash, has none of them.
 
-use super::{claim::Referred, messages::Message, outgoing::is_legal};
+use super::{
+    claim::Referred,
+    messages::{MAX_ATTRIBUTES, Message},
+    outgoing::is_legal,
+};
 use serde::Serialize;
 use serde_json::Value;
 use std::time::SystemTime;
@@ -14,6 +18,8 @@ const REASON: &str = "deadLetterReason";
 const HANDLER: &str = "deadLetterHandler";
 const TRIES: &str = "deadLetterTries";
 const TIME: &str = "deadLetterTime";
+/// What a letter that was sent home has instead: when that was.
+const REDRIVEN: &str = "redriven";
 /// Who makes letters of what an application wrote: nobody has tried to handle it.
 pub(super) const OUTBOX: &str = "outbox";
 /// The longest reason that is kept.
@@ -109,9 +115,20 @@ impl Filter {
     }
 }
 
-/// The attributes of a message without those that make it a dead letter.
-pub(super) fn alive(message: &Message) -> impl Iterator<Item = (&String, &String)> {
-    message.attributes.iter().filter(|(name, _)| !name.starts_with(MARK))
+/// The same message without what makes it a dead letter, and with what tells it from a message that never was one.
+pub(super) fn revived(message: &Message) -> Message {
+    let mut revived = message.clone();
+    revived.attributes.retain(|name, _| !name.starts_with(MARK));
+    // One that walhouse has made a letter of has room, since it had more marks than this one.
+    if revived.attributes.len() < MAX_ATTRIBUTES {
+        revived.attributes.insert(REDRIVEN.to_owned(), humantime::format_rfc3339_millis(SystemTime::now()).to_string());
+    }
+    revived
+}
+
+/// Whether a message was a dead letter before: walhouse has sent it home, or SQS has, which leaves the marks.
+pub(super) fn was_dead(message: &Message) -> bool {
+    message.attributes.keys().any(|name| name == REDRIVEN || name.starts_with(MARK))
 }
 
 #[cfg(test)]
@@ -163,7 +180,12 @@ mod tests {
         let marks: BTreeMap<_, _> = marks("a\u{1}b\u{FFFE}", "audit", 3).into();
         assert_eq!((marks["deadLetterReason"].as_str(), marks["deadLetterTries"].as_str()), ("ab", "3"));
         let named: Vec<_> = marks.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let letter = message("{}", &[&named[..], &[("eventType", "A")]].concat());
-        assert_eq!(alive(&letter).map(|(name, _)| name).collect::<Vec<_>>(), ["eventType"]);
+        let revived = revived(&message("{}", &[&named[..], &[("eventType", "A")]].concat()));
+        assert_eq!(revived.attributes.keys().collect::<Vec<_>>(), ["eventType", "redriven"]);
+        assert!(
+            was_dead(&revived) && was_dead(&message("{}", &named)) && !was_dead(&message("{}", &[("eventType", "A")]))
+        );
+        let foreign: Vec<_> = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"].map(|name| (name, "x")).into();
+        assert_eq!(super::revived(&message("{}", &foreign)).attributes.len(), 10, "SQS takes no more");
     }
 }

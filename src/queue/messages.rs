@@ -19,7 +19,7 @@ use std::{
 };
 
 /// SQS keeps so many attributes of a message.
-const MAX_ATTRIBUTES: usize = 10;
+pub(super) const MAX_ATTRIBUTES: usize = 10;
 
 /// A message that was taken, and is invisible to others for a while.
 #[derive(Clone, Debug, Default)]
@@ -208,8 +208,8 @@ impl Sqs {
     pub(super) async fn send_home(&self, to: Destination, letters: &[Message]) -> Result<Sent, QueueError> {
         let url = self.url(to).await?;
         let entry = |(index, letter): (usize, &Message)| {
-            let attributes = letters::alive(letter).filter(|(_, value)| !value.is_empty());
-            let attributes = attributes.map(|(name, value)| (name.clone(), text(value.clone())));
+            let attributes = letters::revived(letter).attributes.into_iter().filter(|(_, value)| !value.is_empty());
+            let attributes = attributes.map(|(name, value)| (name, text(value)));
             let mut entry = SendMessageBatchRequestEntry::builder()
                 .id(index.to_string())
                 .message_body(&letter.body)

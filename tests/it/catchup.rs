@@ -9,6 +9,7 @@ use crate::support::{
     eventually, settled,
 };
 
+mod events;
 mod faults;
 mod keeper;
 mod readers;

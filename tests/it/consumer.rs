@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use aws_sdk_sqs::types::QueueAttributeName;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde_json::json;
@@ -15,6 +16,7 @@ use walhouse::queue::client::Sqs as Client;
 use walhouse::queue::consumer::{Consumer, Event, HandleError, Handler, Settings};
 use walhouse::queue::pending::Destination;
 use walhouse::queue::provision::provision;
+use walhouse::queue::redrive;
 use walhouse::retry::Kind;
 
 use crate::support::{Sqs, eventually};
@@ -253,7 +255,7 @@ async fn an_event_that_comes_while_it_is_in_hand_waits_for_how_that_ends() {
     // For longer than a lease: the one that waits is kept too.
     let slowly = || tokio::time::sleep(Duration::from_secs(35));
     let handler = Noting::new(move |run| match run {
-        1 => slowly().map(|()| Err(HandleError::Definite("never".to_owned()))).boxed(),
+        1 => slowly().map(|()| Err(HandleError::Transient("not now".to_owned()))).boxed(),
         _ => done(),
     });
     reading.read(handler.clone(), Duration::from_secs(60));
@@ -273,7 +275,52 @@ async fn an_event_that_comes_while_it_is_in_hand_waits_for_how_that_ends() {
     let between = (runs[1].1 - runs[0].1).as_secs_f64();
     assert!((34.9..37.0).contains(&between), "it is handled once the first one has failed: {between}");
     reading.empty().await;
-    assert_eq!(reading.sqs.count(&reading.dead()).await, 1, "the first one alone");
+    assert_eq!((handler.runs().len(), reading.sqs.count(&reading.dead()).await), (2, 0), "it was done by the second");
+    reading.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_what_is_refused_for_good_is_left_out_until_the_letter_is_sent_home() {
+    let reading = Reading::new("copy").await;
+    let (refuse, refused) = tokio::sync::watch::channel(false);
+    let handler = Noting::new(move |run| match run {
+        1 => {
+            let mut refused = refused.clone();
+            async move {
+                let _ = refused.wait_for(|refused| *refused).await;
+                Err(HandleError::Definite("never".to_owned()))
+            }
+            .boxed()
+        }
+        _ => done(),
+    });
+    reading.read(handler.clone(), Duration::from_secs(60));
+    let id = reading.send().await;
+    // One that waits for how the first one ends, and one that comes after it.
+    reading.send_again(&id).await;
+    eventually(Duration::from_secs(20), async || {
+        let hidden = QueueAttributeName::ApproximateNumberOfMessagesNotVisible;
+        match reading.sqs.attribute(&reading.queue(), hidden).await.as_deref() {
+            Some("2") => Ok(()),
+            hidden => Err(format!("{hidden:?} in hand")),
+        }
+    })
+    .await;
+    refuse.send_replace(true);
+    reading.empty().await;
+    reading.send_again(&id).await;
+    reading.empty().await;
+    assert_eq!((handler.runs().len(), reading.sqs.count(&reading.dead()).await), (1, 1));
+    let (stop, options) = (CancellationToken::new(), redrive::Options::default());
+    let dealt = redrive::deal(&reading.client, Queue::AuditLog, redrive::Deed::Redrive, &options, &stop, &|_| {}).await;
+    assert_eq!(dealt.expect("it is sent home").letters, 1);
+    eventually(Duration::from_secs(20), async || match handler.runs().len() {
+        2 => Ok(()),
+        runs => Err(format!("{runs} runs")),
+    })
+    .await;
+    reading.empty().await;
+    assert_eq!(reading.sqs.count(&reading.dead()).await, 0);
     reading.stop.cancel();
 }
 

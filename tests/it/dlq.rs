@@ -171,7 +171,7 @@ async fn a_filter_sends_home_what_fits_and_leaves_the_others_in_sight() {
     assert!(ids.len() == 26 && moon.iter().all(|id| ids.contains(id.as_str())) && ids.contains(sun[7].as_str()));
     for one in &home {
         // What made it a dead letter is gone, and the rest is as it was.
-        assert_eq!(one.attributes.keys().collect::<Vec<_>>(), ["correlationId", "eventType"]);
+        assert_eq!(one.attributes.keys().collect::<Vec<_>>(), ["correlationId", "eventType", "redriven"]);
         assert_eq!(one.body.to_string(), event(one.body["metadata"]["eventId"].as_str().expect("an id")));
     }
 

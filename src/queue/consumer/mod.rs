@@ -12,7 +12,8 @@
 //! - what it depends on is away: it stays in hand until that is back ([`circuit`]), unless others are handled meanwhile: then
 //!   it failed by itself, perhaps not for ever.
 //!
-//! An event that comes again while it is in hand waits there too, and is done with the first one, or handled after it.
+//! An event that comes again while it is in hand waits there too, and is done with the first one, or handled after it; a copy
+//! of one that has become a dead letter is left out ([`known`]).
 //!
 //! A dead letter says why, of whom, when and after how many tries. It is sent before the message is deleted. That SQS itself
 //! moves a message after its last try is what is left for crashes.
@@ -75,6 +76,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// For so long SQS hides a message, counted from when it was taken; and what a request may take of that.
 const LONGEST_HIDDEN: Duration = Duration::from_secs(12 * 3600);
 const ON_ITS_WAY: Duration = Duration::from_secs(60);
+/// What became of a message that is a dead letter now.
+const DEAD: &str = "dead";
 /// An event that failed so often while others were handled fails by itself.
 const BY_ITSELF: u32 = 3;
 
@@ -154,6 +157,8 @@ enum Outcome {
     Done,
     /// It was done before.
     Known,
+    /// It was refused for good before, and is a dead letter.
+    Buried,
     Failed(HandleError),
     /// It is somebody else's again.
     Lost,
@@ -276,14 +281,23 @@ impl Consumer {
         let begun = Instant::now();
         let _held = self.hands.take(self.queue, &message);
         async {
+            // Whoever waits for the same event goes on when it is settled what became of this one.
+            let mut holding = None;
             let outcome = tokio::select! {
-                outcome = self.work(&message) => outcome,
+                outcome = self.work(&message, &mut holding) => outcome,
                 () = self.keep(&message) => Outcome::Lost,
                 () = self.end.cancelled() => Outcome::Released,
             };
             let seconds = begun.elapsed().as_secs_f64();
             metrics::histogram!(names::HANDLER_SECONDS, "worker" => self.handler.name()).record(seconds);
+            let for_good = matches!(outcome, Outcome::Failed(HandleError::Definite(_)));
             let label = self.settle(&message, begun, outcome).await;
+            if let Some(Holding { id, .. }) = &holding
+                && for_good
+                && label == DEAD
+            {
+                self.known().bury(id, &message);
+            }
             if let Some(traced) = traced {
                 traced::end(traced, &self.sqs.name(self.source()), self.handler.name(), &message, label);
             }
@@ -294,24 +308,25 @@ impl Consumer {
     }
 
     /// Has a message handled, once what the handler depends on is there.
-    async fn work(&self, message: &Message) -> Outcome {
+    async fn work<'a>(&'a self, message: &Message, holding: &mut Option<Holding<'a>>) -> Outcome {
         let Read { mut event, reference } = match read(self.queue, message, self.settings.retries) {
             Ok(read) => read,
             Err(why) => return Outcome::Failed(HandleError::Definite(why)),
         };
         let id = &event.envelope.metadata.event_id.clone();
         let ends = loop {
-            let meeting = self.known().meet(id);
+            let meeting = self.known().meet(id, message);
             match meeting {
                 Meeting::First(ends) => break ends,
                 Meeting::Handled => return Outcome::Known,
+                Meeting::Buried => return Outcome::Buried,
                 Meeting::InHand(mut end) => {
                     // Nothing is ever sent, so this is its end.
                     let _ = end.changed().await;
                 }
             }
         };
-        let mut holding = Holding { consumer: self, id, handled: false, _ends: ends };
+        let holding = holding.insert(Holding { consumer: self, id: id.clone(), handled: false, _ends: ends });
         let (mut limit, mut _share) = (self.settings.timeout, None);
         if let Some(reference) = reference {
             match self.fetch(event.of, &reference).await {
@@ -384,6 +399,11 @@ impl Consumer {
                 let _ = self.handled.send(message.receipt.clone());
                 "known"
             }
+            Outcome::Buried => {
+                tracing::info!("an event with this id is a dead letter already; this one is left out");
+                let _ = self.handled.send(message.receipt.clone());
+                "known"
+            }
             Outcome::Failed(HandleError::Definite(why)) => self.bury(message, &why).await,
             Outcome::Failed(error) if message.taken > self.settings.retries => {
                 self.bury(message, &format!("given up after {} tries: {error}", message.taken)).await
@@ -422,7 +442,7 @@ impl Consumer {
 /// An event in hand, which is let go however its handling ends.
 struct Holding<'a> {
     consumer: &'a Consumer,
-    id: &'a str,
+    id: String,
     handled: bool,
     /// Whoever waits for the end hears of it once it is known how it ended, since fields go after `drop`.
     _ends: watch::Sender<()>,
@@ -430,7 +450,7 @@ struct Holding<'a> {
 
 impl Drop for Holding<'_> {
     fn drop(&mut self) {
-        self.consumer.known().part(self.id, self.handled);
+        self.consumer.known().part(&self.id, self.handled);
     }
 }
 

@@ -1,6 +1,6 @@
 //! From a message to the event that it holds, and to a dead letter if that can not be handled.
 
-use super::{Consumer, Event};
+use super::{Consumer, DEAD, Event};
 use crate::{
     event::{
         envelope::{Envelope, Metadata, Queue},
@@ -58,7 +58,7 @@ impl Consumer {
             Ok(()) => {
                 tracing::error!(why, tries = message.taken, queue = self.sqs.name(to), "an event is a dead letter");
                 let _ = self.handled.send(message.receipt.clone());
-                "dead"
+                DEAD
             }
             Err(error) => {
                 // It comes again, and SQS itself moves it once it has come too often.

@@ -6,6 +6,9 @@ use super::{Edge, handled, once, twice_and_once, wait_handled};
 use crate::support::{eventually, settled};
 use std::time::Duration;
 
+/// One run of the handler for as long as the test wants.
+const PATIENT: &str = "[workers.audit]\ntimeout = \"60s\"\n";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_between_an_effect_and_the_deletion_of_its_message_runs_the_handler_twice_and_leaves_one_row() {
     let edge = Edge::new("edge_delete").await;
@@ -48,7 +51,7 @@ async fn a_deletion_whose_answer_is_lost_is_repeated_and_the_handler_is_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_before_clickhouse_has_the_row_leaves_one_row() {
     let edge = Edge::new("edge_insert").await;
-    let mut daemon = edge.whole("").await;
+    let mut daemon = edge.whole(PATIENT).await;
     edge.warehouse.keep_requests(&["INSERT+INTO+audit_log"]);
     edge.write().await;
     // The handler runs, and its insert is on its way.
@@ -70,7 +73,7 @@ async fn a_kill_before_clickhouse_has_the_row_leaves_one_row() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_after_clickhouse_has_the_row_and_before_its_answer_leaves_one_row_for_a_reader() {
     let edge = Edge::new("edge_inserted").await;
-    let mut daemon = edge.whole("").await;
+    let mut daemon = edge.whole(PATIENT).await;
     edge.warehouse.keep_answers(&["INSERT+INTO+audit_log"]);
     edge.write().await;
     edge.warehouse.has_kept(1).await;
