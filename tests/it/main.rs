@@ -8,6 +8,7 @@
 
 mod catchup;
 mod changelog;
+mod check;
 mod commands;
 mod consumer;
 mod contracts;
