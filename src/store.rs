@@ -255,6 +255,25 @@ impl Drop for Writer<'_> {
     }
 }
 
+/// Whether objects could be written, and what there is to say of the place. Nothing of that stays: a directory that is not there is
+/// not made, and in a bucket an upload is begun and given up, which is what a large object needs too.
+///
+/// # Errors
+/// If they could not, and what to do.
+pub async fn probe(config: &ObjectsConfig) -> Result<String, StoreError> {
+    let refused = |why: String| StoreError(format!("objects.url: {why}"));
+    if let Place::Directory(path) = config.place().map_err(refused)? {
+        let nearest = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(&path);
+        writable(nearest).map_err(|error| StoreError(no_directory(&path, &error)))?;
+        let will = if nearest == path { "can be written" } else { "will be created" };
+        return Ok(format!("{} {will}", path.display()));
+    }
+    let store = Store::new(config)?;
+    let begun = async { store.inner.put_multipart(&store.key(".walhouse")).await?.abort().await };
+    begun.await.map_err(|error| StoreError(store.describe(&error)))?;
+    Ok(format!("{} can be written", store.base.trim_end_matches('/')))
+}
+
 fn local(path: &Path) -> Result<LocalFileSystem, String> {
     fs::create_dir_all(path).map_err(|error| no_directory(path, &error))?;
     let inner = LocalFileSystem::new_with_prefix(path).map_err(|error| error.to_string())?;

@@ -54,7 +54,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "commands",
-        &["cli", "clickhouse", "config", "event", "mask", "postgres", "queue", "quote", "retry", "setup", "verify"],
+        &[
+            "cli",
+            "clickhouse",
+            "config",
+            "event",
+            "mask",
+            "postgres",
+            "queue",
+            "quote",
+            "retry",
+            "setup",
+            "store",
+            "verify",
+        ],
     ),
 ];
 

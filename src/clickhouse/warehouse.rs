@@ -33,6 +33,22 @@ pub enum Applied {
 /// # Errors
 /// What is definite, such as a table with other columns.
 pub async fn apply(client: &Client) -> Result<Applied, Error> {
+    match look(client).await? {
+        Applied::Missing(missing) if !missing.is_empty() => return Ok(Applied::Missing(missing)),
+        Applied::Taken(name) => return Ok(Applied::Taken(name)),
+        Applied::Missing(_) | Applied::Yes => {}
+    }
+    for (_, sql) in VIEWS {
+        retrying("create the star schema", || client.query_raw(sql).execute()).await?;
+    }
+    Ok(Applied::Yes)
+}
+
+/// Whether the star schema is there, in whatever form. If it could be made and only is not, nothing is missing for it.
+///
+/// # Errors
+/// What is definite.
+pub async fn look(client: &Client) -> Result<Applied, Error> {
     let names: Vec<&str> = VIEWS.iter().map(|(name, _)| *name).chain(NEEDED).collect();
     let sql =
         "SELECT name, engine FROM system.tables WHERE database = currentDatabase() AND name IN {names: Array(String)}";
@@ -44,11 +60,6 @@ pub async fn apply(client: &Client) -> Result<Applied, Error> {
     }
     let is_missing = |name: &&str| !present.iter().any(|(there, _)| there == name);
     let missing: Vec<String> = NEEDED.into_iter().filter(is_missing).map(str::to_owned).collect();
-    if !missing.is_empty() {
-        return Ok(Applied::Missing(missing));
-    }
-    for (_, sql) in VIEWS {
-        retrying("create the star schema", || client.query_raw(sql).execute()).await?;
-    }
-    Ok(Applied::Yes)
+    let complete = missing.is_empty() && VIEWS.iter().all(|(name, _)| !is_missing(&name));
+    Ok(if complete { Applied::Yes } else { Applied::Missing(missing) })
 }

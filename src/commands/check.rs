@@ -6,7 +6,10 @@
 mod clickhouse;
 mod columns;
 mod ddl;
+mod outbox;
 mod postgres;
+mod queue;
+mod workers;
 
 use std::fmt::{self, Write};
 
@@ -29,7 +32,7 @@ pub enum Outcome {
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// `PostgreSQL`, `tables`, `columns` or `ClickHouse`.
+    /// `PostgreSQL`, `tables`, `columns` or `ClickHouse`; with `[queue]`, `queue`, `workers` or `reports` too.
     pub area: &'static str,
     /// What was looked at.
     pub name: String,
@@ -49,16 +52,18 @@ pub struct Report {
     pub checks: Vec<Check>,
 }
 
-/// Looks at both sides, at the same time.
+/// Looks at all sides, at the same time.
 pub async fn run(config: &Config) -> Report {
     let time64 = clickhouse::has_time64(&config.clickhouse).await;
-    let (mut source, target) = futures_util::future::join(
+    let (mut all, target, queue, workers) = futures_util::future::join4(
         Box::pin(postgres::check(config, time64)),
         Box::pin(clickhouse::check(&config.clickhouse)),
+        Box::pin(queue::check(config)),
+        Box::pin(workers::check(config)),
     )
     .await;
-    source.checks.extend(target.checks);
-    source
+    all.checks.extend([target, queue, workers].into_iter().flat_map(|report| report.checks));
+    all
 }
 
 impl Report {

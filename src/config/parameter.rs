@@ -161,6 +161,18 @@ impl ParameterType {
         text.ok_or_else(|| format!("it takes {}", self.expected()))
     }
 
+    /// Some value, as ClickHouse reads it.
+    pub fn sample(self) -> &'static str {
+        match self {
+            Self::Bool => "true",
+            Self::Date => "2026-01-31",
+            Self::DateTime => "2026-01-31 12:00:00",
+            Self::Uuid => "00000000-0000-0000-0000-000000000001",
+            Self::Decimal(digits, scale) if digits == scale => "0",
+            Self::String | Self::Float64 | Self::Int(_) | Self::UInt(_) | Self::Decimal(..) => "1",
+        }
+    }
+
     fn expected(self) -> String {
         match self {
             Self::String => "a string".to_owned(),

@@ -209,3 +209,18 @@ pub async fn add_to_publication(client: &Client, publication: &str, table: &str)
     client.batch_execute("ROLLBACK").await?;
     if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) { Ok(false) } else { Err(error.into()) }
 }
+
+/// The table, or a partition of it, whose rows nobody could update or delete any more once they are published.
+pub async fn without_identity(client: &Client, oid: u32) -> Result<Option<String>, SqlError> {
+    let row = client
+        .query_opt(
+            "SELECT c.oid::regclass::text FROM pg_class c \
+             WHERE c.oid IN (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid::regclass)) \
+             AND NOT CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false \
+             ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate \
+                          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) END LIMIT 1",
+            &[&oid],
+        )
+        .await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
+}

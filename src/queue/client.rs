@@ -167,6 +167,11 @@ impl Sqs {
         }
     }
 
+    /// Where it is, for people.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
     /// The client itself.
     pub fn client(&self) -> &Client {
         &self.client

@@ -8,6 +8,7 @@
 
 mod catchup;
 mod changelog;
+mod check;
 mod claim;
 mod commands;
 mod consumer;

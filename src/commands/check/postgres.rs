@@ -3,7 +3,8 @@
 use tokio_postgres::{Client, Row};
 
 use super::{
-    Found, Report, columns::look_at_columns, ddl::look_at_trigger, failed, failed_as_told, fine, plural, warning,
+    Found, Report, columns::look_at_columns, ddl::look_at_trigger, failed, failed_as_told, fine,
+    outbox::look_at_outbox, plural, warning,
 };
 use crate::{
     clickhouse::table::TableSpec,
@@ -55,6 +56,9 @@ async fn look(client: &Client, config: &Config, time64: bool, report: &mut Repor
     let tables = tables(client, source).await?.tables;
     look_at_publication(client, source, &server, &tables, report).await?;
     report.push(AREA, "DDL trigger", look_at_trigger(client).await?);
+    if let Some(found) = look_at_outbox(client, config).await? {
+        report.push(AREA, "outbox", found);
+    }
     look_at_tables(client, config, time64, &tables, report).await
 }
 

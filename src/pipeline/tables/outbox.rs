@@ -40,7 +40,7 @@ impl Tables {
         }
         self.outbox = carried.map(|membership| membership.identity.clone());
         let Some(oid) = oid.filter(|_| carried.is_none()) else { return Ok(()) };
-        if let Some(leaf) = without_identity(control, oid).await? {
+        if let Some(leaf) = publication::without_identity(control, oid).await? {
             if self.said.insert((oid, leaf.clone())) {
                 tracing::error!(
                     table,
@@ -66,19 +66,4 @@ impl Tables {
         }
         Ok(())
     }
-}
-
-/// The table, or a partition of it, whose rows nobody could update or delete any more once they are published.
-async fn without_identity(control: &Client, oid: u32) -> Result<Option<String>, SessionError> {
-    let row = control
-        .query_opt(
-            "SELECT c.oid::regclass::text FROM pg_class c \
-             WHERE c.oid IN (SELECT $1::oid UNION SELECT relid FROM pg_partition_tree($1::oid::regclass)) \
-             AND NOT CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false \
-             ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate \
-                          AND CASE c.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) END LIMIT 1",
-            &[&oid],
-        )
-        .await?;
-    Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
