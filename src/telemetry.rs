@@ -66,6 +66,9 @@ pub mod names {
     pub const COPY_PENDING: &str = "walhouse_copy_pending_tables";
     /// Tables that are stopped.
     pub const TABLES_STOPPED: &str = "walhouse_tables_stopped";
+    /// What an operator has paused, by what: 1 for `pipeline` and for a worker (`audit`, `operation`, `data-sync`), and how many
+    /// `tables`.
+    pub const PAUSED: &str = "walhouse_paused";
     /// Changes of shape, by table and by whether the target was altered or the table copied anew.
     pub const SHAPE_CHANGES: &str = "walhouse_shape_changes_total";
     /// Messages of the DDL triggers, or that seemed to be theirs, by whether they were understood.
@@ -148,6 +151,7 @@ fn describe() {
     gauge!(names::COPY_PROGRESS, "Share of the initial copy that is done, by table");
     gauge!(names::COPY_PENDING, "Tables whose initial copy is not complete");
     gauge!(names::TABLES_STOPPED, "Tables that are stopped");
+    gauge!(names::PAUSED, "1 for the pipeline or a worker that is paused, and how many tables are, by what");
     counter!(names::SHAPE_CHANGES, "Changes of shape, by table and outcome: altered, or copied anew");
     counter!(names::DDL_MESSAGES, "Messages of the DDL triggers, or like theirs, by outcome: understood, or refused");
     counter!(names::DEAD_LETTERS, "Rows that went to the dead letters, by table and kind of reason");
