@@ -1,7 +1,9 @@
 //! Commands and flags. What they do is elsewhere; this is what they are called.
 
+mod control;
 mod dlq;
 
+pub use control::{PauseArgs, ReplayArgs, ResumeArgs, StatusArgs, WaitArgs, Worker};
 pub use dlq::{DlqArgs, DlqCommand, FilterArgs, ListArgs, PurgeArgs, RedriveArgs, ShowArgs};
 
 use std::path::PathBuf;
@@ -21,7 +23,7 @@ use crate::config::{Glob, Timespan};
 
 Exit codes:
   0  it ended well; for run: it was stopped by a signal, and drained
-  1  check or verify found something, or an error that a restart may mend
+  1  check, status or verify found something, or an error that a restart may mend
   2  the command line, the configuration or http.listen is wrong
   3  run halted: an operator has to act first, as the message says
 A supervisor should not restart after 2 and 3; systemd: RestartPreventExitStatus=2 3"
@@ -74,6 +76,20 @@ pub enum Command {
   walhouse check
   walhouse check --json | jq '.checks[] | select(.outcome == \"failed\")'")]
     Check(CheckArgs),
+    /// Where it stands: slot, checkpoint, tables, copies, queues, dead letters
+    ///
+    /// From the two servers and SQS alone, so it works while walhouse run is down, and says so. What can not be reached is
+    /// named, and the rest is shown. Changes nothing.
+    #[command(after_help = "Examples:
+  walhouse status
+  walhouse status --watch
+  walhouse status --json | jq -r '.findings[].what'
+
+Exit codes:
+  0  all is well
+  1  something needs a person: what is listed under \"To do\"
+  2  the command line or the configuration is wrong")]
+    Status(StatusArgs),
     /// Compare PostgreSQL with ClickHouse, table by table
     ///
     /// Counts and checksums, computed by the two servers at one position of the WAL; names the keys
@@ -91,6 +107,39 @@ pub enum Command {
   walhouse resync public.sales_order
   walhouse resync 'crm.*' --no-wait")]
     Resync(ResyncArgs),
+    /// Stand still: the whole pipeline, workers, or tables
+    ///
+    /// The pipeline: walhouse run makes durable what it has in memory, and reads the slot no more, until walhouse resume. It
+    /// keeps the slot's lock and serves health and metrics. Nothing is lost, but PostgreSQL keeps all WAL meanwhile, on its
+    /// disk: it says how much it may. --worker: the worker takes no more events, in every process that runs it; what it has in
+    /// hand it finishes, and the queue keeps the rest. --table: changes of the table are not applied any more, and its target
+    /// stays readable as it is. All tables share the slot, so these changes are gone for it: resume copies it anew, beside the
+    /// one that is there. All of that is stored, and holds over restarts.
+    #[command(after_help = "Examples:
+  walhouse pause --reason 'ClickHouse is being moved'
+  walhouse pause --worker audit --worker operation
+  walhouse pause --table public.sales_order --reason 'backfill at the source'")]
+    Pause(PauseArgs),
+    /// Go on with what was paused
+    ///
+    /// Without a word of workers and tables, the pipeline goes on where it stood. A table is copied anew beside the live one,
+    /// which takes as long as a resync.
+    #[command(after_help = "Examples:
+  walhouse resume
+  walhouse resume --worker audit
+  walhouse resume --table 'public.*' --no-wait")]
+    Resume(ResumeArgs),
+    /// Deliver changes again, from an earlier position of the WAL on
+    ///
+    /// Puts right rows in ClickHouse that somebody has damaged or deleted since. Every change has the version that it had, so
+    /// the end is the same however often it comes. PostgreSQL keeps what can be delivered again: source.replay_window of WAL
+    /// before the checkpoint. Changes from before a table's copy, its last TRUNCATE or its last change of shape are left
+    /// out; walhouse resync is for those.
+    #[command(after_help = "Examples:
+  walhouse replay --from-lsn 16/B374D848 --dry-run
+  walhouse replay --from-lsn 16/B374D848
+  walhouse replay --from-lsn 16/B374D848 --events")]
+    Replay(ReplayArgs),
     /// Create what walhouse needs, and put right what differs
     ///
     /// The queues with those of their dead letters, the publication, the slot (whose position it records), the ClickHouse
@@ -259,12 +308,26 @@ mod tests {
     }
 
     #[test]
+    fn workers_and_tables_may_be_named_several_times() {
+        let line = "walhouse pause --worker audit --worker data-sync --table public.a --table crm.*";
+        let Command::Pause(args) = parse(line).command_or_run() else { panic!("pause was asked for") };
+        assert_eq!((args.workers, args.tables.len()), (vec![Worker::Audit, Worker::DataSync], 2));
+        let Command::Replay(args) = parse("walhouse replay --from-lsn 0/1A --no-wait").command_or_run() else {
+            panic!("replay was asked for")
+        };
+        assert_eq!((args.from_lsn.0, args.events, args.wait.no_wait), (26, false, true));
+        for line in ["walhouse pause --worker data_sync", "walhouse replay", "walhouse replay --from-lsn 26"] {
+            Cli::try_parse_from(line.split(' ')).expect_err(line);
+        }
+    }
+
+    #[test]
     fn every_help_ends_in_examples() {
         let mut root = Cli::command();
         root.build();
         let helps = root.get_subcommands_mut().filter(|command| command.get_name() != "help");
         let mut helps: Vec<_> = helps.map(|command| command.render_long_help().to_string()).collect();
-        assert_eq!(helps.len(), 8);
+        assert_eq!(helps.len(), 12);
         let dlq = root.find_subcommand_mut("dlq").expect("it is there");
         let below = dlq.get_subcommands_mut().filter(|command| command.get_name() != "help");
         helps.extend(below.map(|command| command.render_long_help().to_string()));

@@ -3,7 +3,7 @@
 
 use std::{
     fmt::Display,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -17,8 +17,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use walhouse::{
     allocator,
-    cli::{Cli, Command, ConfigArgs, DlqArgs, VerifyArgs, exit},
-    commands::{check, dlq, health, provision, resync, verify},
+    cli::{Cli, Command, ConfigArgs, DlqArgs, StatusArgs, VerifyArgs, exit},
+    commands::{check, dlq, health, pause, provision, replay, resync, status as standing, verify},
     config::{self, Config},
     http, pipeline, probe,
     status::Status,
@@ -69,11 +69,12 @@ fn start(cli: &Cli) -> Result<u8, Failure> {
                 print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
                 Ok(report.exit_code())
             }
+            Command::Status(args) => stands(&config, &args).await,
+            Command::Pause(args) => done(pause::pause(&config, &args, &say).await),
+            Command::Resume(args) => done(pause::resume(&config, &args, &say).await),
+            Command::Replay(args) => done(replay::run(&config, &args, &say).await),
             Command::Verify(args) => compare(&config, &args).await,
-            Command::Resync(args) => {
-                resync::run(&config, &args, &say).await.map_err(|error| Failure::new(exit::FOUND, error))?;
-                Ok(exit::FINE)
-            }
+            Command::Resync(args) => done(resync::run(&config, &args, &say).await),
             Command::Provision(args) => {
                 let report = provision::run(&config, args.dry_run).await;
                 print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
@@ -178,6 +179,32 @@ async fn compare(config: &Config, args: &VerifyArgs) -> Result<u8, Failure> {
     })?;
     print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
     Ok(report.exit_code())
+}
+
+fn done<E: Display>(outcome: Result<(), E>) -> Result<u8, Failure> {
+    outcome.map(|()| exit::FINE).map_err(|error| Failure::new(exit::FOUND, error))
+}
+
+/// Shows where it stands, once or until Ctrl-C.
+async fn stands(config: &Config, args: &StatusArgs) -> Result<u8, Failure> {
+    const AGAIN: Duration = Duration::from_secs(2);
+    loop {
+        let report = standing::look(config).await;
+        let json = report.json();
+        print(match (args.json, args.watch) {
+            (true, true) => json.to_string(),
+            (true, false) => pretty(&json),
+            (false, true) if io::stdout().is_terminal() => format!("\x1b[2J\x1b[H{report}"),
+            (false, _) => report.to_string(),
+        })?;
+        if !args.watch {
+            return Ok(report.exit_code());
+        }
+        tokio::select! {
+            () = sleep(AGAIN) => {}
+            _ = tokio::signal::ctrl_c() => return Ok(report.exit_code()),
+        }
+    }
 }
 
 async fn dead_letters(config: &Config, args: &DlqArgs) -> Result<u8, Failure> {

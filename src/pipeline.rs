@@ -7,7 +7,9 @@
 //! ClickHouse may be away without ending a session: the lane waits for it, and the slot holds.
 
 mod letters;
+mod pause;
 mod queue;
+mod replay;
 mod session;
 mod tables;
 
@@ -144,7 +146,9 @@ pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationTok
         status.update(|account| account.streaming = false);
         source::at_work(None);
         let error = match ended {
-            Ok(()) => return Ok(()),
+            Ok(()) if stop.is_cancelled() => return Ok(()),
+            // Paused, or something is to be delivered again: the next session sees to it.
+            Ok(()) => continue,
             Err(error) if stop.is_cancelled() => {
                 tracing::warn!(%error, "stopped before all was sent; the next start replays the rest");
                 return Ok(());

@@ -175,7 +175,11 @@ fn the_rules_pass_their_tests_and_the_configurations_are_valid() {
 fn alerts_reach_those_who_are_to_act() {
     let receivers = |severity: &str| {
         let label = format!("severity={severity}");
-        succeeds("amtool", &["config", "routes", "test", "--config.file=alertmanager.yml", &label]).lines().next().unwrap_or_default().to_owned()
+        succeeds("amtool", &["config", "routes", "test", "--config.file=alertmanager.yml", &label])
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
     };
     assert_eq!(receivers("critical"), "on-call,lead");
     assert_eq!(receivers("warning"), "on-call-slack");

@@ -3,7 +3,7 @@ CREATE TABLE IF NOT EXISTS _requests
 (
     slot         String  COMMENT 'replication slot',
     id           UUID    COMMENT 'of this request',
-    action       LowCardinality(String) COMMENT 'resync',
+    action       LowCardinality(String) COMMENT 'resync, pause, resume or replay',
     schema_name  String,
     table_name   String,
     state        LowCardinality(String) COMMENT 'asked, begun, done or refused',

@@ -24,6 +24,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/clickhouse/0009_async_operations.sql"),
     include_str!("../../migrations/clickhouse/0010_dead_letters_sent.sql"),
     include_str!("../../migrations/clickhouse/0011_outbox.sql"),
+    include_str!("../../migrations/clickhouse/0012_pauses.sql"),
+    include_str!("../../migrations/clickhouse/0013_pauses_taken_up.sql"),
 ];
 
 /// A confirmed insert, and a merge that took its place, outlive a power cut.

@@ -60,6 +60,8 @@ pub struct Shared {
     pub head: watch::Receiver<Lsn>,
     /// Bytes of all batches of the lane, open and on their way.
     pub lane_bytes: AtomicUsize,
+    /// Commits before this are delivered again to put right what ClickHouse has of them.
+    pub repairing: Lsn,
 }
 
 /// Why the lane can not go on, or why a table can not.
@@ -241,8 +243,8 @@ impl Job {
 
 async fn insert(shared: &Shared, table: &Table, mut batch: Batch) -> Result<Block, Failure> {
     if !batch.waiting.is_empty() {
-        let Shared { client, state, source, .. } = shared;
-        Resolver { table, client, source: &**source, state }.resolve(&mut batch).await?;
+        let Shared { client, state, source, repairing, .. } = shared;
+        Resolver { table, client, source: &**source, state, repairing: *repairing }.resolve(&mut batch).await?;
     }
     let Batch { block, letters, commit, .. } = batch;
     let rows = land(shared, table, &block, letters, commit).await?;

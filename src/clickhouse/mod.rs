@@ -24,6 +24,8 @@ pub mod insert;
 pub mod job;
 pub mod landing;
 pub mod letters;
+pub mod pauses;
+pub mod replay;
 pub mod requests;
 pub mod reshape;
 pub mod sink;

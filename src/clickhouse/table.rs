@@ -19,7 +19,17 @@ pub const VERSION: &str = "_version";
 /// Whether the row is a tombstone: every target has this column.
 pub const IS_DELETED: &str = "_is_deleted";
 /// Names in the database that are walhouse's own.
-const RESERVED: &[&str] = &["_checkpoint", "_tables", "_chunks", "_dead_letters", "audit_log", "async_operations"];
+const RESERVED: &[&str] = &[
+    "_checkpoint",
+    "_tables",
+    "_chunks",
+    "_dead_letters",
+    "_requests",
+    "_pauses",
+    "_pauses_taken_up",
+    "audit_log",
+    "async_operations",
+];
 /// What follows a target's name in the name of its view of current rows.
 pub const VIEW_SUFFIX: &str = "_current";
 

@@ -16,6 +16,9 @@
 //! 2 and 3. That last read is stored before the rows that were read land, and looked at after the
 //! lookup, so a row that was seen has its read on record.
 //!
+//! Of what an operator has delivered again, ClickHouse's rows are what is to be put right: 3 is passed over, and 4 has the
+//! value that the row has by now, which the changes of it that follow will have too.
+//!
 //! An INSERT can carry the marker too (an UPDATE that enters a row filter): only 4 is right.
 //!
 //! A row that became a dead letter is not in ClickHouse, and what is there under its key is older
@@ -38,6 +41,7 @@ use super::{
     types::ColumnType,
 };
 use crate::{
+    event::Lsn,
     lane::{RowError, RowRequest, RowSource},
     quote,
     telemetry::names,
@@ -77,6 +81,8 @@ pub struct Resolver<'a> {
     pub source: &'a dyn RowSource,
     /// Where the last read from PostgreSQL is stored.
     pub state: &'a State,
+    /// Of commits before this, what ClickHouse has is not to be trusted.
+    pub repairing: Lsn,
 }
 
 /// What ClickHouse has for a slice of rows: the values that some row lacks, by the number of the
@@ -131,6 +137,7 @@ impl Resolver<'_> {
             Some(Slot::Row(row)) => Place::Batch(row),
             Some(Slot::Waiting(index)) => rows.get(index).copied().flatten().map_or(Place::Source, Place::Batch),
             Some(Slot::Gone | Slot::Lost) => Place::Source,
+            None if row.at.version.commit() < self.repairing => Place::Source,
             None => found.row_of[asked].map_or(Place::Source, Place::Found),
         }
     }

@@ -3,6 +3,9 @@
 pub mod check;
 pub mod dlq;
 pub mod health;
+pub mod pause;
 pub mod provision;
+pub mod replay;
 pub mod resync;
+pub mod status;
 pub mod verify;

@@ -1,4 +1,4 @@
-//! `walhouse resync`: asks the daemon to copy tables anew, and tells how it goes on.
+//! `walhouse resync`, and what else is asked for of single tables: that one is paused or resumed. Tells how it goes on.
 //!
 //! The request lies in ClickHouse, where the daemon looks every few seconds: so it needs no way to
 //! the daemon, and one that is away takes it up when it is back.
@@ -8,10 +8,10 @@ use crate::{
     cli::ResyncArgs,
     clickhouse::{
         client::{client, describe},
-        requests::{Answer, Requests},
+        requests::{Action, Answer, Requests},
         state::{State, TableRecord},
     },
-    config::Config,
+    config::{Config, Glob},
 };
 use clickhouse::Client;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// How often progress is told.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Why tables were not copied anew.
+/// Why what was asked for did not come about.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// What is stored can not be read.
@@ -31,7 +31,7 @@ pub enum Error {
     #[error("{}", describe(.0))]
     ClickHouse(#[from] clickhouse::error::Error),
     /// A pattern is of no use.
-    #[error("walhouse does not replicate a table {0}: see walhouse verify for those that it does")]
+    #[error("walhouse does not replicate a table {0}: see walhouse status for those that it does")]
     NoTable(String),
     /// The daemon is away.
     #[error(
@@ -44,7 +44,17 @@ pub enum Error {
     Refused(String, String),
 }
 
-/// A table that is to be copied anew.
+/// What is asked for of tables.
+pub(super) struct Order<'a> {
+    pub(super) action: Action,
+    pub(super) tables: &'a [Glob],
+    /// What goes with it.
+    pub(super) message: &'a str,
+    /// How long it is waited until the daemon takes it up; `None` if nobody waits.
+    pub(super) patience: Option<Duration>,
+}
+
+/// A table of which something was asked.
 struct Asked {
     table: TableRecord,
     id: String,
@@ -57,30 +67,41 @@ struct Asked {
 /// # Errors
 /// The first table that is refused; the others go on.
 pub async fn run(config: &Config, args: &ResyncArgs, say: &(dyn Fn(&str) + Send + Sync)) -> Result<(), Error> {
+    let patience = (!args.no_wait).then_some(args.timeout.0);
+    let order = Order { action: Action::Resync, tables: &args.tables, message: "", patience };
+    ask(config, &order, |_| true, say).await
+}
+
+/// Asks for it of every table that matches and is `meant`, and waits for that if it is waited for.
+pub(super) async fn ask(
+    config: &Config,
+    order: &Order<'_>,
+    meant: impl Fn(&TableRecord) -> bool,
+    say: &(dyn Fn(&str) + Send + Sync),
+) -> Result<(), Error> {
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
     let records = verify::stored(config, &target).await?.tables().await;
     let mut wanted = Vec::new();
-    for glob in &args.tables {
-        let matching = records.iter().filter(|record| glob.matches(&record.schema, &record.name));
-        let before = wanted.len();
-        wanted.extend(matching.cloned());
-        if wanted.len() == before {
+    for glob in order.tables {
+        let mut matching = records.iter().filter(|record| glob.matches(&record.schema, &record.name)).peekable();
+        if matching.peek().is_none() {
             return Err(Error::NoTable(glob.to_string()));
         }
+        wanted.extend(matching.filter(|record| meant(record)).cloned());
     }
     wanted.sort_by_key(TableRecord::full_name);
     wanted.dedup_by_key(|record| record.oid);
     let requests = Requests::new(target.clone(), &config.source.slot);
     let mut asked = Vec::new();
     for table in wanted {
-        let id = requests.resync(&table.schema, &table.name).await?;
+        let id = requests.ask(order.action, &table.schema, &table.name, order.message).await?;
         say(&format!("{}: asked for", table.full_name()));
         asked.push(Asked { table, id, begun: false });
     }
-    if args.no_wait {
-        return Ok(());
+    match order.patience {
+        Some(patience) => wait(config, &target, &requests, asked, patience, say).await,
+        None => Ok(()),
     }
-    wait(config, &target, &requests, asked, args.timeout.0, say).await
 }
 
 async fn wait(

@@ -86,6 +86,8 @@ impl Error {
 pub enum Absence {
     /// Its changes are dropped until somebody acts.
     Stopped,
+    /// Its changes are dropped until an operator has it resumed.
+    Paused,
     /// Its initial copy is not complete.
     Copying,
     /// It could not be read on one side.
@@ -165,6 +167,7 @@ impl fmt::Display for Report {
         for NotCompared { table, state, reason } in &self.not_compared {
             let (mark, state) = match state {
                 Absence::Stopped => ('✗', "stopped"),
+                Absence::Paused => ('✗', "paused"),
                 Absence::Copying => ('✗', "still copying"),
                 Absence::Failed => ('✗', "not compared"),
                 Absence::NotReplicated => ('-', "not replicated"),

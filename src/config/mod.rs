@@ -132,6 +132,9 @@ pub struct SourceConfig {
     /// How long such a statement may take.
     #[serde(default = "catch_up_timeout")]
     pub catch_up_timeout: Timespan,
+    /// So much WAL before the checkpoint is kept by PostgreSQL, to be delivered again by `walhouse replay`.
+    #[serde(default = "nothing")]
+    pub replay_window: ByteSize,
     /// The initial copy.
     #[serde(default)]
     pub snapshot: SnapshotConfig,
@@ -345,6 +348,7 @@ impl SourceConfig {
             catch_up_lag: catch_up_lag(),
             catch_up_window: catch_up_window(),
             catch_up_timeout: catch_up_timeout(),
+            replay_window: nothing(),
             snapshot: SnapshotConfig::default(),
             outbox: None,
         }
@@ -364,6 +368,7 @@ impl SourceConfig {
         within(self.catch_up_window, least, most).map_err(at("source.catch_up_window"))?;
         // Otherwise it would begin again as soon as it has ended.
         within(self.catch_up_lag, self.catch_up_window, ByteSize(1 << 50)).map_err(at("source.catch_up_lag"))?;
+        within(self.replay_window, ByteSize(0), ByteSize(1 << 50)).map_err(at("source.replay_window"))?;
         let (shortest, longest) = (Timespan(Duration::from_millis(100)), Timespan(Duration::from_secs(3600)));
         within(self.catch_up_timeout, shortest, longest).map_err(at("source.catch_up_timeout"))
     }
@@ -376,6 +381,10 @@ impl SourceConfig {
 
 fn catch_up_lag() -> ByteSize {
     ByteSize::mib(64)
+}
+
+fn nothing() -> ByteSize {
+    ByteSize(0)
 }
 
 fn catch_up_window() -> ByteSize {

@@ -1,8 +1,9 @@
 //! One session: connect, check, stream, and at the end drain.
 
 use super::{
-    Guarded, SessionError, checkpoints_begin, letters,
+    Guarded, SessionError, checkpoints_begin, letters, pause,
     queue::QueueLane,
+    replay::{self, Replay},
     tables::{self, Tables},
 };
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     event::{Epoch, Lsn},
     lane::{Room, lane},
     postgres::{
+        acknowledged::Acknowledged,
         connection::ReplicationConnection,
         lock::SlotLock,
         lookup::Lookup,
@@ -49,7 +51,7 @@ use tokio::{
     task::{JoinError, JoinHandle},
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// How long draining may take once a stop was asked for; what is not durable by then is replayed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -66,9 +68,14 @@ struct Ready {
     publication: Publication,
     state: Arc<State>,
     clickhouse: Client,
-    start: Lsn,
-    /// Every event of commits before was sent.
+    /// The stored checkpoint.
+    checkpoint: Lsn,
+    /// What is delivered again before that.
+    replay: Option<Replay>,
+    /// Every event of commits before was sent, or is not to be sent again.
     queue_start: Lsn,
+    /// What the server has been told already.
+    confirmed: Lsn,
     system_identifier: u64,
     /// The end of the source's WAL.
     flushed: Lsn,
@@ -103,6 +110,7 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
     let clickhouse = server.clone().with_database(&config.clickhouse.database);
     ddl::migrate(&server, &clickhouse, &config.clickhouse.database).await?;
     kill_leftovers(&clickhouse, &source.slot).await?;
+    pause::hold(config, status, &clickhouse, &lock).await?;
     let state = Arc::new(State::load(clickhouse.clone(), &source.slot).await?);
     phase("checking the slot");
     let found = publication::publication(&control, &source.publication).await?;
@@ -122,6 +130,12 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
              that follow, are passed over and never sent"
         );
     }
+    let requests = Requests::new(clickhouse.clone(), &source.slot);
+    let replay = replay::take_up(&requests, &server, &checkpoint).await?;
+    let queue_start = match &replay {
+        Some(Replay { order, .. }) if order.events => order.start(),
+        _ => checkpoint.lsn.max(checkpoint.queue_lsn),
+    };
     Ok(Ready {
         control,
         lock,
@@ -129,8 +143,10 @@ async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError
         publication,
         state,
         clickhouse,
-        start: checkpoint.lsn,
-        queue_start: checkpoint.lsn.max(checkpoint.queue_lsn),
+        checkpoint: checkpoint.lsn,
+        replay,
+        queue_start,
+        confirmed: server.slot.and_then(|slot| slot.confirmed).unwrap_or_default(),
         system_identifier: checkpoint.system_identifier,
         flushed: server.position,
         epoch: checkpoint.epoch,
@@ -161,7 +177,8 @@ async fn stream(
     stop: &CancellationToken,
     ready: Ready,
 ) -> Result<(), SessionError> {
-    let Ready { control, lock, replication, publication, state, clickhouse, start, flushed, epoch, .. } = ready;
+    let Ready { control, lock, replication, publication, state, clickhouse, replay, flushed, epoch, .. } = ready;
+    let start = replay.as_ref().map_or(ready.checkpoint, |replay| replay.order.start());
     let source = &config.source;
     let budget = config.memory.budget.as_usize();
     let allowed = Arc::new(AtomicBool::new(true));
@@ -182,6 +199,7 @@ async fn stream(
         status: Arc::clone(status),
         head: head.clone(),
         lane_bytes: AtomicUsize::new(0),
+        repairing: replay.as_ref().map_or(Lsn::ZERO, |replay| replay.order.upto),
     });
     let known = tables::known(&control, source, &shared).await?;
 
@@ -215,8 +233,13 @@ async fn stream(
         letters = Some(Task::spawn("letters", letters::run(Arc::clone(&shared), lane.sqs, lane.claims, lane.origin)));
     }
     let queue_position = positions.get(1).cloned();
-    let (stored, watched) = watch::channel(start);
-    let outlet = Outlet::new(start, senders, Room::new(budget / 8), watched.clone());
+    let (stored, watched) = watch::channel(ready.checkpoint);
+    let acknowledged = Acknowledged::new(watched.clone(), source.replay_window.0, ready.confirmed);
+    let mut replay = replay.map(|replay| {
+        let hold = acknowledged.hold(replay.order.start());
+        Task::spawn("replay", replay::follow(replay, shared.requests.clone(), positions.clone(), hold))
+    });
+    let outlet = Outlet::new(start, senders, Room::new(budget / 8), acknowledged);
     let settings = Settings {
         source: source.clone(),
         lock: Arc::clone(&lock),
@@ -233,6 +256,10 @@ async fn stream(
     let mut tables = Task::spawn("tables", tables.run(control));
     let mut monitor = Task::spawn("monitor", monitor(Arc::clone(config), Arc::clone(status), watched, flushed));
 
+    // Ends the session as a stop does.
+    let stop = &stop.child_token();
+    let _watching = AbortOnDropHandle::new(tokio::spawn(pause::watch(Arc::clone(config), stop.clone())));
+
     tokio::select! {
         ended = reader.run(stop) => {
             if let Err(error) = ended {
@@ -246,6 +273,7 @@ async fn stream(
             }
         }
         ended = join(&mut letters) => return Err(ended.err().unwrap_or(SessionError::Panic("letters"))),
+        ended = join(&mut replay) => return Err(ended.err().unwrap_or(SessionError::Panic("replay"))),
         ended = join(&mut publisher) => return Err(ended.err().unwrap_or(SessionError::Panic("queue"))),
         ended = sink.join() => return Err(ended.err().unwrap_or(SessionError::Panic("sink"))),
         ended = checkpoints.join() => return Err(ended.err().unwrap_or(SessionError::Panic("checkpoint"))),
@@ -253,11 +281,11 @@ async fn stream(
         ended = monitor.join() => return Err(ended.err().unwrap_or(SessionError::Panic("monitor"))),
     }
 
-    // A stop was asked for. In this order: nothing more comes in, what is in is made durable, what
+    // A stop was asked for, or a pause. In this order: nothing more comes in, what is in is made durable, what
     // is durable is stored, what is stored is reported.
     status.update(|account| account.phase = "stopping".to_owned());
     tracing::info!("stopping: sending what is in memory");
-    drop((tables, monitor, letters));
+    drop((tables, monitor, letters, replay));
     reader.release_lanes();
     let drain = async {
         sink.join().await?;

@@ -8,6 +8,7 @@
 mod adopt;
 mod known;
 mod outbox;
+mod requests;
 mod resync;
 
 use super::SessionError;
@@ -185,6 +186,10 @@ impl Tables {
         membership: Option<&Membership>,
         position: Lsn,
     ) -> Result<(), SessionError> {
+        // Whatever it misses meanwhile, it is copied anew once it is resumed.
+        if matches!(record.status, TableStatus::Paused(_)) {
+            return Ok(());
+        }
         let Some(membership) = membership.filter(|_| missed(&record, membership).is_none()) else {
             let status = missed(&record, membership);
             // One that left and is not back stays as it is.
@@ -326,6 +331,8 @@ impl Tables {
         telemetry::tables::show_stopped(&lock(&names));
         metrics::gauge!(names::COPY_PENDING).set(copying as f64);
         metrics::gauge!(names::TABLES_STOPPED).set(stopped as f64);
+        let paused = |record: &TableRecord| matches!(record.status, TableStatus::Paused(_));
+        metrics::gauge!(names::PAUSED, "what" => "tables").set(self.shared.state.count(paused).await as f64);
         // Only with the numbers: whoever asks in between would be told that no copy is left.
         self.status.update(|account| {
             (account.copying, account.stopped) = (copying, stopped);

@@ -53,7 +53,7 @@ async fn open(source: &SourceConfig, from: Lsn, room: Room) -> Result<Replay, Co
     let mut streaming = Streaming::start(connection, &slot, &source.publication, from).await?.unmeasured();
     let (sender, receiver, _) = lane(from);
     let (stored, acknowledged) = watch::channel(from);
-    let mut outlet = Outlet::new(from, vec![sender], room, acknowledged);
+    let mut outlet = Outlet::new(from, vec![sender], room, acknowledged.into());
     let (stop, never) = (CancellationToken::new(), CancellationToken::new());
     let stopped = stop.clone();
     let ended = tokio::spawn(async move {

@@ -41,7 +41,11 @@ impl SlotLock {
     }
 }
 
-async fn holder(client: &Client, slot: &str) -> Result<Option<String>, SqlError> {
+/// Who holds the lock of a slot, for people; `None` if nobody does.
+///
+/// # Errors
+/// What the server says.
+pub async fn holder(client: &Client, slot: &str) -> Result<Option<String>, SqlError> {
     let row = client
         .query_opt(
             "SELECT format('process %s (%s) of role %s from %s, since %s', a.pid, a.application_name, a.usename, \

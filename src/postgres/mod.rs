@@ -1,6 +1,7 @@
 //! The source: what walhouse knows about PostgreSQL, and says outwards in the words of
 //! [`event`](crate::event) alone.
 
+pub mod acknowledged;
 pub mod again;
 pub mod assembler;
 pub mod catalog;
@@ -14,6 +15,7 @@ pub mod outlet;
 pub mod pgoutput;
 pub mod plugin;
 pub mod publication;
+pub mod retention;
 pub mod slot;
 pub mod snapshot;
 pub mod source;

@@ -1,6 +1,9 @@
 //! Where every reader of the slot hands over what it reads: one stream, whoever reads it.
 
-use super::assembler::{Assembler, StreamError};
+use super::{
+    acknowledged::Acknowledged,
+    assembler::{Assembler, StreamError},
+};
 use crate::{
     event::{Group, Lsn},
     lane::{Delivery, LaneSender, Room, Share},
@@ -13,16 +16,23 @@ pub struct Outlet {
     pub(super) room: Room,
     /// What was read and waits for room; the next reader hands it over if this one ends.
     pub(super) held: Option<Group>,
-    /// The stored checkpoint: all that the server is ever told.
-    pub(super) stored: watch::Receiver<Lsn>,
+    /// All that the server is ever told.
+    pub(super) acknowledged: Acknowledged,
     lanes: Vec<LaneSender>,
     position: watch::Sender<Lsn>,
 }
 
 impl Outlet {
-    /// An outlet whose stream begins at `start`, the stored checkpoint.
-    pub fn new(start: Lsn, lanes: Vec<LaneSender>, room: Room, stored: watch::Receiver<Lsn>) -> Self {
-        Self { assembler: Assembler::new(start), room, held: None, stored, lanes, position: watch::channel(start).0 }
+    /// An outlet whose stream begins at `start`: the stored checkpoint, or an earlier position that is delivered again.
+    pub fn new(start: Lsn, lanes: Vec<LaneSender>, room: Room, acknowledged: Acknowledged) -> Self {
+        Self {
+            assembler: Assembler::new(start),
+            room,
+            held: None,
+            acknowledged,
+            lanes,
+            position: watch::channel(start).0,
+        }
     }
 
     /// Hands what is held to every lane, with the room that was taken for it.
@@ -38,7 +48,7 @@ impl Outlet {
 
     /// A look at it, for who decides beside the reader.
     pub(super) fn tap(&self) -> Tap {
-        Tap { position: self.position.subscribe(), stored: self.stored.clone(), room: self.room.clone() }
+        Tap { position: self.position.subscribe(), acknowledged: self.acknowledged.clone(), room: self.room.clone() }
     }
 
     /// Lets the lanes end: nothing more will come.
@@ -50,7 +60,7 @@ impl Outlet {
 /// How far an [`Outlet`] is.
 pub(super) struct Tap {
     position: watch::Receiver<Lsn>,
-    pub(super) stored: watch::Receiver<Lsn>,
+    pub(super) acknowledged: Acknowledged,
     room: Room,
 }
 

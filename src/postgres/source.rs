@@ -10,6 +10,7 @@
 //! alternate.
 
 use super::{
+    acknowledged::Acknowledged,
     assembler::StreamError,
     catchup::{self, CatchUp, Ended, Gate, GivenUp},
     connection::{ConnectionError, ReplicationConnection},
@@ -70,7 +71,7 @@ impl Source {
         let mut source = Self { settings, outlet, gate, active: None };
         let (position, flushed) = (source.outlet.assembler.position(), *source.settings.flushed.borrow());
         if source.gate.is_open(position, flushed) {
-            match open(&source.settings, &source.gate, position, source.outlet.stored.clone()).await {
+            match open(&source.settings, &source.gate, position, source.outlet.acknowledged.clone()).await {
                 Ok(ready) => source.catch_up(ready),
                 Err(why) => source.gate.close(&why),
             }
@@ -187,7 +188,7 @@ impl Source {
             // Stopped between the two: what was stored since the one ended, nobody has acknowledged.
             None => {
                 let Settings { source, lock, .. } = self.settings;
-                if let Err(error) = catchup::acknowledge(&source, self.outlet.stored, lock).await {
+                if let Err(error) = catchup::acknowledge(&source, self.outlet.acknowledged, lock).await {
                     tracing::debug!(%error, "the slot was not moved after catching up");
                 }
             }
@@ -214,13 +215,13 @@ async fn wait_until_behind(settings: &Settings, gate: &mut Gate, tap: Tap) -> Ca
         if !gate.is_open(from, upto) || tap.is_backed_up() {
             continue;
         }
-        match open(settings, gate, from, tap.stored.clone()).await {
+        match open(settings, gate, from, tap.acknowledged.clone()).await {
             Ok(ready) => return ready,
             Err(why) => gate.close(&why),
         }
     }
 }
 
-async fn open(settings: &Settings, gate: &Gate, from: Lsn, stored: watch::Receiver<Lsn>) -> Result<CatchUp, GivenUp> {
+async fn open(settings: &Settings, gate: &Gate, from: Lsn, stored: Acknowledged) -> Result<CatchUp, GivenUp> {
     CatchUp::open(&settings.source, from, gate.may_grow(), stored, Arc::clone(&settings.lock)).await
 }

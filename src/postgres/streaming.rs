@@ -5,8 +5,8 @@
 //! go out while a lane is slow, down or hung; what stops then is only the reading, and PostgreSQL
 //! keeps the WAL.
 //!
-//! The position reported as flushed is the stored checkpoint, never anything that was merely
-//! received. The written position is the same: a keepalive with a newer position is what the
+//! The position reported as flushed is the stored checkpoint (or what is behind it by the replay window), never anything that
+//! was merely received. The written position is the same: a keepalive with a newer position is what the
 //! server sends while the reported ones lag behind, and it is what moves an idle slot forward.
 
 use super::{
@@ -94,7 +94,7 @@ impl Streaming {
                 biased;
                 () = stop.cancelled() => return Ok(()),
                 () = leave.cancelled(), if !leaving => {}
-                changed = outlet.stored.changed() => {
+                changed = outlet.acknowledged.changed() => {
                     changed.map_err(|_| StreamError::Ended)?;
                     self.report(outlet, false).await?;
                 }
@@ -144,11 +144,17 @@ impl Streaming {
 
     /// Tells the server what is durable.
     async fn report(&mut self, outlet: &mut Outlet, reply_requested: bool) -> Result<(), StreamError> {
-        let stored = *outlet.stored.borrow_and_update();
+        let (done, stored) = (outlet.acknowledged.position(), outlet.acknowledged.stored());
         let mut out = BytesMut::new();
-        let update =
-            StatusUpdate { write: stored, flush: stored, apply: stored, clock: SystemTime::now(), reply_requested };
+        let update = StatusUpdate { write: done, flush: done, apply: done, clock: SystemTime::now(), reply_requested };
         update.encode(&mut out);
+        if done < stored {
+            // A server that shuts down waits until all that it has sent is flushed, which this slot never is while something is
+            // kept to be delivered again. Without a flushed position, which moves no slot, it takes the written one.
+            let write =
+                StatusUpdate { write: stored, flush: Lsn::ZERO, apply: Lsn::ZERO, reply_requested: false, ..update };
+            write.encode(&mut out);
+        }
         let written = tokio::time::timeout(WRITE_TIMEOUT, self.connection.write(&mut out)).await;
         written.map_err(|_| {
             let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "it takes no status update");

@@ -112,6 +112,8 @@ metrics! {
             "Share of the last copy that is done, 0 to 1";
         COPY_PENDING = "walhouse_copy_pending_tables", Gauge, [],
             "Tables whose copy is not complete";
+        PAUSED = "walhouse_paused", Gauge, ["what"],
+            "What an operator has paused: 1 for the pipeline and for a worker (audit, operation, data-sync), and how many tables";
         TABLES_STOPPED = "walhouse_tables_stopped", Gauge, [],
             "Tables that are stopped, and need an operator";
         TABLE_STOPPED = "walhouse_table_stopped", Gauge, ["table"],

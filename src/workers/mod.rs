@@ -8,11 +8,12 @@ mod apart;
 pub mod audit;
 pub mod data_sync;
 pub mod operation;
+mod pause;
 mod together;
 mod warehouse;
 
 use crate::{
-    clickhouse,
+    clickhouse::{self, pauses::Subject},
     config::{Config, WorkerConfig, WorkersConfig},
     event::envelope::{Queue, Schedule},
     queue::{
@@ -21,9 +22,13 @@ use crate::{
         consumer::{Consumer, Handler, Settings},
     },
 };
+use pause::Valve;
 use std::{future::Future, sync::Arc};
-use tokio::task::{JoinError, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 /// Runs the workers that are configured, until they are stopped and have finished or given back what they had in hand.
 pub async fn run(config: Arc<Config>, stop: CancellationToken) {
@@ -37,12 +42,14 @@ async fn handle(config: Arc<Config>, stop: CancellationToken) {
     let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
     let claims = Arc::new(Claims::new(&config.objects));
     let client = clickhouse::client::client(&config.clickhouse).with_database(&config.clickhouse.database);
-    let mut consumers = JoinSet::new();
+    let (mut consumers, mut valves) = (JoinSet::new(), Vec::new());
     let mut start = |queue: Queue, worker: &WorkerConfig, handler: Arc<dyn Handler>| {
         if worker.enabled {
+            let (open, opened) = watch::channel(false);
             let settings = settings(queue, worker, &config.workers);
             let consumer = Consumer::new(Arc::clone(&sqs), Arc::clone(&claims), queue, handler, settings);
-            consumers.spawn(consumer.run(stop.clone()));
+            valves.push(Valve { subject: subject(queue), open });
+            consumers.spawn(consumer.while_open(opened).run(stop.clone()));
         }
     };
     let timeout = settings(Queue::DataSync, &config.workers.data_sync, &config.workers).timeout;
@@ -53,7 +60,17 @@ async fn handle(config: Arc<Config>, stop: CancellationToken) {
     start(Queue::AsyncOperations, &config.workers.operation, Arc::new(operation));
     let timeout = settings(Queue::AuditLog, &config.workers.audit, &config.workers).timeout;
     start(Queue::AuditLog, &config.workers.audit, Arc::new(audit::Audit::new(client, timeout)));
+    let _following = AbortOnDropHandle::new(tokio::spawn(pause::follow(Arc::clone(&config), valves)));
     consumers.join_all().await;
+}
+
+/// What pauses the worker of a queue.
+fn subject(queue: Queue) -> Subject {
+    match queue {
+        Queue::DataSync => Subject::DataSync,
+        Queue::AsyncOperations => Subject::Operation,
+        Queue::AuditLog => Subject::Audit,
+    }
 }
 
 /// Runs beside what `stop` stops, and stops that should this end in a panic: a process that only seems to work is worse than one

@@ -39,22 +39,6 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A daemon that a command of the page has started.
-struct Running(std::process::Child);
-
-impl Running {
-    fn start(mut command: Command) -> Self {
-        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("bash can be started"))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 async fn login(db: &TestDb, day: &str) {
     let payload = LOGIN.replace('}', &format!(r#", "details": {{"day": "{day}"}}}}"#));
     db.pg
@@ -93,8 +77,7 @@ async fn the_recovery_procedure_is_what_its_page_says() {
     counted(&db, &sqs, (0, 2, "1")).await;
 
     // 1. What comes from here on waits.
-    assert!(daemon.sigterm(Duration::from_secs(20)).await.success());
-    let paused = Running::start(command(pause, &daemon));
+    done(command(pause, &daemon));
     login(&db, "yesterday").await;
     counted(&db, &sqs, (1, 2, "1")).await;
 
@@ -121,12 +104,10 @@ async fn the_recovery_procedure_is_what_its_page_says() {
     counted(&db, &sqs, (3, 0, "1")).await;
 
     // 5.
-    drop(paused);
-    let _resumed = Running::start(command(resume, &daemon));
+    done(command(resume, &daemon));
     counted(&db, &sqs, (0, 0, "4")).await;
     let empty = said(&done(command(look, &daemon)));
     assert!(empty.ends_with("audit-log-dlq: 0 letters\n"), "{empty}");
-    drop(_resumed);
     drop(daemon);
     db.cleanup().await;
 }

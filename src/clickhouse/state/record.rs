@@ -14,6 +14,8 @@ pub enum TableStatus {
     Streaming,
     /// Its changes are dropped, for this reason, until an operator has it copied again.
     Stopped(String),
+    /// Its changes are dropped because an operator wants it so, until one has it resumed; since when, by whom and why.
+    Paused(String),
     /// Its changes are dropped, for this reason, until the copy that is made by itself takes its
     /// place.
     Resync(String),
@@ -24,12 +26,13 @@ pub enum TableStatus {
 }
 
 impl TableStatus {
-    /// Its word and its reason, as they are stored.
-    pub(super) fn parts(&self) -> (&'static str, &str) {
+    /// Its word and its reason, as they are stored; the reason is empty where there is none.
+    pub fn parts(&self) -> (&'static str, &str) {
         match self {
             Self::Copying => ("copying", ""),
             Self::Streaming => ("streaming", ""),
             Self::Stopped(reason) => ("stopped", reason),
+            Self::Paused(reason) => ("paused", reason),
             Self::Resync(reason) => ("resync", reason),
             Self::Swapping => ("swapping", ""),
             Self::Gone => ("gone", ""),
@@ -40,6 +43,7 @@ impl TableStatus {
         match status {
             "copying" => Self::Copying,
             "streaming" => Self::Streaming,
+            "paused" => Self::Paused(reason),
             "resync" => Self::Resync(reason),
             "swapping" => Self::Swapping,
             "gone" => Self::Gone,
@@ -49,7 +53,7 @@ impl TableStatus {
 
     /// Whether changes of the table are dropped.
     pub fn is_frozen(&self) -> bool {
-        matches!(self, Self::Stopped(_) | Self::Resync(_) | Self::Gone)
+        matches!(self, Self::Stopped(_) | Self::Paused(_) | Self::Resync(_) | Self::Gone)
     }
 }
 

@@ -29,6 +29,12 @@ pub(super) fn of(
     })?;
     match &record.status {
         TableStatus::Stopped(reason) => return Err((Absence::Stopped, reason.clone())),
+        TableStatus::Paused(reason) => {
+            return Err((
+                Absence::Paused,
+                format!("{reason}; walhouse resume --table {} ends that", record.full_name()),
+            ));
+        }
         TableStatus::Copying => return Err((Absence::Copying, "its copy is not complete".to_owned())),
         TableStatus::Resync(reason) => return Err((Absence::Copying, format!("it is being copied anew: {reason}"))),
         TableStatus::Streaming | TableStatus::Swapping | TableStatus::Gone => {}

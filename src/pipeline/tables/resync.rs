@@ -8,17 +8,13 @@ use super::{SessionError, Tables, adopt};
 use crate::{
     clickhouse::{
         ddl,
-        requests::{Answer, Request},
         reshape::fresh_name,
         sink::Command,
         state::{TableRecord, TableStatus},
         table::{ANEW, Table, TableSpec},
     },
     event::{Lsn, SourceTable},
-    postgres::{
-        catalog,
-        publication::{self, Membership},
-    },
+    postgres::publication::Membership,
 };
 use std::sync::Arc;
 use tokio_postgres::Client;
@@ -94,49 +90,5 @@ impl Tables {
             _ => {}
         }
         Ok(())
-    }
-
-    /// Takes up what operators have asked for, and tells them what became of it.
-    pub(super) async fn answer_requests(&mut self, control: &Client) -> Result<(), SessionError> {
-        for request in self.shared.requests.open().await? {
-            let answer = self.answer_request(control, &request).await?;
-            if let Some(answer) = answer {
-                self.shared.requests.answer(&request, &answer).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn answer_request(&mut self, control: &Client, request: &Request) -> Result<Option<Answer>, SessionError> {
-        let records = self.shared.state.tables().await;
-        let named = |record: &&TableRecord| record.schema == request.schema && record.name == request.name;
-        let Some(record) = records.iter().find(named).filter(|record| record.is_adopted()) else {
-            return Ok(Some(Answer::Refused("walhouse does not replicate such a table".to_owned())));
-        };
-        if let Some(uuid) = &request.begun {
-            return Ok(match (&record.fresh, &record.status) {
-                (Some(_), _) => None,
-                (None, TableStatus::Stopped(reason)) => Some(Answer::Refused(reason.clone())),
-                (None, TableStatus::Resync(_)) => None,
-                (None, _) if record.uuid != *uuid => {
-                    let why = "the copy was given up, as the log says; what was there stays. Ask again";
-                    Some(Answer::Refused(why.to_owned()))
-                }
-                (None, _) => Some(Answer::Done),
-            });
-        }
-        if record.fresh.is_none() {
-            let Some((source, _)) = catalog::table(control, &self.source, record.oid).await? else {
-                return Ok(Some(Answer::Refused("the table was dropped in PostgreSQL".to_owned())));
-            };
-            let membership =
-                publication::memberships(control, &self.publication, Some(record.oid)).await?.remove(&record.oid);
-            if membership.is_none() {
-                return Ok(Some(Answer::Refused("the table is not in the publication".to_owned())));
-            }
-            self.begin_resync(control, record, &source, membership.as_ref()).await?;
-        }
-        let fresh = self.shared.state.table(record.oid).await.and_then(|record| record.fresh);
-        Ok(fresh.map(|fresh| Answer::Begun(fresh.uuid)))
     }
 }

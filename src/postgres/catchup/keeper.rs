@@ -8,10 +8,10 @@
 use super::GivenUp;
 use crate::{
     event::Lsn,
-    postgres::{lock::SlotLock, sql::SqlError},
+    postgres::{acknowledged::Acknowledged, lock::SlotLock, sql::SqlError},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 
 /// The longest time between two uses of the slot.
@@ -29,26 +29,26 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(super) struct Keeper {
     client: Arc<Client>,
     slot: String,
-    stored: watch::Receiver<Lsn>,
+    acknowledged: Acknowledged,
     lock: Arc<SlotLock>,
     task: Option<JoinHandle<SqlError>>,
 }
 
 impl Keeper {
-    pub(super) fn new(client: Client, slot: &str, stored: watch::Receiver<Lsn>, lock: Arc<SlotLock>) -> Self {
-        Self { client: Arc::new(client), slot: slot.to_owned(), stored, lock, task: None }
+    pub(super) fn new(client: Client, slot: &str, acknowledged: Acknowledged, lock: Arc<SlotLock>) -> Self {
+        Self { client: Arc::new(client), slot: slot.to_owned(), acknowledged, lock, task: None }
     }
 
     /// Begins to move the slot, at once and then at intervals.
     pub(super) fn start(&mut self) {
-        let (client, slot, stored, lock) =
-            (Arc::clone(&self.client), self.slot.clone(), self.stored.clone(), Arc::clone(&self.lock));
+        let (client, slot, acknowledged, lock) =
+            (Arc::clone(&self.client), self.slot.clone(), self.acknowledged.clone(), Arc::clone(&self.lock));
         self.task = Some(tokio::spawn(async move {
             let mut pause = FIRST;
             loop {
                 // Who lost the lock moves nothing; the next checkpoint tells of it.
                 if lock.is_held().await {
-                    let to = *stored.borrow();
+                    let to = acknowledged.position();
                     match advance(&client, &slot, to).await {
                         Ok(next) => pause = next,
                         Err(error) if is_passing(&error) => {}
@@ -97,7 +97,7 @@ impl Keeper {
     async fn end_and_move(&self, sessions: &[i32]) -> Result<(), SqlError> {
         end(&self.client, sessions).await?;
         if self.lock.is_held().await {
-            let to = *self.stored.borrow();
+            let to = self.acknowledged.position();
             advance(&self.client, &self.slot, to).await?;
         }
         Ok(())

@@ -26,6 +26,7 @@ mod window;
 pub(crate) use plan::Gate;
 
 use super::{
+    acknowledged::Acknowledged,
     assembler::StreamError,
     connection::ConnectionError,
     lock::SlotLock,
@@ -150,7 +151,7 @@ impl CatchUp {
         source: &SourceConfig,
         from: Lsn,
         grow: bool,
-        stored: watch::Receiver<Lsn>,
+        stored: Acknowledged,
         lock: Arc<SlotLock>,
     ) -> Result<Self, GivenUp> {
         let client = sql::connect(source, "walhouse slot").await?;
@@ -293,12 +294,35 @@ impl CatchUp {
 /// Moves a slot that nobody reads to the stored checkpoint.
 pub(crate) async fn acknowledge(
     source: &SourceConfig,
-    stored: watch::Receiver<Lsn>,
+    stored: Acknowledged,
     lock: Arc<SlotLock>,
 ) -> Result<(), SqlError> {
     let client = sql::connect(source, "walhouse slot").await?;
     Keeper::new(client, &source.slot, stored, lock).finish(&[]).await;
     Ok(())
+}
+
+/// Uses a slot that nobody reads for a while, so that the server does not take it for idle; it stays where it is. Ends with
+/// what is returned.
+///
+/// # Errors
+/// If there is no session to be had for that.
+pub async fn keep(source: &SourceConfig, lock: Arc<SlotLock>) -> Result<Kept, SqlError> {
+    let client = sql::connect(source, "walhouse slot").await?;
+    let nothing = watch::channel(Lsn::ZERO).1;
+    let mut keeper = Keeper::new(client, &source.slot, nothing.into(), lock);
+    keeper.start();
+    Ok(Kept(keeper))
+}
+
+/// A slot that is kept from being idle.
+pub struct Kept(Keeper);
+
+impl Kept {
+    /// Lets it go, so that it is free when this returns.
+    pub async fn finish(self) {
+        self.0.finish(&[]).await;
+    }
 }
 
 async fn read(front: &mut Option<Front>) -> Result<usize, ConnectionError> {

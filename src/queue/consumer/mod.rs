@@ -141,6 +141,8 @@ pub struct Consumer {
     queue: Queue,
     handler: Arc<dyn Handler>,
     settings: Settings,
+    /// Whether messages may be taken.
+    open: watch::Receiver<bool>,
     circuit: Circuit,
     payloads: Payloads,
     hands: Hands,
@@ -184,12 +186,18 @@ impl Consumer {
             hands: Hands::new(handler.name(), settings.timeout),
             handler,
             settings,
+            open: watch::channel(true).1,
             known: Mutex::default(),
             handled,
             end: CancellationToken::new(),
             deleter: Mutex::new(Some(receipts)),
             reminder: Mutex::default(),
         }
+    }
+
+    /// Messages are taken only while this says so.
+    pub fn while_open(self, open: watch::Receiver<bool>) -> Self {
+        Self { open, ..self }
     }
 
     /// Runs until it is stopped and what is in hand is finished, or given back.
@@ -235,15 +243,22 @@ impl Consumer {
     /// Takes messages for as long as there are hands for them.
     async fn take_all(self: Arc<Self>, permits: Arc<Semaphore>, handlers: TaskTracker) {
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut open = self.open.clone();
         loop {
             self.circuit.closed().await;
+            wait(&mut open, true).await;
             let mut hands = vec![Arc::clone(&permits).acquire_owned().await.expect("nobody closes it")];
             while hands.len() < AT_ONCE
                 && let Ok(hand) = Arc::clone(&permits).try_acquire_owned()
             {
                 hands.push(hand);
             }
-            match self.sqs.take(self.source(), hands.len(), LEASE, LONG_POLL).await {
+            let taken = tokio::select! {
+                taken = self.sqs.take(self.source(), hands.len(), LEASE, LONG_POLL) => taken,
+                // What SQS has handed out at this very moment comes again after its lease, as at a stop.
+                () = wait(&mut open, false) => continue,
+            };
+            match taken {
                 Ok(messages) => {
                     backoff.reset();
                     for (message, hand) in messages.into_iter().zip(hands) {
@@ -436,6 +451,14 @@ impl Consumer {
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits until messages may be taken, or may not.
+async fn wait(open: &mut watch::Receiver<bool>, wanted: bool) {
+    // Nobody is left who could change it: then this process stops.
+    if open.wait_for(|open| *open == wanted).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -162,7 +162,7 @@ impl Drive {
         let told = Arc::clone(&readers);
         let began = Box::new(move |reader| told.lock().expect("nobody panics here").push(reader));
         let settings = Settings { source, lock, flushed, began };
-        let outlet = Outlet::new(start, vec![sender], Room::new(room), stored.subscribe());
+        let outlet = Outlet::new(start, vec![sender], Room::new(room), stored.subscribe().into());
         let mut source = Source::start(connection, outlet, settings).await.expect("the slot can be read");
         let mut script = Script::default();
         let reading = Box::pin(async {
