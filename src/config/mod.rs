@@ -5,6 +5,7 @@
 //! is accepted; a key that nobody knows is an error, since a misspelt one would be a default in
 //! silence. No output of this tree shows a secret: neither `Debug`, nor `Serialize`, nor an error.
 
+mod limits;
 mod load;
 mod measures;
 mod objects;
@@ -29,6 +30,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
+use limits::{database_name, http_url, identifier, slot_name, within};
 pub use load::{ConfigError, load};
 pub use measures::MetricsConfig;
 pub use objects::{ObjectsConfig, Place};
@@ -448,57 +450,6 @@ impl Default for HttpConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self { level: "info".to_owned(), format: LogFormat::default() }
-    }
-}
-
-fn within<T: PartialOrd + std::fmt::Display>(value: T, least: T, most: T) -> Result<(), String> {
-    if value >= least && value <= most {
-        return Ok(());
-    }
-    Err(format!("{value} is out of range; give {least} to {most}"))
-}
-
-/// PostgreSQL's own rule for slots, so that the refusal comes before anything is created.
-fn slot_name(name: &str) -> Result<(), String> {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
-    if (1..=63).contains(&name.len()) && name.bytes().all(allowed) {
-        return Ok(());
-    }
-    Err(format!("{name:?} is not a slot name; use 1 to 63 lower case letters, digits and underscores"))
-}
-
-fn identifier(name: &str) -> Result<(), String> {
-    // PostgreSQL cuts a longer name in silence, and would then find another one.
-    if (1..=63).contains(&name.len()) && !name.chars().any(char::is_control) {
-        return Ok(());
-    }
-    Err(format!("{name:?} is not a name; use 1 to 63 bytes without control characters"))
-}
-
-fn database_name(name: &str) -> Result<(), String> {
-    if ["system", "information_schema"].iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
-        return Err(format!("{name:?} belongs to ClickHouse; use a database of its own, such as \"analytics\""));
-    }
-    if (1..=200).contains(&name.len()) && !name.chars().any(char::is_control) {
-        return Ok(());
-    }
-    Err(format!("{name:?} is not a name; use 1 to 200 bytes without control characters"))
-}
-
-/// Never quotes the URL: where it is wrong, it may hold a password.
-fn http_url(text: &str) -> Result<(), String> {
-    let form = "it is not a URL of the form http://host:8123";
-    let url: axum::http::Uri = text.parse().map_err(|_| form.to_owned())?;
-    if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        return Err("it holds credentials; use clickhouse.user and clickhouse.password_file".to_owned());
-    }
-    if url.query().is_some() {
-        return Err("it holds parameters; only host, port and path are taken".to_owned());
-    }
-    match url.scheme_str() {
-        Some("http") if url.host().is_some_and(|host| !host.is_empty()) => Ok(()),
-        Some("https") => Err("this version of walhouse does not support TLS to ClickHouse yet; use http://".to_owned()),
-        _ => Err(form.to_owned()),
     }
 }
 
