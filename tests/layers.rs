@@ -48,7 +48,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     (
         "commands",
-        &["cli", "clickhouse", "config", "event", "mask", "postgres", "queue", "quote", "retry", "setup", "verify"],
+        &[
+            "cli",
+            "clickhouse",
+            "config",
+            "event",
+            "mask",
+            "postgres",
+            "queue",
+            "quote",
+            "retry",
+            "setup",
+            "store",
+            "verify",
+        ],
     ),
 ];
 

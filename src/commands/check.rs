@@ -6,6 +6,7 @@
 mod clickhouse;
 mod columns;
 mod ddl;
+mod objects;
 mod postgres;
 
 use std::fmt::{self, Write};
@@ -29,7 +30,7 @@ pub enum Outcome {
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// `PostgreSQL`, `tables`, `columns` or `ClickHouse`.
+    /// `PostgreSQL`, `tables`, `columns`, `ClickHouse` or `objects`.
     pub area: &'static str,
     /// What was looked at.
     pub name: String,
@@ -49,15 +50,17 @@ pub struct Report {
     pub checks: Vec<Check>,
 }
 
-/// Looks at both sides, at the same time.
+/// Looks at both sides, and at the store beside them, at the same time.
 pub async fn run(config: &Config) -> Report {
     let time64 = clickhouse::has_time64(&config.clickhouse).await;
-    let (mut source, target) = futures_util::future::join(
+    let (mut source, target, objects) = futures_util::future::join3(
         Box::pin(postgres::check(config, time64)),
         Box::pin(clickhouse::check(&config.clickhouse)),
+        Box::pin(objects::check(config)),
     )
     .await;
     source.checks.extend(target.checks);
+    source.checks.extend(objects.checks);
     source
 }
 
