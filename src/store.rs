@@ -100,6 +100,10 @@ impl Store {
         match self.inner.head(&key).await {
             Ok(found) => Ok(found.size),
             Err(Error::NotFound { .. }) => Err(self.not_found(&key).await),
+            Err(error @ Error::PermissionDenied { .. }) if self.directory.is_none() => Err(ReadError::Away(format!(
+                "{} (s3:GetObject; and s3:ListBucket, without which S3 says the same of an object that is gone)",
+                self.describe(&error)
+            ))),
             Err(error) => Err(ReadError::Away(self.describe(&error))),
         }
     }

@@ -95,6 +95,32 @@ fn each_queue_of_terraform_has_the_tries_and_the_time_of_the_code() {
 }
 
 #[test]
+fn payloads_outlive_every_message_that_may_refer_to_them() {
+    let (objects, iam) = (text("docker/ecs/objects.tf"), text("docker/ecs/iam.tf"));
+    let rule = block(&objects, "resource \"aws_s3_bucket_lifecycle_configuration\" \"payloads\"");
+    let source = text("src/queue/provision.rs");
+    let (live, dead) = (constant(&source, "RETENTION"), constant(&source, "RETENTION_OF_THE_DEAD"));
+    // In its queue, as a dead letter, and in its queue once more.
+    assert!(number(&rule, "days") * 86_400 > live + dead + live, "{rule}");
+    let events = text("docs/events.md");
+    assert!(
+        events.contains(&format!("expire after **{} days**", number(&rule, "days"))),
+        "docs/events.md says as many"
+    );
+    let form = text("src/queue/claim/form.rs");
+    let folder =
+        form.split("const FOLDER: &str = \"").nth(1).and_then(|rest| rest.split('"').next()).expect("a folder");
+    let prefix = format!("\"${{var.reports.prefix}}/{folder}/\"");
+    assert_eq!(value(&rule, "prefix"), Some(prefix.as_str()));
+    let task = block(&iam, "data \"aws_iam_policy_document\" \"task\"");
+    for action in ["s3:PutObject", "s3:GetObject", "s3:AbortMultipartUpload", "s3:ListBucket"] {
+        assert!(task.contains(&format!("\"{action}\"")), "{action}");
+    }
+    let people = block(&iam, "data \"aws_iam_policy_document\" \"dead_letters\"");
+    assert!(people.contains("\"s3:GetObject\"") && people.contains(&format!("/{folder}/*")), "{people}");
+}
+
+#[test]
 fn values_are_found_by_their_whole_name() {
     let text = "a = { timeout = 30, receives = 4 }\n  grace = 5\n  other_grace = 6";
     assert_eq!((number(text, "timeout"), number(text, "receives"), number(text, "grace")), (30, 4, 5));

@@ -58,10 +58,22 @@ data "aws_iam_policy_document" "task" {
     for_each = var.reports == null ? [] : [var.reports]
 
     content {
-      sid = "Reports"
-      # A large one comes in parts, and one that is given up leaves none.
+      sid = "Objects"
+      # Reports, and payloads that are too large for SQS. A large one comes in parts, and one that is given up leaves none.
       actions   = ["s3:PutObject", "s3:GetObject", "s3:AbortMultipartUpload"]
       resources = ["arn:${local.partition}:s3:::${statement.value.bucket}/${statement.value.prefix}/*"]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = var.reports == null ? [] : [var.reports]
+
+    content {
+      sid = "ObjectsThatAreGone"
+      # Without it S3 says of an object that is not there that it may not be read. A condition on the prefix would take that
+      # away again: who asks for an object names none.
+      actions   = ["s3:ListBucket"]
+      resources = ["arn:${local.partition}:s3:::${statement.value.bucket}"]
     }
   }
 }
@@ -155,7 +167,7 @@ resource "aws_iam_policy" "provision" {
   policy      = data.aws_iam_policy_document.provision.json
 }
 
-# walhouse dlq: letters are taken from the dead letters, sent to their queue, and deleted.
+# walhouse dlq: letters are taken from the dead letters, sent to their queue, and deleted; large payloads are shown.
 data "aws_iam_policy_document" "dead_letters" {
   statement {
     sid = "Letters"
@@ -173,6 +185,16 @@ data "aws_iam_policy_document" "dead_letters" {
     sid       = "Redrive"
     actions   = ["sqs:GetQueueUrl", "sqs:SendMessage"]
     resources = local.live_arns
+  }
+
+  dynamic "statement" {
+    for_each = var.reports == null ? [] : [var.reports]
+
+    content {
+      sid       = "Payloads"
+      actions   = ["s3:GetObject"]
+      resources = ["arn:${local.partition}:s3:::${statement.value.bucket}/${statement.value.prefix}/payloads/*"]
+    }
   }
 }
 

@@ -156,13 +156,19 @@ variable "scraper_security_group_id" {
   default     = null
 }
 
-# Reports and exports.
+# The object store.
 
 variable "reports" {
-  description = "The bucket of reports and exports, and what their keys begin with; null if there are none."
+  description = join(" ", [
+    "The bucket of reports, of exports and of payloads that are too large for SQS, and what their keys begin with. With",
+    "null there are no reports, and an event of more than 1 MiB waits, and the slot with it. expire_payloads sets the",
+    "bucket's lifecycle rules to the one for payloads: a bucket has one set of rules, so if it has others, say false and",
+    "add this one to them.",
+  ])
   type = object({
-    bucket = string
-    prefix = optional(string, "walhouse")
+    bucket          = string
+    prefix          = optional(string, "walhouse")
+    expire_payloads = optional(bool, false)
   })
   default = null
 

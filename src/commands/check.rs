@@ -6,6 +6,7 @@
 mod clickhouse;
 mod columns;
 mod ddl;
+mod objects;
 mod outbox;
 mod postgres;
 mod queue;
@@ -32,7 +33,7 @@ pub enum Outcome {
 /// One line of the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
-    /// `PostgreSQL`, `tables`, `columns` or `ClickHouse`; with `[queue]`, `queue`, `workers` or `reports` too.
+    /// `PostgreSQL`, `tables`, `columns` or `ClickHouse`; with `[queue]`, `queue`, `objects`, `workers` or `reports` too.
     pub area: &'static str,
     /// What was looked at.
     pub name: String,
@@ -55,14 +56,15 @@ pub struct Report {
 /// Looks at all sides, at the same time.
 pub async fn run(config: &Config) -> Report {
     let time64 = clickhouse::has_time64(&config.clickhouse).await;
-    let (mut all, target, queue, workers) = futures_util::future::join4(
+    let (mut all, target, queue, objects, workers) = futures_util::future::join5(
         Box::pin(postgres::check(config, time64)),
         Box::pin(clickhouse::check(&config.clickhouse)),
         Box::pin(queue::check(config)),
+        Box::pin(objects::check(config)),
         Box::pin(workers::check(config)),
     )
     .await;
-    all.checks.extend([target, queue, workers].into_iter().flat_map(|report| report.checks));
+    all.checks.extend([target, queue, objects, workers].into_iter().flat_map(|report| report.checks));
     all
 }
 

@@ -36,7 +36,7 @@ pub struct QueueConfig {
 pub struct WorkersConfig {
     /// Whether this process handles messages. Another one with the same configuration may do so instead.
     pub enabled: bool,
-    /// The largest payload that is taken from the object store; it is in memory several times while it is handled.
+    /// The largest payload that is taken from the object store; it is in memory about three times while it is handled.
     pub max_payload: ByteSize,
     /// audit-log-queue.
     #[serde(deserialize_with = "audit")]

@@ -48,7 +48,7 @@ async fn what_events_need_is_looked_at_and_nothing_is_made() {
     is(&first, &queue, "ok", &["will be created"]);
     is(&first, "PostgreSQL outbox", "ok", &["will be published"]);
     is(&first, "workers tables", "ok", &["will be created"]);
-    is(&first, "workers objects", "ok", &["objects will be created"]);
+    is(&first, "objects store", "ok", &["objects will be created"]);
     is(&first, "reports the built-in ones", "ok", &["[warehouse] enabled = true"]);
     assert_eq!(first.keys().filter(|name| name.starts_with("queue ")).count(), 7);
     assert_eq!(sqs.queues(&prefix(&db)).await, Vec::<String>::new());
@@ -63,12 +63,12 @@ async fn what_events_need_is_looked_at_and_nothing_is_made() {
     is(&then, &queue, "ok", &["will be corrected: VisibilityTimeout is 7, and should be 35"]);
     is(&then, &queue.replace("-queue", "-dlq"), "ok", &["as it should be"]);
     is(&then, "workers tables", "ok", &["all are there"]);
-    is(&then, "workers objects", "ok", &["can be written"]);
+    is(&then, "objects store", "ok", &["can be written"]);
     assert_eq!(fs::read_dir(db.directory.join("objects")).expect("it is there").count(), 0);
 
     // Without workers nothing of theirs is needed, and without a queue nothing at all.
     let (_, without) = checked(&db, &Sqs::config(sqs.port(), &prefix(&db))).await;
-    assert!(without.contains_key("queue SQS") && !without.contains_key("workers objects"), "{without:#?}");
+    assert!(without.contains_key("queue SQS") && !without.contains_key("workers tables"), "{without:#?}");
     let (_, without) = checked(&db, "").await;
     assert!(!without.keys().any(|name| name.starts_with("queue") || name == "PostgreSQL outbox"), "{without:#?}");
     db.cleanup().await;
@@ -86,7 +86,7 @@ async fn what_events_lack_is_named_with_what_to_do() {
     assert_eq!(code, Some(1));
     is(&lacks, "queue SQS", "failed", &["can not be reached", "queue.endpoint_url"]);
     is(&lacks, "PostgreSQL outbox", "warning", &["is not there", "psql -f migrations/postgres/0002_outbox_event.sql"]);
-    is(&lacks, "workers objects", "failed", &["can not be written", "set objects.url to another directory"]);
+    is(&lacks, "objects store", "failed", &["can not be written", "set objects.url to another directory"]);
 
     db.pg.execute("CREATE TABLE outbox_event (id int8, payload jsonb)").await;
     is(&checked(&db, &extra).await.1, "PostgreSQL outbox", "failed", &["has no event_type", "0002_outbox_event.sql"]);
@@ -153,9 +153,9 @@ async fn a_report_that_clickhouse_can_not_run_is_named_before_anybody_asks_for_i
     is(&found, "reports write", "failed", &["correct reports.write.sql"]);
     is(&found, "reports best_customers", "ok", &["waits for the star schema"]);
     is(&found, "workers star schema", "ok", &["waits for customer_current"]);
-    is(&found, "workers objects", "failed", &["is not there: create it, or correct objects.url"]);
+    is(&found, "objects store", "failed", &["is not there: create it, or correct objects.url"]);
     assert_eq!(db.ch.query("SELECT count() FROM item").await, "0");
     assert_eq!(put(sqs.port(), &format!("/{bucket}"), "").await.expect("an S3").status, 200);
-    is(&checked(&db, &extra).await.1, "workers objects", "ok", &["can be written"]);
+    is(&checked(&db, &extra).await.1, "objects store", "ok", &["can be written"]);
     db.cleanup().await;
 }

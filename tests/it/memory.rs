@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::support::{Daemon, TestDb, assert_equal, eventually};
+use crate::queue::{prefix, with_outbox};
+use crate::support::{Daemon, Sqs, TestDb, assert_equal, eventually};
 
 const MIB: u64 = 1 << 20;
 /// The default budget of 32 MiB, the program itself, and what an allocator keeps.
@@ -76,6 +77,37 @@ async fn one_row_that_is_larger_than_a_batch_passes_alone() {
     println!("peak: {} MiB", peak / MIB);
     // The row as it came, as a column and as what is sent, each in a buffer that had to grow.
     assert!(peak < 350 * MIB, "{} MiB", peak / MIB);
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_is_larger_than_all_budgets_passes_alone() {
+    const BYTES: u64 = 40_000_000;
+    let (db, sqs) = (with_outbox("memory_event").await, Sqs::shared());
+    let mut daemon = Daemon::spawn(&db, &Sqs::handled(sqs.port(), &prefix(&db)));
+    daemon.wait_ready().await;
+    daemon.wait_log("events that are written into the outbox table are sent from now on", 1).await;
+    let before = peak(&daemon);
+    db.pg
+        .execute(&format!(
+            "INSERT INTO outbox_event (event_type, payload) SELECT 'SecurityEventOccurred', jsonb_build_object('eventType', 'login',
+            'actingUserId', 'u', 'outcome', 'success', 'details', jsonb_build_object('x', repeat('0123456789', {})))",
+            BYTES / 10
+        ))
+        .await;
+    let written = db.pg.value("SELECT md5((payload->'details')::text) FROM outbox_event").await;
+    eventually(Duration::from_secs(150), async || {
+        match db.ch.try_query("SELECT lower(hex(MD5(details))) FROM audit_log FINAL").await? {
+            there if there == written => Ok(()),
+            there => Err(there),
+        }
+    })
+    .await;
+    let peak = peak(&daemon);
+    println!("peak: {} MiB, and {} before", peak / MIB, before / MIB);
+    // The row as it came, its payload, its envelope; or the payload from the store, its row and what is sent of that.
+    assert!(peak < before + 4 * BYTES, "{} MiB", peak / MIB);
     drop(daemon);
     db.cleanup().await;
 }

@@ -1,4 +1,4 @@
-//! What the workers need: their tables, the star schema and the place for objects, and reports that ClickHouse can run.
+//! What the workers need: their tables, the star schema, and reports that ClickHouse can run.
 //!
 //! A report is explained with the values that it has by itself, and others of the right types for the rest. So what ClickHouse
 //! says of its names and types counts, and what it says of such a value does not.
@@ -15,7 +15,6 @@ use crate::{
         warehouse::{self, Applied},
     },
     config::{Config, MERCHANT, ReportConfig, reports},
-    store,
 };
 
 const AREA: &str = "workers";
@@ -55,14 +54,6 @@ pub(super) async fn check(config: &Config) -> Report {
         if config.workers.operation.enabled {
             look_at_reports(&client, config, exists, star, &mut report).await;
         }
-    }
-    if config.workers.operation.enabled {
-        let found = match tokio::time::timeout(4 * TIMEOUT, store::probe(&config.objects)).await {
-            Ok(Ok(what)) => fine(what),
-            Ok(Err(error)) => failed(error.to_string(), "reports and exports wait until this is mended"),
-            Err(_) => failed(format!("{} does not answer", config.objects.url), "correct [objects]"),
-        };
-        report.push(AREA, "objects", found);
     }
     report
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{audited, files, goes_on, large, objects, started};
 use crate::queue::{insert, prefix, with_outbox};
-use crate::support::{Sqs, eventually, settled};
+use crate::support::{Sqs, eventually, settled, walhouse};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_store_is_away_a_large_event_waits_and_all_others_go_on() {
@@ -15,6 +15,8 @@ async fn while_the_store_is_away_a_large_event_waits_and_all_others_go_on() {
     let daemon = started(&db, &Sqs::handled(sqs.port(), &prefix(&db))).await;
     daemon.wait_log("the object store can not be used: an event that is too large for a queue", 1).await;
     daemon.wait_log("objects.url", 1).await;
+    let exit = walhouse(daemon.config(), &["check"]).await;
+    assert!(exit.code == Some(1) && exit.stdout.contains("objects.url: "), "{exit:?}");
     let before = db.pg.value("SELECT pg_current_wal_lsn()").await;
     db.pg.execute(&format!("{} {}", large("one", 1, 3_000_000), insert("one", 2))).await;
     db.pg
