@@ -4,6 +4,7 @@
 //! killed, and begins again. What is counted is not the effect alone, which a merge makes one of two, but also how often the
 //! message was sent and the handler ran: once, or twice for a reason that each test names.
 
+mod ending;
 mod export;
 mod handling;
 mod poison;
