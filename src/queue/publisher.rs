@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     event::Lsn,
-    lane::{LaneReceiver, Reread},
+    lane::{LaneReceiver, Reread, Reserve},
     retry::{Backoff, Kind},
     telemetry::names,
 };
@@ -45,6 +45,7 @@ pub enum PublishError {
 pub struct Publisher {
     receiver: LaneReceiver,
     sqs: Arc<Sqs>,
+    ahead: Arc<dyn Reserve>,
     intake: Intake,
     running: JoinSet<Flight>,
     backoff: Backoff,
@@ -61,10 +62,12 @@ struct Flight {
 }
 
 impl Publisher {
-    /// A lane that has sent everything before `start`, and holds about `budget` bytes of events.
+    /// A lane that has sent everything before `start`, and holds about `budget` bytes of events. Nothing is sent that was
+    /// not reserved `ahead`.
     pub fn new(
         receiver: LaneReceiver,
         sqs: Arc<Sqs>,
+        ahead: Arc<dyn Reserve>,
         origin: Origin,
         start: Lsn,
         budget: usize,
@@ -73,6 +76,7 @@ impl Publisher {
         Self {
             receiver,
             sqs,
+            ahead,
             intake: Intake::new(origin, start, budget, source),
             running: JoinSet::new(),
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
@@ -137,9 +141,13 @@ impl Publisher {
     }
 
     fn fly(&mut self, destination: Destination, items: Vec<Item>) {
-        let sqs = Arc::clone(&self.sqs);
+        let (sqs, ahead, newest) = (Arc::clone(&self.sqs), Arc::clone(&self.ahead), self.intake.newest());
         self.running.spawn(async move {
-            let sent = match sqs.send(destination, &items).await {
+            let sent = match ahead.reserve(newest).await {
+                Ok(()) => sqs.send(destination, &items).await,
+                Err(why) => Err(QueueError::new(Kind::Transient, why)),
+            };
+            let sent = match sent {
                 Err(error) if error.is_missing && sqs.creates() => create(&sqs).await.and(Err(error)),
                 sent => sent,
             };

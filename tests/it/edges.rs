@@ -6,6 +6,7 @@
 
 mod ending;
 mod export;
+mod failover;
 mod handling;
 mod poison;
 mod sending;
@@ -30,7 +31,10 @@ struct Edge {
 
 impl Edge {
     async fn new(label: &str) -> Self {
-        let db = with_outbox(label).await;
+        Self::of(with_outbox(label).await).await
+    }
+
+    async fn of(db: TestDb) -> Self {
         let (queues, warehouse) = (Proxy::to(Sqs::shared().port()).await, Proxy::to(db.clickhouse.port()).await);
         Self { db, queues, warehouse }
     }
