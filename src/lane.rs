@@ -180,6 +180,13 @@ pub trait RowSource: Send + Sync + 'static {
     fn told<'a>(&'a self, content: &'a [u8], xid: u32) -> BoxFuture<'a, Result<Option<Told>, RowError>>;
 }
 
+/// Remembers how far what is out of hand has come, durably and beforehand: a failover to a server that has not got as far would
+/// otherwise give the same positions to other transactions, and nobody would see it.
+pub trait Reserve: Send + Sync + 'static {
+    /// Returns once what commits up to `commit` hold may be sent; the error says what stands in the way.
+    fn reserve(&self, commit: Lsn) -> BoxFuture<'_, Result<(), String>>;
+}
+
 /// Reads the stream once more from an earlier position on, for a lane that has let go of it.
 pub trait Reread: Send + Sync + 'static {
     /// Begins at `from`, a position that the stream has given and that this lane holds back; at most `room` is on its way.

@@ -22,7 +22,13 @@ use crate::event::{Epoch, Lsn, Version};
 use clickhouse::{Client, Row};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use staged::Staged;
-use std::{collections::HashMap, sync::PoisonError};
+use std::{
+    collections::HashMap,
+    sync::{
+        PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+};
 use tokio::sync::Mutex;
 
 /// Inserts run ahead of the checkpoint by at most this much WAL before a new ceiling is stored.
@@ -37,7 +43,7 @@ pub struct Checkpoint {
     pub lsn: Lsn,
     /// Every event of commits up to here was sent to its queue. Never below `lsn` while there is a queue lane.
     pub queue_lsn: Lsn,
-    /// No row of a commit beyond this was ever sent.
+    /// No row and no event of a commit beyond this was ever sent.
     pub ceiling: Lsn,
     /// The cluster that the slot was made in.
     pub system_identifier: u64,
@@ -72,14 +78,16 @@ pub struct State {
     ids: QueryIds,
     inner: Mutex<Inner>,
     staged: std::sync::Mutex<Staged>,
+    /// The stored ceiling, or a lower one that is being stored.
+    ceiling: AtomicU64,
+    /// The highest commit of which a row or an event may have been sent.
+    sent: AtomicU64,
 }
 
 #[derive(Default)]
 struct Inner {
     checkpoint: Option<Checkpoint>,
     checkpoint_revision: u64,
-    /// The highest commit of which a row may have been sent.
-    sent: Lsn,
     /// The tables as they are stored.
     tables: HashMap<u32, TableRecord>,
     /// Every change of a table up to this one is stored.
@@ -141,7 +149,8 @@ impl State {
             inner.tables.insert(record.oid, record);
         }
         let (ids, staged) = (QueryIds::new(slot, "state"), std::sync::Mutex::new(staged));
-        Ok(Self { client, slot: slot.to_owned(), ids, inner: Mutex::new(inner), staged })
+        let ceiling = inner.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.ceiling.0).into();
+        Ok(Self { client, slot: slot.to_owned(), ids, inner: Mutex::new(inner), staged, ceiling, sent: 0.into() })
     }
 
     /// The slot whose state it is.
@@ -184,10 +193,14 @@ impl State {
         self.write_checkpoint(&mut inner, checkpoint).await
     }
 
-    /// Returns once rows of commits up to `commit` may be sent.
+    /// Returns once rows and events of commits up to `commit` may be sent: at once, also while nothing can be stored, if
+    /// that was reserved before.
     pub async fn reserve(&self, commit: Lsn) -> Result<(), clickhouse::error::Error> {
+        self.sent.fetch_max(commit.0, SeqCst);
+        if commit.0 <= self.ceiling.load(SeqCst) {
+            return Ok(());
+        }
         let mut inner = self.inner.lock().await;
-        inner.sent = inner.sent.max(commit);
         let Some(mut checkpoint) = inner.checkpoint.clone() else { return Ok(()) };
         if commit <= checkpoint.ceiling {
             return Ok(());
@@ -202,7 +215,7 @@ impl State {
         let mut inner = self.inner.lock().await;
         let Some(mut checkpoint) = inner.checkpoint.clone() else { return Ok(()) };
         // Rows of a transaction that the stop cut short were sent, though it does not count.
-        let ceiling = checkpoint.lsn.max(checkpoint.queue_lsn).max(inner.sent);
+        let ceiling = checkpoint.lsn.max(checkpoint.queue_lsn).max(Lsn(self.sent.load(SeqCst)));
         if checkpoint.ceiling <= ceiling {
             return Ok(());
         }
@@ -215,6 +228,7 @@ impl State {
             assert!(row.lsn >= before.lsn || row.epoch > before.epoch, "the checkpoint never falls");
         }
         let revision = inner.checkpoint_revision + 1;
+        self.ceiling.fetch_min(row.ceiling.0, SeqCst);
         retrying("store the checkpoint", || {
             self.client
                 .query(
@@ -236,6 +250,7 @@ impl State {
         })
         .await?;
         inner.checkpoint_revision = revision;
+        self.ceiling.store(row.ceiling.0, SeqCst);
         inner.checkpoint = Some(row);
         Ok(())
     }

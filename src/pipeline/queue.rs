@@ -1,14 +1,25 @@
 //! What a session has beside ClickHouse if there is a `[queue]`.
 
 use crate::{
+    clickhouse::{client::describe, state::State},
     config::Config,
     event::{Epoch, Lsn},
-    lane::{LaneSender, lane},
+    lane::{LaneSender, Reserve, lane},
     postgres::again::Again,
     queue::{claim::Claims, client::Sqs, outbox::Origin, published::Published, publisher::Publisher},
 };
+use futures_util::{FutureExt, future::BoxFuture};
 use std::sync::Arc;
 use tokio::sync::watch;
+
+/// The ceiling of the checkpoint, which is for rows and events alike.
+struct Ceiling(Arc<State>);
+
+impl Reserve for Ceiling {
+    fn reserve(&self, commit: Lsn) -> BoxFuture<'_, Result<(), String>> {
+        async move { self.0.reserve(commit).await.map_err(|error| describe(&error)) }.boxed()
+    }
+}
 
 /// The queue lane, before it runs.
 pub(super) struct QueueLane {
@@ -22,14 +33,21 @@ pub(super) struct QueueLane {
 
 impl QueueLane {
     /// `None` without `[queue]`.
-    pub(super) async fn new(config: &Config, system_identifier: u64, epoch: Epoch, start: Lsn) -> Option<Self> {
+    pub(super) async fn new(
+        config: &Config,
+        state: &Arc<State>,
+        system_identifier: u64,
+        epoch: Epoch,
+        start: Lsn,
+    ) -> Option<Self> {
         let queue = config.queue.as_ref()?;
         let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
         let (sender, receiver, durable) = lane(start);
         let origin = origin(config, system_identifier, epoch);
         let (again, claims) = (Arc::new(Again::new(config.source.clone())), Arc::new(Claims::new(&config.objects)));
+        let ahead = Arc::new(Ceiling(Arc::clone(state)));
         let (to, budget) = ((Arc::clone(&sqs), Arc::clone(&claims)), queue.budget.as_usize());
-        let publisher = Publisher::new(receiver, to, origin.clone(), start, budget, again);
+        let publisher = Publisher::new(receiver, to, ahead, origin.clone(), start, budget, again);
         Some(Self { sender, durable, publisher, sqs, claims, origin })
     }
 }

@@ -226,7 +226,7 @@ async fn stream(
     let sink = Sink::new(Arc::clone(&shared), limits, epoch, start, receiver, command_receiver, known);
     let (mut senders, mut positions) = (vec![sender], vec![durable]);
     let (mut publisher, mut letters) = (None, None);
-    if let Some(lane) = QueueLane::new(config, ready.system_identifier, epoch, ready.queue_start).await {
+    if let Some(lane) = QueueLane::new(config, &state, ready.system_identifier, epoch, ready.queue_start).await {
         senders.push(lane.sender);
         positions.push(lane.durable);
         publisher = Some(Task::spawn("queue", lane.publisher.run()));

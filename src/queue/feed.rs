@@ -70,6 +70,11 @@ impl Feed {
         Start { position: self.position, events }
     }
 
+    /// The commit of the newest transaction of which anything was handed over, or a position after it.
+    pub fn newest(&self) -> Lsn {
+        self.open.map_or(self.position, |open| open.commit.max(self.position))
+    }
+
     /// What another feed has handed over, up to where it has come, is left out from now on.
     pub fn go_on_from(&mut self, reached: Start) {
         if reached > self.reached() {

@@ -222,6 +222,11 @@ impl Intake {
         self.held.pending.batch()
     }
 
+    /// No event that is held is of a later commit. What is read once more the stream has passed.
+    pub(super) fn newest(&self) -> Lsn {
+        self.live.newest()
+    }
+
     /// An event was confirmed.
     pub(super) fn sent(&mut self, destination: Destination, item: &Item) {
         metrics::counter!(names::EVENTS_SENT, "queue" => destination.queue.label()).increment(1);

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     event::Lsn,
-    lane::{LaneReceiver, Reread},
+    lane::{LaneReceiver, Reread, Reserve},
     retry::{Backoff, Kind, Reminder},
     store::StoreError,
     telemetry::names,
@@ -52,6 +52,7 @@ pub struct Publisher {
     receiver: LaneReceiver,
     sqs: Arc<Sqs>,
     claims: Arc<Claims>,
+    ahead: Arc<dyn Reserve>,
     intake: Intake,
     running: JoinSet<Flight>,
     /// What waits for the store.
@@ -105,10 +106,12 @@ impl Patience {
 }
 
 impl Publisher {
-    /// A lane into queues and, for what is too large for them, the store. It has sent everything before `start`, and holds about `budget` bytes of events.
+    /// A lane into queues and, for what is too large for them, the store. It has sent everything before `start`, and holds
+    /// about `budget` bytes of events. Nothing is sent that was not reserved `ahead`.
     pub fn new(
         receiver: LaneReceiver,
         (sqs, claims): (Arc<Sqs>, Arc<Claims>),
+        ahead: Arc<dyn Reserve>,
         origin: Origin,
         start: Lsn,
         budget: usize,
@@ -118,6 +121,7 @@ impl Publisher {
             receiver,
             sqs,
             claims,
+            ahead,
             intake: Intake::new(origin, start, budget, source),
             running: JoinSet::new(),
             large: VecDeque::new(),
@@ -191,9 +195,13 @@ impl Publisher {
     }
 
     fn fly(&mut self, destination: Destination, items: Vec<Item>) {
-        let sqs = Arc::clone(&self.sqs);
+        let (sqs, ahead, newest) = (Arc::clone(&self.sqs), Arc::clone(&self.ahead), self.intake.newest());
         self.running.spawn(async move {
-            let sent = match sqs.send(destination, &items).await {
+            let sent = match ahead.reserve(newest).await {
+                Ok(()) => sqs.send(destination, &items).await,
+                Err(why) => Err(QueueError::new(Kind::Transient, why)),
+            };
+            let sent = match sent {
                 Err(error) if error.is_missing && sqs.creates() => create(&sqs).await.and(Err(error)),
                 sent => sent,
             };

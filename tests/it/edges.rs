@@ -4,7 +4,9 @@
 //! killed, and begins again. What is counted is not the effect alone, which a merge makes one of two, but also how often the
 //! message was sent and the handler ran: once, or twice for a reason that each test names.
 
+mod ending;
 mod export;
+mod failover;
 mod handling;
 mod poison;
 mod sending;
@@ -29,7 +31,10 @@ struct Edge {
 
 impl Edge {
     async fn new(label: &str) -> Self {
-        let db = with_outbox(label).await;
+        Self::of(with_outbox(label).await).await
+    }
+
+    async fn of(db: TestDb) -> Self {
         let (queues, warehouse) = (Proxy::to(Sqs::shared().port()).await, Proxy::to(db.clickhouse.port()).await);
         Self { db, queues, warehouse }
     }

@@ -143,3 +143,58 @@ async fn more_events_than_the_lane_can_hold_wait_in_the_wal_and_all_of_them_come
     drop(daemon);
     db.cleanup().await;
 }
+
+/// The stream waits for the second reading once that is near, so that the two can be joined; but whoever else is handed the
+/// stream waits along.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_second_reading_has_fallen_silent_near_the_stream_rows_keep_landing() {
+    const ROWS: usize = 20_000;
+    let (db, sqs) = (with_outbox("queue_near").await, Sqs::shared());
+    let (queues, source) = (Proxy::to(sqs.port()).await, Proxy::to(db.postgres.port()).await);
+    let url = db.pg.url().replace(&format!(":{}/", db.postgres.port()), &format!(":{}/", source.port()));
+    let config = Sqs::config(queues.port(), &prefix(&db)).replacen("[queue]\n", "[queue]\nbudget = \"2MiB\"\n", 1);
+    // Little may be on its way, so that a lane that takes nothing soon holds up the others.
+    let little = "[memory]\nbudget = \"2MiB\"\n[batch]\nmax_bytes = \"256KiB\"\n";
+    let mut daemon = Daemon::spawn(&db, &format!("[source]\nurl = \"{url}\"\n{little}{config}"));
+    daemon.wait_ready().await;
+    daemon.wait_log(READY, 1).await;
+    queues.cut_after("AmazonSQS.SendMessageBatch");
+    for number in 0..50 {
+        db.pg.execute(&large(number, 60_000)).await;
+    }
+    daemon.wait_log("events come faster than they are sent; the WAL keeps them", 1).await;
+    // The stream is past it when nothing that says so gets through any more.
+    db.pg.execute(&format!("{} INSERT INTO item VALUES (0, 'x')", insert("the mark", 50))).await;
+    let landed = async |rows: usize, limit: Duration| {
+        eventually(limit, async || match db.ch.try_query("SELECT count() FROM item FINAL").await?.parse::<usize>() {
+            Ok(count) if count >= rows => Ok(()),
+            other => Err(format!("{other:?} of {rows} rows")),
+        })
+        .await;
+    };
+    landed(1, Duration::from_secs(30)).await;
+    source.keep_said(&["the mark"]);
+    queues.mend();
+    source.has_kept(1).await;
+    // It is open, has nothing more to say, and is not given up for a while.
+    for round in 0..4 {
+        let first = 1 + round * ROWS / 4;
+        let upto = first + ROWS / 4 - 1;
+        db.pg
+            .execute(&format!("INSERT INTO item SELECT i, repeat('x', 500) FROM generate_series({first}, {upto}) i"))
+            .await;
+        landed(upto + 1, Duration::from_secs(20)).await;
+    }
+    assert_eq!(daemon.metric("walhouse_events_behind", "").await, 1.0, "it has not come to the mark");
+    source.mend();
+    // It is given up for its silence, and made anew.
+    eventually(Duration::from_secs(120), async || match daemon.metric("walhouse_events_behind", "").await {
+        0.0 => Ok(()),
+        behind => Err(format!("{behind}")),
+    })
+    .await;
+    let seen = received(&db, &sqs, 51).await;
+    assert_eq!(seen, (0..51).collect());
+    drop(daemon);
+    db.cleanup().await;
+}

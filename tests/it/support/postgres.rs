@@ -1,7 +1,8 @@
 //! A real PostgreSQL: the one that all tests share, or one of a test's own that it may kill.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Mutex;
@@ -85,6 +86,41 @@ impl Postgres {
         self.server.start();
     }
 
+    /// What a standby has to begin with: this server's files, for which it is stopped for a moment. Nobody may stream.
+    pub(crate) fn base_backup(&self) -> PathBuf {
+        self.server.end(self.pid(), "INT");
+        let base = self.directory().with_extension("base");
+        copy(self.directory(), &base);
+        self.server.start();
+        base
+    }
+
+    /// A crash, after which there is a standby at this very port that was promoted when it had the WAL up to `position`, and
+    /// the slots.
+    pub(crate) fn fail_over(&self, base: &Path, position: &str) {
+        self.kill9();
+        let gone = self.directory().with_extension("gone");
+        fs::rename(self.directory(), &gone).expect("the server's files can be moved");
+        copy(base, self.directory());
+        for part in ["pg_wal", "pg_replslot"] {
+            fs::remove_dir_all(self.directory().join(part)).expect("it can be replaced");
+            copy(&gone.join(part), &self.directory().join(part));
+        }
+        fs::write(self.directory().join("standby.signal"), "").expect("a standby can be made");
+        let settings = format!(
+            "recovery_target_lsn = '{position}'\nrecovery_target_inclusive = off\nrecovery_target_action = promote\n"
+        );
+        // Its owner stays who it is.
+        fs::write(self.directory().join("postgresql.auto.conf"), settings).expect("a standby can be configured");
+        let owner = format!("--reference={}", self.directory().join("PG_VERSION").display());
+        let signal = self.directory().join("standby.signal");
+        Command::new("chown").arg(owner).arg(signal).status().expect("chown can be started");
+        self.server.start();
+        for directory in [base, &gone] {
+            fs::remove_dir_all(directory).expect("it can be removed");
+        }
+    }
+
     /// Every process of the server stands still; its connections stay open.
     pub(crate) fn freeze(&self) {
         signal("STOP", &family(self.pid()));
@@ -93,6 +129,12 @@ impl Postgres {
     pub(crate) fn resume(&self) {
         signal("CONT", &family(self.pid()));
     }
+}
+
+/// A directory with all that is in it, and whose it is.
+fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp can be started");
+    assert!(status.success(), "cp -a {} {}: {status}", from.display(), to.display());
 }
 
 /// SQL on one database. Reconnects after a restart of the server.

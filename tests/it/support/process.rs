@@ -89,6 +89,13 @@ impl Server {
         }
     }
 
+    /// Ends this process, of which `server.py` is the owner, as it wants to end, and waits for both.
+    pub(crate) fn end(&self, pid: u32, with: &str) {
+        let mut running = self.lock().take().expect("the server is running");
+        signal(with, &[pid]);
+        running.child.wait().expect("server.py can be waited for");
+    }
+
     fn log(&self) -> PathBuf {
         self.directory.with_extension("log")
     }

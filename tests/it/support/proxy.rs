@@ -1,4 +1,4 @@
-//! Between walhouse and ClickHouse, or SQS: loses the answer of an insert, and keeps the insert itself half sent; or cuts the
+//! Between walhouse and ClickHouse, SQS or PostgreSQL: loses the answer of an insert, and keeps the insert itself half sent; or cuts the
 //! line once a statement has been answered, before the answer arrives; or keeps requests of one kind, or their answers, to
 //! itself, so that a test can act at a moment that is between two steps of walhouse's; or is slow.
 
@@ -61,6 +61,8 @@ enum State {
     Muted(String),
     /// Requests of a kind, or their answers, are kept.
     Keeping(Keep),
+    /// ClickHouse is asked something else than what has the first text in it.
+    Instead(String, String),
     /// Nothing goes through any more.
     Cut,
 }
@@ -77,7 +79,10 @@ struct Keep {
 #[derive(Clone, Copy, PartialEq)]
 enum What {
     Requests,
+    /// Answers to such requests.
     Answers,
+    /// What the server says that has the texts in it.
+    Said,
 }
 
 impl Proxy {
@@ -151,6 +156,16 @@ impl Proxy {
         self.keep(What::Answers, texts);
     }
 
+    /// From now on connections on which the server says something with all of `texts` in it fall silent with that.
+    pub(crate) fn keep_said(&self, texts: &[&str]) {
+        self.keep(What::Said, texts);
+    }
+
+    /// From now on ClickHouse is asked this instead of what has `text` in it.
+    pub(crate) fn ask_instead(&self, text: &str, sql: &str) {
+        *self.state.lock().expect("nobody panics here") = State::Instead(text.to_owned(), sql.to_owned());
+    }
+
     fn keep(&self, what: What, texts: &[&str]) {
         let texts = texts.iter().map(|&text| text.to_owned()).collect();
         *self.state.lock().expect("nobody panics here") = State::Keeping(Keep { what, texts, kept: 0 });
@@ -219,12 +234,15 @@ async fn forward(
                 if is_muted(bytes, state) {
                     return std::future::pending().await;
                 }
+                if let Some(sql) = instead(&request, state) {
+                    return ask(client, server, &sql).await;
+                }
                 if is_awaited(bytes, state) {
                     return hold(client, server, bytes.to_vec(), state).await;
                 }
                 match &*state.lock().expect("nobody panics here") {
                     State::Cut => return Ok(()),
-                    State::Awaited(text) => last |= bytes.windows(text.len()).any(|window| window == text.as_bytes()),
+                    State::Awaited(text) => last |= has(bytes, text),
                     _ => {}
                 }
                 pace.pass(bytes.len()).await;
@@ -236,6 +254,7 @@ async fn forward(
                     *state.lock().expect("nobody panics here") = State::Cut;
                     return Ok(());
                 }
+                length if is_kept(&to_client[..length], What::Said, state) => return until_it_hangs_up(client).await,
                 _ if is_kept(&request, What::Answers, state) => return until_it_hangs_up(client).await,
                 length => {
                     request.clear();
@@ -246,14 +265,34 @@ async fn forward(
     }
 }
 
-/// Whether a request, or its answer, is to be kept; that it was is noted.
-fn is_kept(request: &[u8], what: What, state: &Mutex<State>) -> bool {
+/// Whether a request, or its answer, or what was said, is to be kept; that it was is noted.
+fn is_kept(bytes: &[u8], what: What, state: &Mutex<State>) -> bool {
     let mut state = state.lock().expect("nobody panics here");
     let State::Keeping(keep) = &mut *state else { return false };
-    let has = |text: &String| request.windows(text.len()).any(|window| window == text.as_bytes());
-    let is_one = keep.what == what && keep.texts.iter().all(has);
+    let is_one = keep.what == what && keep.texts.iter().all(|text| has(bytes, text));
     keep.kept += usize::from(is_one);
     is_one
+}
+
+fn instead(request: &[u8], state: &Mutex<State>) -> Option<String> {
+    match &*state.lock().expect("nobody panics here") {
+        State::Instead(text, sql) if has(request, text) => Some(sql.clone()),
+        _ => None,
+    }
+}
+
+/// Has ClickHouse answer this, as walhouse would ask it.
+async fn ask(mut client: TcpStream, mut server: TcpStream, sql: &str) -> std::io::Result<()> {
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{sql}",
+        sql.len()
+    );
+    server.write_all(request.as_bytes()).await?;
+    tokio::io::copy(&mut server, &mut client).await.map(|_| ())
+}
+
+fn has(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 /// The connection stays open for as long as whoever made it wants.
@@ -264,7 +303,7 @@ async fn until_it_hangs_up(mut client: TcpStream) -> std::io::Result<()> {
 fn is_awaited(bytes: &[u8], state: &Mutex<State>) -> bool {
     let mut state = state.lock().expect("nobody panics here");
     let State::Armed(insert) = &*state else { return false };
-    let found = bytes.windows(insert.len()).any(|window| window == insert.as_bytes());
+    let found = has(bytes, insert);
     if found {
         *state = State::Forward;
     }
@@ -274,7 +313,7 @@ fn is_awaited(bytes: &[u8], state: &Mutex<State>) -> bool {
 fn is_muted(bytes: &[u8], state: &Mutex<State>) -> bool {
     let mut state = state.lock().expect("nobody panics here");
     let State::Muted(text) = &*state else { return false };
-    let found = bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    let found = has(bytes, text);
     if found {
         *state = State::Forward;
     }
