@@ -4,7 +4,7 @@
 //! report declares, each a value of its type, bound by ClickHouse; and the merchant is the event's own, whatever its parameters say.
 
 use crate::{
-    config::{MERCHANT, ReportConfig},
+    config::{CsvFormulas, MERCHANT, ReportConfig},
     event::schema,
     queue::consumer::{Event, HandleError},
 };
@@ -49,6 +49,8 @@ pub(super) struct Plan {
     pub(super) values: Vec<(String, String)>,
     /// The object's key.
     pub(super) key: String,
+    /// As the report has it, if it does.
+    pub(super) csv_formulas: Option<CsvFormulas>,
 }
 
 /// The form of a result.
@@ -138,7 +140,13 @@ impl Request {
             Some(given) => given.as_str().and_then(Format::of),
         };
         let format = format.ok_or("parameters.format: it takes csv, parquet or jsonl")?;
-        Ok(Plan { sql: report.sql.clone(), format, values: self.values(name, report)?, key: self.key(format) })
+        Ok(Plan {
+            sql: report.sql.clone(),
+            format,
+            values: self.values(name, report)?,
+            key: self.key(format),
+            csv_formulas: report.csv_formulas,
+        })
     }
 
     fn values(&self, name: &str, report: &ReportConfig) -> Result<Vec<(String, String)>, String> {
@@ -212,7 +220,9 @@ mod tests {
         let payload = json!({
             "operationType": operation_type, "userId": "u", "merchantAccountId": "m 7", "parameters": parameters
         });
-        request(payload).plan(&reports(&BTreeMap::new()))
+        let strict = r#"sql = "SELECT {merchant:String}, {to:Date}"
+            parameters = { to = "Date" }"#;
+        request(payload).plan(&reports(&BTreeMap::from([("strict".to_owned(), toml::from_str(strict).unwrap())])))
     }
 
     #[test]
@@ -237,7 +247,7 @@ mod tests {
             ("dataExport", json!({"report": "best_customers"}), "operationType is reportGeneration"),
             (report, json!({"report": "best_customers", "format": "canary"}), "it takes csv, parquet or jsonl"),
             (report, json!({"report": "best_customers", "format": null}), "it takes csv, parquet or jsonl"),
-            (report, json!({"report": "sales_by_day_and_channel", "from": "2026-01-01"}), "parameters.to is missing"),
+            (report, json!({"report": "strict"}), "parameters.to is missing"),
             (report, json!({"report": "best_customers", "limit": "canary"}), "parameters.limit: it takes"),
             (report, json!({"report": "best_customers", "merchant": "canary"}), "takes no parameter \"merchant\""),
             (report, json!({"report": "best_customers", "merchantAccountId": "canary"}), "takes no parameter"),
