@@ -65,6 +65,12 @@ impl Outgoing {
         Ok(Self { queue: of.queue(), dead: None, id, key: None, body: legal(&body).into_owned(), attributes })
     }
 
+    /// What it belongs together with; empty if that has no character that SQS takes.
+    pub fn correlation_id(&self) -> &str {
+        let own = self.attributes.iter().find(|(name, _)| *name == CORRELATION);
+        own.map_or("", |(_, correlation)| correlation)
+    }
+
     /// What is left of an event that can not even be kept as a dead letter: who it was.
     pub fn epitaph(&self) -> Self {
         let attributes = self.attributes.iter().filter(|(name, _)| *name != "traceparent").cloned().collect();
@@ -78,6 +84,7 @@ impl Outgoing {
     }
 }
 
+const CORRELATION: &str = "correlationId";
 const NOT_KEPT: &str = "not kept";
 /// The longest that an identifier may be; what is longer is no identifier.
 const LONGEST: usize = 256;
@@ -139,7 +146,7 @@ fn attributes(
     let all = [
         ("eventType", Some(metadata.event_type.as_str())),
         ("eventVersion", Some(metadata.event_version.as_str())),
-        ("correlationId", Some(metadata.correlation_id.as_str())),
+        (CORRELATION, Some(metadata.correlation_id.as_str())),
         ("traceparent", traceparent),
     ];
     let named = all.into_iter().filter_map(|(name, value)| Some((name, value?.to_owned())));

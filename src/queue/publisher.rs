@@ -8,6 +8,7 @@ use super::{
     client::{QueueError, Refusal, Sent, Sqs},
     intake::Intake,
     outbox::Origin,
+    outgoing::Outgoing,
     pending::{Destination, Item},
     provision::{Action, provision},
 };
@@ -165,11 +166,16 @@ impl Publisher {
         let mut refused = None;
         for (item, sent) in items.into_iter().zip(sent).rev() {
             match sent {
-                Ok(()) => self.intake.sent(destination, &item),
+                Ok(()) => {
+                    self.tell_sent(destination, &item.event);
+                    self.intake.sent(destination, &item);
+                }
                 Err(refusal) if refusal.of_the_message && !item.event.is_epitaph() => {
                     self.bury(destination, item, &refusal.code);
                 }
                 Err(refusal) => {
+                    let (event_id, correlation_id) = (&item.event.id, item.event.correlation_id());
+                    tracing::debug!(event_id, correlation_id, code = refusal.code, "an event is not taken now");
                     refused = Some(refusal);
                     self.intake.again(destination, item);
                 }
@@ -208,10 +214,19 @@ impl Publisher {
         }
     }
 
+    fn tell_sent(&self, destination: Destination, event: &Outgoing) {
+        let (queue, event_id, correlation_id) = (self.sqs.name(destination), &event.id, event.correlation_id());
+        match &event.dead {
+            None => tracing::debug!(queue, event_id, correlation_id, "an event is sent"),
+            Some(why) => tracing::warn!(queue, event_id, correlation_id, why, "an event is a dead letter"),
+        }
+    }
+
     /// SQS will never take this message.
     fn bury(&mut self, destination: Destination, item: Item, why: &str) {
-        let (queue, id) = (self.sqs.name(destination), &item.event.id);
-        tracing::error!(queue, event_id = id, why, "SQS refuses an event; it becomes a dead letter");
+        let queue = self.sqs.name(destination);
+        let (event_id, correlation_id) = (&item.event.id, item.event.correlation_id());
+        tracing::error!(queue, event_id, correlation_id, why, "SQS refuses an event; it becomes a dead letter");
         self.intake.bury(destination, item, why);
     }
 

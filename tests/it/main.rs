@@ -13,6 +13,7 @@ mod commands;
 mod consumer;
 mod contracts;
 mod copy;
+mod correlation;
 mod crash;
 mod ddl_trigger;
 mod dead_letters;

@@ -48,7 +48,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 /// How long a message is taken for, and how often that is made longer.
 const LEASE: Duration = Duration::from_secs(30);
@@ -247,18 +247,12 @@ impl Consumer {
 
     /// Deals with a message, whatever it takes.
     async fn attend(self: Arc<Self>, message: Message, _hand: OwnedSemaphorePermit) {
-        let named = |name: &str| message.attributes.get(name).map(String::as_str).unwrap_or_default();
-        let span = tracing::info_span!(
-            "event",
-            worker = self.handler.name(),
-            correlation_id = named("correlationId"),
-            event_type = named("eventType"),
-            message_id = message.id
-        );
+        let event = read(self.queue, &message, self.settings.retries);
+        let span = span(self.handler.name(), &message, event.as_ref().ok());
         let begun = Instant::now();
         async {
             let outcome = tokio::select! {
-                outcome = self.work(&message) => outcome,
+                outcome = self.work(event) => outcome,
                 () = self.keep(&message) => Outcome::Lost,
                 () = self.end.cancelled() => Outcome::Released,
             };
@@ -271,9 +265,9 @@ impl Consumer {
         .await;
     }
 
-    /// Has a message handled, once what the handler depends on is there.
-    async fn work(&self, message: &Message) -> Outcome {
-        let event = match read(self.queue, message, self.settings.retries) {
+    /// Has an event handled, once what the handler depends on is there.
+    async fn work(&self, event: Result<Event, String>) -> Outcome {
+        let event = match event {
             Ok(event) => event,
             Err(why) => return Outcome::Failed(HandleError::Definite(why)),
         };
@@ -430,6 +424,21 @@ fn delay(schedule: Schedule, tries: u32, jitter: f64, in_hand: Duration) -> Dura
     let longest = LONGEST_HIDDEN.saturating_sub(in_hand + ON_ITS_WAY);
     let delay = schedule.delay(tries).min(LONGEST_HIDDEN);
     delay.mul_f64(1.0 + jitter / 4.0).min(longest)
+}
+
+/// What all log lines about a message bear: what the event says of itself, else what the message's attributes do.
+fn span(worker: &str, message: &Message, event: Option<&Event>) -> Span {
+    let metadata = event.map(|event| &event.envelope.metadata);
+    let named = |name: &str| message.attributes.get(name).map(String::as_str);
+    tracing::info_span!(
+        "event",
+        worker,
+        correlation_id = metadata.map(|metadata| metadata.correlation_id.as_str()).or_else(|| named("correlationId")),
+        event_id = metadata.map(|metadata| metadata.event_id.as_str()),
+        event_type = metadata.map(|metadata| metadata.event_type.as_str()).or_else(|| named("eventType")),
+        traceparent = named("traceparent"),
+        message_id = message.id
+    )
 }
 
 /// The event that a message holds, if it is one of this queue.

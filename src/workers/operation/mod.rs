@@ -122,7 +122,7 @@ impl Operation {
         let store = self.store().await?;
         record.note(&self.client, Step::Running { rows: 0, bytes: 0 }).await?;
         tracing::info!(operation = %request.id, report = request.report, "a report runs");
-        let mut result = self.begin(plan)?;
+        let mut result = self.begin(plan, &request.comment)?;
         let mut object = match store.write(&plan.key, plan.format.content_type()).await {
             Ok(object) => object,
             Err(error) => return Err(self.store_failed(&error).await),
@@ -172,7 +172,7 @@ impl Operation {
     }
 
     /// Has ClickHouse begin; it can read and do nothing else, and ends when nobody listens any more.
-    fn begin(&self, plan: &Plan) -> Result<BytesCursor, HandleError> {
+    fn begin(&self, plan: &Plan, comment: &str) -> Result<BytesCursor, HandleError> {
         let limits = &self.config.operation;
         let seconds = limits.max_time(self.limit).as_secs().max(1).to_string();
         let mut query = self.client.query_raw(&plan.sql);
@@ -192,6 +192,7 @@ impl Operation {
             ("output_format_decimal_trailing_zeros", "1"),
             // An error in the middle is to be one, and not a row that says so.
             ("http_write_exception_in_output_format", "0"),
+            ("log_comment", comment),
         ];
         let query = settings.into_iter().fold(query, |query, (name, value)| query.with_setting(name, value));
         query.fetch_bytes(plan.format.of_clickhouse()).map_err(|error| HandleError::Definite(describe(&error)))

@@ -28,6 +28,8 @@ pub(super) struct Request {
     /// As they were given, if they were; for people.
     pub(super) report: String,
     pub(super) format: String,
+    /// What ClickHouse keeps beside its query in `system.query_log`: whose it is, as the log has it; JSON.
+    pub(super) comment: String,
     parameters: Map<String, Value>,
 }
 
@@ -108,6 +110,7 @@ impl Request {
             operation_type: payload.operation_type,
             user_id: payload.user_id,
             merchant: payload.merchant_account_id,
+            comment: comment(event),
             parameters: payload.parameters,
         })
     }
@@ -181,6 +184,14 @@ impl Request {
         };
         format!("{}/{}.{extension}", folder(&self.merchant), self.id)
     }
+}
+
+fn comment(event: &Event) -> String {
+    let metadata = &event.envelope.metadata;
+    let ids = serde_json::json!({
+        "correlation_id": metadata.correlation_id, "event_id": metadata.event_id, "traceparent": event.traceparent
+    });
+    ids.to_string()
 }
 
 /// A folder for each merchant, whose id may be any text: one that is no plain word is hashed, and marked so that no word is like it.
