@@ -70,8 +70,8 @@ pub enum Command {
     Run,
     /// Connect to everything and say what is ready and what is not
     ///
-    /// Looks, and changes nothing. Exits with 0 when all is well, with 1 when something has to be
-    /// done first.
+    /// Looks, and changes nothing. With [queue] it looks at SQS, the queues, the outbox and what the
+    /// workers need too. Exits with 0 when all is well, with 1 when something has to be done first.
     #[command(after_help = "Examples:
   walhouse check
   walhouse check --json | jq '.checks[] | select(.outcome == \"failed\")'")]

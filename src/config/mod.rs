@@ -37,7 +37,7 @@ pub use objects::{ObjectsConfig, Place};
 pub use options::{ColumnConfig, Masking, MaskingConfig, OnDropColumn, SettingValue, TableConfig, TableOptions};
 pub use parameter::{Parameter, ParameterType};
 pub use queue::{QueueConfig, WorkerConfig, WorkersConfig};
-pub use reports::{MERCHANT, OperationConfig, ReportConfig, WarehouseConfig, reports};
+pub use reports::{CsvFormulas, MERCHANT, OperationConfig, ReportConfig, WarehouseConfig, reports};
 pub use tables::{Glob, TableFilter};
 pub use traces::TracingConfig;
 pub use url::{Endpoint, SourceUrl, SslMode, check_loopback};

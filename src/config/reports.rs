@@ -48,11 +48,25 @@ pub struct ReportConfig {
     /// Whether it is an export: asked for by dataExport alone, and told to the audit log.
     #[serde(default)]
     pub export: bool,
+    /// What becomes of text in CSV that a spreadsheet would take for a formula; as in [`OperationConfig`] if it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub csv_formulas: Option<CsvFormulas>,
     /// What may be asked of it, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, Parameter>,
     /// The statement.
     pub sql: String,
+}
+
+/// What becomes of text in CSV that begins as a formula does in a spreadsheet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CsvFormulas {
+    /// It stays as it is, as every value does.
+    #[default]
+    Keep,
+    /// An apostrophe in front of it makes it text.
+    Escape,
 }
 
 /// `[operation]`: what one report or export may cost.
@@ -68,6 +82,8 @@ pub struct OperationConfig {
     /// ClickHouse's time; four fifths of what the handler has, if it is absent or more than that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_time: Option<Timespan>,
+    /// What becomes of text in CSV that a spreadsheet would take for a formula.
+    pub csv_formulas: CsvFormulas,
 }
 
 /// `[warehouse]`
@@ -80,7 +96,13 @@ pub struct WarehouseConfig {
 
 impl Default for OperationConfig {
     fn default() -> Self {
-        Self { max_rows: 10_000_000, max_bytes: ByteSize::mib(4096), max_memory: ByteSize::mib(2048), max_time: None }
+        Self {
+            max_rows: 10_000_000,
+            max_bytes: ByteSize::mib(4096),
+            max_memory: ByteSize::mib(2048),
+            max_time: None,
+            csv_formulas: CsvFormulas::Keep,
+        }
     }
 }
 

@@ -114,6 +114,14 @@ fn fifo_id(text: &str) -> Cow<'_, str> {
     Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
 }
 
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
 /// An attribute of a message.
 pub(super) fn text(value: String) -> MessageAttributeValue {
     let value = MessageAttributeValue::builder().data_type("String").string_value(value).build();
@@ -278,6 +286,15 @@ impl Sqs {
             SdkError::ConstructionFailure(_) => {
                 (Kind::Definite, format!("a request for {queue} could not be made: {}", DisplayErrorContext(error)))
             }
+            // Not of the connection: it was not begun, since nobody could sign a request.
+            SdkError::DispatchFailure(failure) if failure.is_other() => (
+                Kind::Transient,
+                format!(
+                    "SQS at {endpoint} can not be asked without credentials ({}); give AWS_ACCESS_KEY_ID and \
+                     AWS_SECRET_ACCESS_KEY, a profile, or a role to the task or the machine",
+                    innermost(error)
+                ),
+            ),
             _ => (Kind::Transient, format!("SQS at {endpoint} can not be reached")),
         };
         if is_missing {

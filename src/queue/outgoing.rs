@@ -75,6 +75,12 @@ impl Outgoing {
         Ok(Self { queue: of.queue(), dead: None, id, key: None, body: legal(body), attributes, span })
     }
 
+    /// What it belongs together with; empty if that has no character that SQS takes.
+    pub fn correlation_id(&self) -> &str {
+        let own = self.attributes.iter().find(|(name, _)| *name == CORRELATION);
+        own.map_or("", |(_, correlation)| correlation)
+    }
+
     /// Refers from now on to what it was, which is in the store.
     pub fn refer(&mut self, claim: Claim) {
         self.body = claim.body;
@@ -82,17 +88,18 @@ impl Outgoing {
     }
 
     /// Its queue, of this name, has confirmed it.
-    pub fn was_sent(&self, queue: &str) {
+    pub fn was_sent(&self, queue: impl Fn() -> String) {
         let Some(span) = self.span else { return };
+        let queue = queue();
         let mut attributes = vec![
             ("messaging.system", "aws_sqs".into()),
             ("messaging.operation.type", "send".into()),
-            ("messaging.destination.name", queue.to_owned().into()),
+            ("messaging.destination.name", queue.clone().into()),
             ("walhouse.event_id", self.id.clone().into()),
         ];
-        let led = self.attributes.iter().filter(|(name, _)| matches!(*name, "correlationId" | "eventType"));
-        attributes.extend(led.map(|(name, value)| {
-            (if *name == "eventType" { "walhouse.event_type" } else { "correlation_id" }, value.clone().into())
+        let led = [("eventType", "walhouse.event_type"), (CORRELATION, "correlation_id")];
+        attributes.extend(led.iter().filter_map(|(name, attribute)| {
+            self.attributes.iter().find(|(own, _)| own == name).map(|(_, value)| (*attribute, value.clone().into()))
         }));
         span.end(format!("send {queue}"), Kind::Producer, attributes, self.dead.clone());
     }
@@ -103,6 +110,7 @@ impl Outgoing {
     }
 }
 
+const CORRELATION: &str = "correlationId";
 /// The longest that an identifier may be; what is longer is no identifier.
 const LONGEST: usize = 256;
 
@@ -179,7 +187,7 @@ fn attributes(
     let all = [
         ("eventType", Some(metadata.event_type.as_str())),
         ("eventVersion", Some(metadata.event_version.as_str())),
-        ("correlationId", Some(metadata.correlation_id.as_str())),
+        (CORRELATION, Some(metadata.correlation_id.as_str())),
         ("traceparent", traceparent),
     ];
     let named = all.into_iter().filter_map(|(name, value)| Some((name, value?.to_owned())));

@@ -12,6 +12,7 @@ use super::{
     client::{QueueError, Refusal, Sent, Sqs},
     intake::Intake,
     outbox::Origin,
+    outgoing::Outgoing,
     pending::{Destination, Item},
     provision::{Action, provision},
 };
@@ -264,15 +265,15 @@ impl Publisher {
         for (item, sent) in items.into_iter().zip(sent).rev() {
             match sent {
                 Ok(()) => {
-                    if item.event.span.is_some() {
-                        item.event.was_sent(&self.sqs.name(destination));
-                    }
+                    self.tell_sent(destination, &item.event);
                     self.intake.sent(destination, &item);
                 }
                 Err(refusal) if refusal.of_the_message && self.can_change(destination, &item) => {
                     self.change(destination, item, &refusal.code);
                 }
                 Err(refusal) => {
+                    let (event_id, correlation_id) = (&item.event.id, item.event.correlation_id());
+                    tracing::debug!(event_id, correlation_id, code = refusal.code, "an event is not taken now");
                     refused = Some(refusal);
                     self.intake.again(destination, item);
                 }
@@ -310,6 +311,15 @@ impl Publisher {
         }
     }
 
+    fn tell_sent(&self, destination: Destination, event: &Outgoing) {
+        event.was_sent(|| self.sqs.name(destination));
+        let (queue, event_id, correlation_id) = (self.sqs.name(destination), &event.id, event.correlation_id());
+        match &event.dead {
+            None => tracing::debug!(queue, event_id, correlation_id, "an event is sent"),
+            Some(why) => tracing::warn!(queue, event_id, correlation_id, why, "an event is a dead letter"),
+        }
+    }
+
     /// Whether a message that SQS will never take as it is can be made one that it does.
     fn can_change(&self, destination: Destination, item: &Item) -> bool {
         !destination.dead || is_for_the_store(item)
@@ -317,12 +327,19 @@ impl Publisher {
 
     /// SQS will never take this message as it is: perhaps by a reference to it, and else as a dead letter.
     fn change(&mut self, destination: Destination, item: Item, why: &str) {
-        let (queue, id) = (self.sqs.name(destination), &item.event.id);
+        let queue = self.sqs.name(destination);
+        let (event_id, correlation_id) = (&item.event.id, item.event.correlation_id());
         if is_for_the_store(&item) {
-            tracing::info!(queue, event_id = id, why, "SQS refuses an event; its payload goes into the object store");
+            tracing::info!(
+                queue,
+                event_id,
+                correlation_id,
+                why,
+                "SQS refuses an event; its payload goes into the object store"
+            );
             self.large.push_back((destination, item));
         } else {
-            tracing::error!(queue, event_id = id, why, "SQS refuses an event; it becomes a dead letter");
+            tracing::error!(queue, event_id, correlation_id, why, "SQS refuses an event; it becomes a dead letter");
             self.intake.bury(destination, item, why);
         }
     }

@@ -15,6 +15,7 @@ mod consumer;
 mod container;
 mod contracts;
 mod copy;
+mod correlation;
 mod crash;
 mod ddl_trigger;
 mod dead_letters;

@@ -1,14 +1,16 @@
-//! `docs/recovery.md` and `docs/events.md`: what they tell one to do, done.
+//! `docs/recovery.md`, `docs/events.md` and `docs/reports.md`: what they tell one to do, done.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::queue::{LOGIN, prefix, with_outbox};
+use crate::reports::{ask, ended};
 use crate::support::{Daemon, Sqs, TestDb, eventually};
 
 const RECOVERY: &str = include_str!("../../docs/recovery.md");
 const EVENTS: &str = include_str!("../../docs/events.md");
+const REPORTS: &str = include_str!("../../docs/reports.md");
 
 /// The code of a page in one language, in its order.
 pub(crate) fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
@@ -131,6 +133,47 @@ async fn the_statements_of_the_page_on_events_write_events() {
     let request = sqs.take(&format!("{}async-operations-queue", prefix(&db)), 1).await;
     assert_eq!(request[0].body["metadata"]["correlationId"], "request-4712");
     assert_eq!(db.ch.query(audited).await, "");
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_page_on_reports_asks_for_is_answered() {
+    let (db, sqs) = (with_outbox("reports_page").await, Sqs::shared());
+    db.pg.execute(crate::reports::schema()).await;
+    db.pg.execute(crate::reports::ROWS).await;
+    db.pg.execute("UPDATE customer SET region = '=1+1' WHERE region IS NULL").await;
+    let configured = blocks(REPORTS, "toml");
+    let [own, escape] = configured[..] else { panic!("{configured:?}") };
+    let extra = format!(
+        "{}[objects]\nurl = \"file://{}/objects\"\n[warehouse]\nenabled = true\n{escape}\n{own}\n",
+        Sqs::handled(sqs.port(), &prefix(&db)),
+        db.directory.display()
+    );
+    let mut daemon = Daemon::spawn(&db, &extra);
+    daemon.wait_ready().await;
+    daemon.wait_log("events that are written into the outbox table are sent from now on", 1).await;
+    daemon.wait_log("the star schema is there", 1).await;
+    let statements = blocks(REPORTS, "sql");
+    let [wish, status, shortest] = statements[..] else { panic!("{statements:?}") };
+    db.pg.execute(wish).await;
+    db.pg.execute(shortest).await;
+    let two = eventually(Duration::from_secs(60), async || {
+        let rows = db.ch.try_query(status).await?;
+        if rows.matches("succeeded").count() == 2 { Ok(rows) } else { Err(rows) }
+    })
+    .await;
+    assert!(two.lines().all(|row| row.split('\t').nth(1).is_some_and(|rows| rows != "0")), "{two}");
+
+    // Its own report, and what a spreadsheet would take for a formula.
+    let name = own.split(['.', ']']).nth(1).expect("its name");
+    let parameters = serde_json::json!({ "report": name, "from": "2026-01-01" });
+    let row = ended(&db.ch, &ask(&db, "reportGeneration", "1", parameters).await).await;
+    let path =
+        row["location"].as_str().and_then(|place| place.strip_prefix("file://")).unwrap_or_else(|| panic!("{row}"));
+    let file = std::fs::read_to_string(path).expect("a report");
+    assert!(file.starts_with("\"region\",\"orders\"\n") && file.contains("\"'=1+1\","), "{file}");
+    assert_eq!(row["bytes"].to_string().trim_matches('"'), file.len().to_string());
     drop(daemon);
     db.cleanup().await;
 }

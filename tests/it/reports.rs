@@ -336,7 +336,7 @@ async fn what_can_not_be_answered_is_a_dead_letter_and_has_failed_with_the_reaso
             json!({"report": "best_customers", "limit": "canary"}),
             "parameters.limit: it takes a whole number (UInt32)",
         ),
-        (report, json!({"report": "sales_by_day_and_channel", "from": "2026-01-01"}), "parameters.to is missing"),
+        (report, json!({"report": "slow"}), "parameters.rows is missing"),
         (report, json!({"report": "best_customers", "format": "xlsx"}), "it takes csv, parquet or jsonl"),
         (report, json!({"report": "slow", "rows": 1001}), "is larger than 1000 rows or 4GiB"),
         (report, json!({"report": "slow", "rows": 10_000_000}), "TIMEOUT_EXCEEDED"),

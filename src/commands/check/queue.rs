@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Found, Report, failed, fine, warning};
+use super::{Found, Report, failed, failed_as_told, fine, warning};
 use crate::{
     config::Config,
     queue::{
@@ -46,6 +46,9 @@ pub(super) async fn check(config: &Config) -> Report {
 const AWAY: &str = "correct queue.endpoint_url or queue.region, or see to it that SQS can be reached from here";
 
 fn refused(error: &QueueError) -> Found {
+    if error.message.contains("; ") {
+        return failed_as_told(&error.message);
+    }
     let remedy = match error.kind {
         Kind::Definite => {
             "give this identity sqs:GetQueueUrl and sqs:GetQueueAttributes, as docker/ecs/iam.tf does, and see that the \

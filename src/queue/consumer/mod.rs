@@ -55,7 +55,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
 /// How long a message is taken for, and how often that is made longer.
 const LEASE: Duration = Duration::from_secs(30);
@@ -283,21 +283,15 @@ impl Consumer {
     /// Deals with a message, whatever it takes.
     async fn attend(self: Arc<Self>, mut message: Message, _hand: OwnedSemaphorePermit) {
         let traced = traced::begin(&mut message);
-        let named = |name: &str| message.attributes.get(name).map(String::as_str).unwrap_or_default();
-        let span = tracing::info_span!(
-            "event",
-            worker = self.handler.name(),
-            correlation_id = named("correlationId"),
-            event_type = named("eventType"),
-            message_id = message.id
-        );
+        let event = read(self.queue, &message, self.settings.retries);
+        let span = span(self.handler.name(), &message, event.as_ref().ok().map(|read| &read.event));
         let begun = Instant::now();
         let _held = self.hands.take(self.queue, &message);
         async {
             // Whoever waits for the same event goes on when it is settled what became of this one.
             let mut holding = None;
             let outcome = tokio::select! {
-                outcome = self.work(&message, &mut holding) => outcome,
+                outcome = self.work(&message, event, &mut holding) => outcome,
                 () = self.keep(&message) => Outcome::Lost,
                 () = self.end.cancelled() => Outcome::Released,
             };
@@ -320,9 +314,14 @@ impl Consumer {
         .await;
     }
 
-    /// Has a message handled, once what the handler depends on is there.
-    async fn work<'a>(&'a self, message: &Message, holding: &mut Option<Holding<'a>>) -> Outcome {
-        let Read { mut event, reference } = match read(self.queue, message, self.settings.retries) {
+    /// Has an event handled, once what the handler depends on is there.
+    async fn work<'a>(
+        &'a self,
+        message: &Message,
+        event: Result<Read, String>,
+        holding: &mut Option<Holding<'a>>,
+    ) -> Outcome {
+        let Read { mut event, reference } = match event {
             Ok(read) => read,
             Err(why) => return Outcome::Failed(HandleError::Definite(why)),
         };
@@ -425,4 +424,19 @@ impl Drop for Holding<'_> {
     fn drop(&mut self) {
         self.consumer.known().part(&self.id, self.handled);
     }
+}
+
+/// What all log lines about a message bear: what the event says of itself, else what the message's attributes do.
+fn span(worker: &str, message: &Message, event: Option<&Event>) -> Span {
+    let metadata = event.map(|event| &event.envelope.metadata);
+    let named = |name: &str| message.attributes.get(name).map(String::as_str);
+    tracing::info_span!(
+        "event",
+        worker,
+        correlation_id = metadata.map(|metadata| metadata.correlation_id.as_str()).or_else(|| named("correlationId")),
+        event_id = metadata.map(|metadata| metadata.event_id.as_str()),
+        event_type = metadata.map(|metadata| metadata.event_type.as_str()).or_else(|| named("eventType")),
+        traceparent = named("traceparent"),
+        message_id = message.id
+    )
 }

@@ -8,6 +8,7 @@
 //! appears whole or not at all, and what has succeeded is not done again. Of each export the audit log hears, before the
 //! request is told to have succeeded, by an event whose id is derived as well.
 
+mod formulas;
 mod notice;
 mod record;
 mod request;
@@ -15,7 +16,7 @@ mod rows;
 
 use crate::{
     clickhouse::client::{code, describe, kind},
-    config::{Config, OperationConfig, ReportConfig, reports},
+    config::{Config, CsvFormulas, OperationConfig, ReportConfig, reports},
     queue::{
         client::Sqs,
         consumer::{Event, HandleError, Handler},
@@ -24,10 +25,11 @@ use crate::{
     store::{Store, StoreError},
 };
 use clickhouse::{Client, error::Error, query::BytesCursor};
+use formulas::Escaping;
 use futures_util::{FutureExt, future::BoxFuture};
 use notice::Outcome;
 use record::{Record, Step};
-use request::{Plan, Request};
+use request::{Format, Plan, Request};
 use rows::Rows;
 use std::{
     collections::BTreeMap,
@@ -120,12 +122,13 @@ impl Operation {
         let store = self.store().await?;
         record.note(&self.client, Step::Running { rows: 0, bytes: 0 }).await?;
         tracing::info!(operation = %request.id, report = request.report, "a report runs");
-        let mut result = self.begin(plan)?;
+        let mut result = self.begin(plan, &request.comment)?;
         let mut object = match store.write(&plan.key, plan.format.content_type()).await {
             Ok(object) => object,
             Err(error) => return Err(self.store_failed(&error).await),
         };
         let (mut rows, mut bytes) = (Rows::new(plan.format), 0);
+        let mut escaping = self.escapes(plan).then(Escaping::default);
         let mut tick = interval_at(Instant::now() + PROGRESS, PROGRESS);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -144,6 +147,10 @@ impl Operation {
             }) else {
                 break;
             };
+            let chunk = match &mut escaping {
+                Some(escaping) => escaping.take(&chunk),
+                None => chunk,
+            };
             bytes += chunk.len() as u64;
             if bytes > self.config.operation.max_bytes.0 {
                 return Err(HandleError::Definite(too_large(request, &self.config.operation)));
@@ -159,8 +166,13 @@ impl Operation {
         }
     }
 
+    fn escapes(&self, plan: &Plan) -> bool {
+        let formulas = plan.csv_formulas.unwrap_or(self.config.operation.csv_formulas);
+        plan.format == Format::Csv && formulas == CsvFormulas::Escape
+    }
+
     /// Has ClickHouse begin; it can read and do nothing else, and ends when nobody listens any more.
-    fn begin(&self, plan: &Plan) -> Result<BytesCursor, HandleError> {
+    fn begin(&self, plan: &Plan, comment: &str) -> Result<BytesCursor, HandleError> {
         let limits = &self.config.operation;
         let seconds = limits.max_time(self.limit).as_secs().max(1).to_string();
         let mut query = self.client.query_raw(&plan.sql);
@@ -180,6 +192,7 @@ impl Operation {
             ("output_format_decimal_trailing_zeros", "1"),
             // An error in the middle is to be one, and not a row that says so.
             ("http_write_exception_in_output_format", "0"),
+            ("log_comment", comment),
         ];
         let query = settings.into_iter().fold(query, |query, (name, value)| query.with_setting(name, value));
         query.fetch_bytes(plan.format.of_clickhouse()).map_err(|error| HandleError::Definite(describe(&error)))

@@ -4,7 +4,7 @@
 //! report declares, each a value of its type, bound by ClickHouse; and the merchant is the event's own, whatever its parameters say.
 
 use crate::{
-    config::{MERCHANT, ReportConfig},
+    config::{CsvFormulas, MERCHANT, ReportConfig},
     event::schema,
     queue::consumer::{Event, HandleError},
 };
@@ -28,6 +28,8 @@ pub(super) struct Request {
     /// As they were given, if they were; for people.
     pub(super) report: String,
     pub(super) format: String,
+    /// What ClickHouse keeps beside its query in `system.query_log`: whose it is, as the log has it; JSON.
+    pub(super) comment: String,
     parameters: Map<String, Value>,
 }
 
@@ -49,6 +51,8 @@ pub(super) struct Plan {
     pub(super) values: Vec<(String, String)>,
     /// The object's key.
     pub(super) key: String,
+    /// As the report has it, if it does.
+    pub(super) csv_formulas: Option<CsvFormulas>,
 }
 
 /// The form of a result.
@@ -106,6 +110,7 @@ impl Request {
             operation_type: payload.operation_type,
             user_id: payload.user_id,
             merchant: payload.merchant_account_id,
+            comment: comment(event),
             parameters: payload.parameters,
         })
     }
@@ -138,7 +143,13 @@ impl Request {
             Some(given) => given.as_str().and_then(Format::of),
         };
         let format = format.ok_or("parameters.format: it takes csv, parquet or jsonl")?;
-        Ok(Plan { sql: report.sql.clone(), format, values: self.values(name, report)?, key: self.key(format) })
+        Ok(Plan {
+            sql: report.sql.clone(),
+            format,
+            values: self.values(name, report)?,
+            key: self.key(format),
+            csv_formulas: report.csv_formulas,
+        })
     }
 
     fn values(&self, name: &str, report: &ReportConfig) -> Result<Vec<(String, String)>, String> {
@@ -173,6 +184,14 @@ impl Request {
         };
         format!("{}/{}.{extension}", folder(&self.merchant), self.id)
     }
+}
+
+fn comment(event: &Event) -> String {
+    let metadata = &event.envelope.metadata;
+    let ids = serde_json::json!({
+        "correlation_id": metadata.correlation_id, "event_id": metadata.event_id, "traceparent": event.traceparent
+    });
+    ids.to_string()
 }
 
 /// A folder for each merchant, whose id may be any text: one that is no plain word is hashed, and marked so that no word is like it.
@@ -212,7 +231,9 @@ mod tests {
         let payload = json!({
             "operationType": operation_type, "userId": "u", "merchantAccountId": "m 7", "parameters": parameters
         });
-        request(payload).plan(&reports(&BTreeMap::new()))
+        let strict = r#"sql = "SELECT {merchant:String}, {to:Date}"
+            parameters = { to = "Date" }"#;
+        request(payload).plan(&reports(&BTreeMap::from([("strict".to_owned(), toml::from_str(strict).unwrap())])))
     }
 
     #[test]
@@ -237,7 +258,7 @@ mod tests {
             ("dataExport", json!({"report": "best_customers"}), "operationType is reportGeneration"),
             (report, json!({"report": "best_customers", "format": "canary"}), "it takes csv, parquet or jsonl"),
             (report, json!({"report": "best_customers", "format": null}), "it takes csv, parquet or jsonl"),
-            (report, json!({"report": "sales_by_day_and_channel", "from": "2026-01-01"}), "parameters.to is missing"),
+            (report, json!({"report": "strict"}), "parameters.to is missing"),
             (report, json!({"report": "best_customers", "limit": "canary"}), "parameters.limit: it takes"),
             (report, json!({"report": "best_customers", "merchant": "canary"}), "takes no parameter \"merchant\""),
             (report, json!({"report": "best_customers", "merchantAccountId": "canary"}), "takes no parameter"),
