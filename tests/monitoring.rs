@@ -1,5 +1,8 @@
 //! What Prometheus, Alertmanager and Grafana are given, held to the code and to the pages: whatever is named there exists.
 
+// A test that can not go on has failed.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs,
@@ -175,7 +178,11 @@ fn the_rules_pass_their_tests_and_the_configurations_are_valid() {
 fn alerts_reach_those_who_are_to_act() {
     let receivers = |severity: &str| {
         let label = format!("severity={severity}");
-        succeeds("amtool", &["config", "routes", "test", "--config.file=alertmanager.yml", &label]).lines().next().unwrap_or_default().to_owned()
+        succeeds("amtool", &["config", "routes", "test", "--config.file=alertmanager.yml", &label])
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .to_owned()
     };
     assert_eq!(receivers("critical"), "on-call,lead");
     assert_eq!(receivers("warning"), "on-call-slack");

@@ -13,7 +13,11 @@ use super::{
     text::DateTimeRange,
     types::ColumnType,
 };
-use crate::{config::Unrepresentable, mask::Mask, telemetry::{names, tables}};
+use crate::{
+    config::Unrepresentable,
+    mask::Mask,
+    telemetry::{names, tables},
+};
 use std::{
     borrow::Cow,
     ops::{Range, RangeInclusive},

@@ -34,10 +34,7 @@ fn the_page_of_metrics_is_what_the_code_has() {
     if std::env::var_os("WALHOUSE_WRITE_DOCS").is_some() {
         fs::write(&path, &made).unwrap();
     } else {
-        assert_eq!(
-            page, made,
-            "docs/metrics.md is not what the code has; run this test with WALHOUSE_WRITE_DOCS=1"
-        );
+        assert_eq!(page, made, "docs/metrics.md is not what the code has; run this test with WALHOUSE_WRITE_DOCS=1");
     }
 }
 

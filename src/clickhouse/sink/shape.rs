@@ -210,7 +210,8 @@ impl Sink {
             steps = steps.len(),
             "the shape of a table changes; its target follows"
         );
-        metrics::counter!(names::SHAPE_CHANGES, "table" => tables::counted(&spec.full_name()), "outcome" => "altered").increment(1);
+        metrics::counter!(names::SHAPE_CHANGES, "table" => tables::counted(&spec.full_name()), "outcome" => "altered")
+            .increment(1);
         let altering = Altering { shape: spec.shape(), shaped_from, statements };
         entry.push(Job::Alter { altering, heaps: heaps.clone(), row, by_name });
         self.queued.insert(index);
@@ -245,7 +246,8 @@ impl Sink {
     pub(super) fn count_copied(&self, index: usize) {
         if let Some(entry) = self.entries[index].as_ref() {
             let table = entry.table.spec.full_name();
-            metrics::counter!(names::SHAPE_CHANGES, "table" => tables::counted(&table), "outcome" => "copied").increment(1);
+            metrics::counter!(names::SHAPE_CHANGES, "table" => tables::counted(&table), "outcome" => "copied")
+                .increment(1);
         }
     }
 
