@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Postgres, TestDb, eventually, settled, user, walhouse};
 
-const CLICKHOUSE_GRANTS: [&str; 3] = [
+const CLICKHOUSE_GRANTS: [&str; 4] = [
     "GRANT CREATE DATABASE, CREATE TABLE, CREATE VIEW, DROP TABLE, DROP VIEW, ALTER TABLE, SELECT, INSERT, OPTIMIZE, TRUNCATE ON analytics.*",
     "GRANT TABLE ENGINE ON ReplacingMergeTree",
     "GRANT SELECT ON system.processes",
+    "GRANT SELECT ON system.parts",
 ];
 /// As the configuration that ClickHouse's own packages bring.
 const CLICKHOUSE_SETTINGS: &str = "<access_control_improvements>
@@ -70,6 +71,13 @@ async fn replicates(db: TestDb, owner: &str, role: &str) {
     assert!(exit.stdout.ends_with("All 2 tables are equal.\n"), "{exit:?}");
     let exit = walhouse(daemon.config(), &["check"]).await;
     assert_eq!(exit.code, Some(0), "{exit:?}");
+    // What the metrics ask for.
+    eventually(Duration::from_secs(60), async || {
+        let slot = daemon.metric("walhouse_slot_state", "active").await;
+        let parts = daemon.metric("walhouse_clickhouse_parts", "").await;
+        if slot == 1.0 && parts > 0.0 { Ok(()) } else { Err(format!("slot {slot}, parts {parts}")) }
+    })
+    .await;
     assert!(daemon.sigterm(Duration::from_secs(20)).await.success(), "{}", daemon.log());
     drop(daemon);
     let (pg, names) = (crate::support::Pg::new(db.postgres.clone(), "postgres"), [owner.to_owned(), role.to_owned()]);
