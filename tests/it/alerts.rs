@@ -12,7 +12,8 @@ use walhouse::telemetry::names::{ALL, Kind, PROCESS};
 use crate::queue::{LOGIN, prefix, with_outbox};
 use crate::recovery::{Running, command, done, said};
 use crate::support::{
-    ClickHouse, ClickHouseOptions, Daemon, Postgres, Prometheus, Sqs, TestDb, eventually, program, walhouse,
+    ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, Prometheus, Sqs, TestDb, eventually, program,
+    walhouse,
 };
 
 const RUNBOOKS: &str = include_str!("../../docs/runbooks.md");
@@ -110,6 +111,38 @@ async fn a_slot_that_was_dropped_is_told_and_everything_is_copied_anew() {
     prometheus.rests("WalhouseDown").await;
     equal(&daemon).await;
     drop((running, prometheus, daemon));
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_lost_is_told_while_walhouse_waits_for_clickhouse() {
+    let settings = vec![("max_slot_wal_keep_size", "32MB".to_owned()), ("min_wal_size", "32MB".to_owned())];
+    let postgres = Postgres::private(PostgresOptions { version: "18", settings, ..Default::default() });
+    let db = TestDb::on(postgres, ClickHouse::private(ClickHouseOptions::default()), "alert_lost").await;
+    db.pg.execute("CREATE TABLE item (id int8 PRIMARY KEY)").await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    let prometheus = watched(&db, &daemon, "WalhouseSlotLost").await;
+    eventually(Duration::from_secs(30), async || {
+        let safe = daemon.metric("walhouse_slot_safe_wal_bytes", "").await;
+        if (1.0..=64e6).contains(&safe) { Ok(()) } else { Err(format!("{safe} bytes are left")) }
+    })
+    .await;
+
+    // Nobody reads the slot while the WAL grows; then walhouse comes back, and can not begin.
+    db.clickhouse.kill9();
+    daemon.kill9();
+    for _ in 0..6 {
+        db.pg.execute("SELECT pg_logical_emit_message(false, 'x', 'x'); SELECT pg_switch_wal()").await;
+    }
+    db.pg.execute("CHECKPOINT").await;
+    daemon.start();
+    let alert = prometheus.fires("WalhouseSlotLost").await;
+    assert_eq!(alert["labels"]["state"], "lost");
+    assert_eq!(daemon.metric("walhouse_slot_invalidated", "reason=\"wal_removed\"").await, 1.0);
+    assert_eq!(daemon.metric("walhouse_slot_safe_wal_bytes", "").await, 0.0);
+    drop((prometheus, daemon));
+    db.clickhouse.start();
     db.cleanup().await;
 }
 
