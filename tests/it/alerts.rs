@@ -151,7 +151,8 @@ async fn a_clickhouse_that_is_down_is_told_and_nothing_is_missing_afterwards() {
     let clickhouse = ClickHouse::private(ClickHouseOptions::default());
     let db = TestDb::on(Postgres::shared(), clickhouse, "alert_away").await;
     db.pg.execute("CREATE TABLE item (id int8 PRIMARY KEY)").await;
-    let mut daemon = Daemon::spawn(&db, "");
+    // More tables than may have series of their own: all are counted together.
+    let mut daemon = Daemon::spawn(&db, "[metrics]\nmax_tables = 0\n");
     daemon.wait_ready().await;
     let prometheus = watched(&db, &daemon, "WalhouseDependencyAway").await;
 
@@ -173,6 +174,8 @@ async fn a_clickhouse_that_is_down_is_told_and_nothing_is_missing_afterwards() {
         other => Err(other),
     })
     .await;
+    assert_eq!(daemon.metric("walhouse_rows_written_total", "table=\"(others)\"").await, 100.0);
+    assert_eq!(daemon.metric("walhouse_rows_written_total", "public.item").await, 0.0);
     drop((prometheus, daemon));
     db.cleanup().await;
 }
@@ -206,6 +209,33 @@ async fn a_table_that_was_stopped_by_ddl_is_told_and_copied_again() {
     prometheus.rests("WalhouseTableStopped").await;
     assert_eq!(daemon.metric("walhouse_table_stopped", "table=\"public.sales_order\"").await, 0.0);
     equal(&daemon).await;
+    drop((prometheus, daemon));
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_a_dead_letter_is_told_until_its_letter_is_purged() {
+    let db = TestDb::new("alert_letters").await;
+    db.pg.execute("CREATE TABLE sales_order (id int8 PRIMARY KEY, placed date)").await;
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    let prometheus = watched(&db, &daemon, "WalhouseDeadLetters").await;
+    db.pg.execute("INSERT INTO sales_order VALUES (1, 'infinity'), (2, '2026-01-01')").await;
+    let alert = prometheus.fires("WalhouseDeadLetters").await;
+    assert_eq!(alert["labels"]["table"], "public.sales_order");
+
+    let taken = steps("WalhouseDeadLetters", &db);
+    let [list, verify, purge] = &taken[..] else { panic!("{taken:?}") };
+    let listed = take(list, &db, &daemon).await;
+    assert!(listed.contains("sales_order") && listed.contains("placed"), "{listed}");
+    db.pg.execute("UPDATE sales_order SET placed = '2026-01-02' WHERE id = 1").await;
+    eventually(Duration::from_secs(60), async || match take(verify, &db, &daemon).await {
+        equal if equal.ends_with("The table is equal.\n") => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    take(purge, &db, &daemon).await;
+    prometheus.rests("WalhouseDeadLetters").await;
     drop((prometheus, daemon));
     db.cleanup().await;
 }
