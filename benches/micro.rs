@@ -1,12 +1,19 @@
 //! How long the parts of the hot path take: decoding pgoutput, reading a text of each type, building a
-//! block. For comparing two versions of the code on one quiet machine; `guard` is what can fail.
+//! block; and of what is beside it, a page of metrics. For comparing two versions of the code on one quiet machine; `guard` is what can fail.
 
 mod stream;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use std::hint::black_box;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use std::{
+    hint::black_box,
+    sync::atomic::{AtomicBool, Ordering},
+};
 use stream::{Kind, Shape, groups};
-use walhouse::clickhouse::{column::Column, types::ColumnType};
+use walhouse::{
+    clickhouse::{column::Column, types::ColumnType},
+    telemetry::names,
+};
 
 const ROWS: u64 = 10_000;
 const GULP: usize = 256 * 1024;
@@ -93,5 +100,43 @@ fn text(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decode, block, text);
+/// A page of metrics of 2,000 tables, as Prometheus asks for it: with what every table has, and with all that one can have,
+/// while two threads count.
+fn metrics_page(criterion: &mut Criterion) {
+    const TABLES: usize = 2_000;
+    let mut group = criterion.benchmark_group("metrics");
+    let usual = [names::ROWS_RECEIVED, names::ROWS_WRITTEN, names::COPY_ROWS, names::COPY_PROGRESS];
+    for (name, all) in [("usual", false), ("all", true)] {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let mut counters = Vec::new();
+        metrics::with_local_recorder(&recorder, || {
+            let of_tables = |metric: &&names::Metric| metric.labels.contains(&"table");
+            for metric in names::ALL.iter().filter(of_tables).filter(|metric| all || usual.contains(&metric.name)) {
+                for table in 0..TABLES {
+                    let label = |label: &&'static str| (*label, format!("public.sales_order_{table}_{label}"));
+                    let labels: Vec<_> = metric.labels.iter().map(label).collect();
+                    match metric.kind {
+                        names::Kind::Counter => counters.push(metrics::counter!(metric.name, &labels)),
+                        _ => metrics::gauge!(metric.name, &labels).set(1.0),
+                    }
+                }
+            }
+        });
+        let handle = recorder.handle();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        counters.iter().for_each(|counter| counter.increment(1));
+                    }
+                });
+            }
+            group.bench_function(name, |bencher| bencher.iter(|| handle.render()));
+            done.store(true, Ordering::Relaxed);
+        });
+    }
+}
+
+criterion_group!(benches, decode, block, text, metrics_page);
 criterion_main!(benches);

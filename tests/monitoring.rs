@@ -1,5 +1,8 @@
 //! What Prometheus, Alertmanager and Grafana are given, held to the code and to the pages: whatever is named there exists.
 
+// A test that can not go on has failed.
+#![allow(clippy::unwrap_used)]
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs,

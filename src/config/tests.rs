@@ -162,6 +162,7 @@ fn an_error_names_the_file_the_key_and_what_is_accepted() {
         ("[reports.all]\nsql = \"SELECT 1\"", ["reports.all.sql: ", "{merchant:String}"]),
         ("[reports.all]\nsql = \"SELECT 1\"\nparameters = { a = \"Text\" }", ["reports.all.parameters.a", "UInt64"]),
         ("[reports.all]\nsql = \"SELECT 1\"\nquery = \"\"", ["reports.all.query: unknown key", "sql"]),
+        ("[metrics]\nmax_tables = 1000000", ["metrics.max_tables: ", "0 to 100000"]),
         ("[http]\nlisten = \"9464\"", ["http.listen: ", "127.0.0.1:9464"]),
         ("[log]\nformat = \"xml\"", ["log.format: ", "\"json\""]),
         ("[log]\nlevel = \"walhouse=loud\"", ["log.level: ", "info"]),

@@ -127,6 +127,13 @@ async fn replicates(shop: Shop) {
     all_is_well(&daemon, 2).await;
     let purged = walhouse(daemon.config(), &["dlq", "purge", "--table", "public.item", "--yes"]).await;
     assert_eq!(purged.code, Some(0), "{purged:?}");
+    // What the metrics ask for.
+    eventually(Duration::from_secs(60), async || {
+        let slot = daemon.metric("walhouse_slot_state", "active").await;
+        let parts = daemon.metric("walhouse_clickhouse_parts", "").await;
+        if slot == 1.0 && parts > 0.0 { Ok(()) } else { Err(format!("slot {slot}, parts {parts}")) }
+    })
+    .await;
     assert!(daemon.sigterm(Duration::from_secs(20)).await.success(), "{}", daemon.log());
     drop(daemon);
     shop.cleanup().await;

@@ -19,7 +19,7 @@ pub(crate) fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
 }
 
 /// A command of the page, with the test's own configuration and program.
-fn command(line: &str, daemon: &Daemon) -> Command {
+pub(crate) fn command(line: &str, daemon: &Daemon) -> Command {
     let config = daemon.config().display().to_string();
     let program = Path::new(env!("CARGO_BIN_EXE_walhouse"));
     let folder = program.parent().expect("it is in a folder").display();
@@ -31,14 +31,30 @@ fn command(line: &str, daemon: &Daemon) -> Command {
     command
 }
 
-fn done(mut command: Command) -> Output {
+pub(crate) fn done(mut command: Command) -> Output {
     let output = tokio::task::block_in_place(|| command.output()).expect("bash can be started");
     assert!(output.status.success(), "{command:?}: {output:?}");
     output
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A daemon that a command of the page has started.
+pub(crate) struct Running(std::process::Child);
+
+impl Running {
+    pub(crate) fn start(mut command: Command) -> Self {
+        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("bash can be started"))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 async fn login(db: &TestDb, day: &str) {
