@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod dlq;
+pub mod epoch;
 pub mod pause;
 pub mod provision;
 pub mod replay;

@@ -16,6 +16,7 @@ mod crash;
 mod ddl_trigger;
 mod dead_letters;
 mod dlq;
+mod epoch;
 mod gap;
 mod hostile;
 mod keys;

@@ -11,13 +11,13 @@ const RECOVERY: &str = include_str!("../../docs/recovery.md");
 const EVENTS: &str = include_str!("../../docs/events.md");
 
 /// The code of a page in one language, in its order.
-fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+pub(crate) fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
     let fence = format!("```{language}\n");
     page.split(&fence).skip(1).filter_map(|rest| Some(rest.split_once("```")?.0.trim())).collect()
 }
 
 /// A command of the page, with the test's own configuration and program.
-fn command(line: &str, daemon: &Daemon) -> Command {
+pub(crate) fn command(line: &str, daemon: &Daemon) -> Command {
     let config = daemon.config().display().to_string();
     let program = Path::new(env!("CARGO_BIN_EXE_walhouse"));
     let folder = program.parent().expect("it is in a folder").display();
@@ -29,7 +29,7 @@ fn command(line: &str, daemon: &Daemon) -> Command {
     command
 }
 
-fn done(mut command: Command) -> Output {
+pub(crate) fn done(mut command: Command) -> Output {
     let output = tokio::task::block_in_place(|| command.output()).expect("bash can be started");
     assert!(output.status.success(), "{command:?}: {output:?}");
     output

@@ -108,7 +108,7 @@ async fn a_replay_that_is_cut_short_goes_on_after_a_crash_or_a_stop() {
     tables(&db).await;
     let mut daemon = Daemon::spawn(&db, WINDOW);
     daemon.wait_ready().await;
-    let from = history(&db, 8000).await;
+    let from = history(&db, 2000).await;
     assert_equal(&db, "t").await;
     passed(&db).await;
     for (lives, crash) in [(1, true), (3, false)] {
