@@ -149,11 +149,13 @@ Exit codes:
   walhouse provision --dry-run
   walhouse provision
   walhouse provision --json | jq '.steps[] | select(.action != \"present\")'
+  walhouse provision --new-epoch --dry-run
+  walhouse provision --new-epoch --yes
 
 Exit codes:
   0  all is there (in a dry run: or could be)
   1  something could not be looked at, created or changed
-  2  the command line or the configuration is wrong")]
+  2  the command line or the configuration is wrong, or --new-epoch was asked for without --yes")]
     Provision(ProvisionArgs),
     /// Look at dead letters, send them home, remove them
     ///
@@ -233,6 +235,13 @@ pub struct ProvisionArgs {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+    /// The source has another history now: it was restored to an earlier point, or is another cluster. Begins a new epoch
+    /// at the slot's position, and has every table copied anew beside the one that is there. walhouse run must be down.
+    #[arg(long)]
+    pub new_epoch: bool,
+    /// Do it; without it, --new-epoch says what it would do, and refuses.
+    #[arg(long, requires = "new_epoch", conflicts_with = "dry_run")]
+    pub yes: bool,
 }
 
 /// `walhouse health`

@@ -17,8 +17,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use walhouse::{
     allocator,
-    cli::{Cli, Command, ConfigArgs, DlqArgs, StatusArgs, VerifyArgs, exit},
-    commands::{check, dlq, health, pause, provision, replay, resync, status as standing, verify},
+    cli::{Cli, Command, ConfigArgs, DlqArgs, ProvisionArgs, StatusArgs, VerifyArgs, exit},
+    commands::{check, dlq, epoch, health, pause, provision, replay, resync, status as standing, verify},
     config::{self, Config},
     http, pipeline, probe,
     status::Status,
@@ -75,6 +75,7 @@ fn start(cli: &Cli) -> Result<u8, Failure> {
             Command::Replay(args) => done(replay::run(&config, &args, &say).await),
             Command::Verify(args) => compare(&config, &args).await,
             Command::Resync(args) => done(resync::run(&config, &args, &say).await),
+            Command::Provision(args) if args.new_epoch => new_epoch(&config, &args).await,
             Command::Provision(args) => {
                 let report = provision::run(&config, args.dry_run).await;
                 print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
@@ -205,6 +206,15 @@ async fn stands(config: &Config, args: &StatusArgs) -> Result<u8, Failure> {
             _ = tokio::signal::ctrl_c() => return Ok(report.exit_code()),
         }
     }
+}
+
+async fn new_epoch(config: &Config, args: &ProvisionArgs) -> Result<u8, Failure> {
+    let begun = epoch::begin(config, !args.yes).await.map_err(|error| Failure::new(exit::FOUND, error))?;
+    print(if args.json { pretty(&serde_json::to_value(&begun).unwrap_or_default()) } else { begun.to_string() })?;
+    if args.yes || args.dry_run {
+        return Ok(exit::FINE);
+    }
+    Err(Failure::new(exit::USAGE, "nothing was done: say --yes to do this, or --dry-run to see it alone"))
 }
 
 async fn dead_letters(config: &Config, args: &DlqArgs) -> Result<u8, Failure> {

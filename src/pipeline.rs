@@ -140,9 +140,10 @@ impl From<tokio_postgres::Error> for SessionError {
 /// When only an operator can help.
 pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationToken) -> Result<(), Halt> {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut held = None;
     loop {
         let begun = Instant::now();
-        let ended = session::run(&config, &status, &stop).await;
+        let ended = session::run(&config, &status, &stop, &mut held).await;
         status.update(|account| account.streaming = false);
         source::at_work(None);
         let error = match ended {
@@ -158,6 +159,7 @@ pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationTok
         if error.kind() == Kind::Definite {
             return Err(Halt { message: error.to_string() });
         }
+        held = None;
         if begun.elapsed() > GOOD_SESSION {
             backoff.reset();
         }

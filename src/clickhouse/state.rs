@@ -287,6 +287,18 @@ impl State {
         self.write_up_to(change).await
     }
 
+    /// Stores tables that are known in another way from now on, all of them or none.
+    pub async fn put_tables(&self, records: Vec<TableRecord>) -> Result<(), clickhouse::error::Error> {
+        let last = {
+            let mut staged = self.staged();
+            records.into_iter().map(|record| staged.put(record)).max()
+        };
+        match last {
+            Some(last) => self.write_up_to(last).await,
+            None => Ok(()),
+        }
+    }
+
     /// Changes what is stored of a table; nothing is written if nothing changed.
     pub async fn update_table(
         &self,

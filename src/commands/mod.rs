@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod dlq;
+pub mod epoch;
 pub mod health;
 pub mod pause;
 pub mod provision;

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant, SystemTime};
 const INTERVAL: Duration = Duration::from_millis(500);
 /// Processes that run workers look this often: the others have this long when one of them has answered.
 const OTHERS: Duration = Duration::from_secs(5);
+/// Where nobody holds the slot's lock for so long, nobody runs.
+const ALONE: Duration = Duration::from_secs(3);
 
 /// Why nothing, or not everything, was paused or resumed.
 #[derive(Debug, thiserror::Error)]
@@ -181,7 +183,7 @@ async fn in_force(
     let Some(patience) = patience else { return Ok(()) };
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
     let pauses = Pauses::new(target, &config.source.slot);
-    let (begun, mut first) = (Instant::now(), None::<Instant>);
+    let (begun, mut first, mut alone) = (Instant::now(), None::<Instant>, None::<Instant>);
     loop {
         let by = pauses.taken_up(&pause.id).await?;
         let since = if by.is_empty() { None } else { Some(*first.get_or_insert_with(Instant::now)) };
@@ -190,9 +192,14 @@ async fn in_force(
             say(&format!("{subject}: taken up by {}", by.join(", ")));
             return Ok(());
         }
-        if subject == Subject::Pipeline && by.is_empty() && matches!(slot(config).await, Ok((_, None))) {
-            say("no walhouse run is going with this slot: it holds from its next start on");
-            return Ok(());
+        if subject == Subject::Pipeline && by.is_empty() {
+            // One that has lost a connection is without the lock for a moment.
+            let free = matches!(slot(config).await, Ok((_, None)));
+            alone = alone.filter(|_| free).or_else(|| free.then(Instant::now));
+            if alone.is_some_and(|since| since.elapsed() > ALONE) {
+                say("no walhouse run is going with this slot: it holds from its next start on");
+                return Ok(());
+            }
         }
         if by.is_empty() && begun.elapsed() > patience {
             let verb = if pause.is_paused { "paused" } else { "resumed" };

@@ -30,7 +30,7 @@ use serde::Serialize;
 use std::{fmt, time::Duration};
 
 /// How long another walhouse may hold the slot's lock.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// ClickHouse's statements, which are tried again and again, and each side as a whole.
 const LIMIT: Duration = Duration::from_secs(60);
 const QUEUE: &str = "queue";

@@ -142,13 +142,12 @@ async fn wait(
                 return Ok(());
             }
             Some(Answer::Refused(why)) => return Err(Error::Refused(why)),
-            Some(Answer::Begun(note)) => {
-                if said.is_none_or(|said| said.elapsed() > REPORT_INTERVAL) {
-                    said = Some(Instant::now());
-                    let order = ReplayOrder::noted(&note).map_or(note, |order| order.to_string());
-                    say(&format!("delivering again {order}"));
-                }
+            Some(Answer::Begun(note)) if said.is_none_or(|said| said.elapsed() > REPORT_INTERVAL) => {
+                said = Some(Instant::now());
+                let order = ReplayOrder::noted(&note).map_or(note, |order| order.to_string());
+                say(&format!("delivering again {order}"));
             }
+            Some(Answer::Begun(_)) => {}
             None if begun.elapsed() > patience => return Err(Error::Nobody(patience)),
             None => {}
         }

@@ -82,14 +82,16 @@ struct Ready {
     epoch: Epoch,
 }
 
-/// Runs a session until it breaks or `stop` is cancelled.
+/// Runs a session until it breaks, `stop` is cancelled, or it is to stand still or begin elsewhere. `held` is the slot's
+/// lock, from one session to the next.
 pub(super) async fn run(
     config: &Arc<Config>,
     status: &Arc<Status>,
     stop: &CancellationToken,
+    held: &mut Option<Arc<SlotLock>>,
 ) -> Result<(), SessionError> {
     let ready = tokio::select! {
-        ready = prepare(config, status) => ready?,
+        ready = prepare(config, status, held) => ready?,
         () = stop.cancelled() => return Ok(()),
     };
     stream(config, status, stop, ready).await
@@ -97,14 +99,18 @@ pub(super) async fn run(
 
 /// Connects to both sides and makes sure that they fit what is stored. Nothing is created on
 /// either side before the source was found fit; publication and slot only if nothing is stored yet.
-async fn prepare(config: &Config, status: &Status) -> Result<Ready, SessionError> {
+async fn prepare(config: &Config, status: &Status, held: &mut Option<Arc<SlotLock>>) -> Result<Ready, SessionError> {
     let source = &config.source;
     let phase = |phase: &str| status.update(|account| account.phase = phase.to_owned());
     phase("connecting to PostgreSQL");
     let control = sql::connect(source, "walhouse").await?;
     setup::fit(&control, config).await?;
     phase("waiting for the slot's lock");
-    let lock = Arc::new(SlotLock::take(sql::connect(source, "walhouse lock").await?, &source.slot).await?);
+    let lock = match held.take() {
+        Some(lock) if lock.is_held().await => lock,
+        _ => Arc::new(SlotLock::take(sql::connect(source, "walhouse lock").await?, &source.slot).await?),
+    };
+    *held = Some(Arc::clone(&lock));
     phase("connecting to ClickHouse");
     let server = client::client(&config.clickhouse).with_compression(compression(&config.clickhouse.url));
     let clickhouse = server.clone().with_database(&config.clickhouse.database);

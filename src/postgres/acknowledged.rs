@@ -44,13 +44,8 @@ impl Acknowledged {
 
     /// What may be acknowledged now.
     pub fn position(&self) -> Lsn {
-        let stored = self.stored().0.saturating_sub(self.window);
+        let stored = self.stored.borrow().0.saturating_sub(self.window);
         Lsn(stored.min(self.limit.load(Ordering::SeqCst))).max(self.floor)
-    }
-
-    /// What is stored.
-    pub fn stored(&self) -> Lsn {
-        *self.stored.borrow()
     }
 
     /// Resolves when more is stored than when this was asked for last. Cancel-safe.

@@ -174,7 +174,8 @@ pub fn publication_gap(stored: &str, present: Option<&str>, slot_name: &str) -> 
 /// The way out that always works.
 fn anew(slot_name: &str) -> String {
     format!(
-        "To copy everything anew: stop walhouse, drop the ClickHouse database (or configure another), run SELECT \
+        "To begin anew and have every table copied beside the one that is there: walhouse provision --new-epoch --dry-run. \
+         To copy everything anew: stop walhouse, drop the ClickHouse database (or configure another), run SELECT \
          pg_drop_replication_slot('{slot_name}') in PostgreSQL if the slot exists, and start walhouse"
     )
 }

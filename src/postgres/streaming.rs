@@ -144,17 +144,10 @@ impl Streaming {
 
     /// Tells the server what is durable.
     async fn report(&mut self, outlet: &mut Outlet, reply_requested: bool) -> Result<(), StreamError> {
-        let (done, stored) = (outlet.acknowledged.position(), outlet.acknowledged.stored());
+        let done = outlet.acknowledged.position();
         let mut out = BytesMut::new();
         let update = StatusUpdate { write: done, flush: done, apply: done, clock: SystemTime::now(), reply_requested };
         update.encode(&mut out);
-        if done < stored {
-            // A server that shuts down waits until all that it has sent is flushed, which this slot never is while something is
-            // kept to be delivered again. Without a flushed position, which moves no slot, it takes the written one.
-            let write =
-                StatusUpdate { write: stored, flush: Lsn::ZERO, apply: Lsn::ZERO, reply_requested: false, ..update };
-            write.encode(&mut out);
-        }
         let written = tokio::time::timeout(WRITE_TIMEOUT, self.connection.write(&mut out)).await;
         written.map_err(|_| {
             let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "it takes no status update");

@@ -22,6 +22,7 @@ mod ddl_trigger;
 mod dead_letters;
 mod dlq;
 mod edges;
+mod epoch;
 mod gap;
 mod hostile;
 mod keys;

@@ -1,11 +1,12 @@
 //! `walhouse replay`: what was damaged in ClickHouse is put right from the WAL that the slot has kept.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::queue::{insert, prefix, with_outbox};
 use crate::support::{
-    ClickHouse, Daemon, Exit, Postgres, PostgresOptions, Sqs, TestDb, assert_equal, confirmed, difference, eventually,
-    signal, stored, walhouse,
+    ClickHouse, ClickHouseOptions, Daemon, Exit, Postgres, PostgresOptions, Sqs, TestDb, assert_equal, confirmed,
+    difference, eventually, signal, stored, walhouse,
 };
 
 const STOP: Duration = Duration::from_secs(20);
@@ -102,35 +103,66 @@ async fn rows_that_were_deleted_or_changed_in_clickhouse_are_put_right() {
     db.cleanup().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replay_that_is_cut_short_goes_on_after_a_crash_or_a_stop() {
-    let db = TestDb::new("replay_crash").await;
-    tables(&db).await;
-    let mut daemon = Daemon::spawn(&db, WINDOW);
+/// Rows that are damaged, a replay that is asked for, and no window any more: nothing is kept but what is delivered again.
+async fn damaged(db: &TestDb) -> (Daemon, String) {
+    tables(db).await;
+    let mut daemon = Daemon::spawn(db, WINDOW);
     daemon.wait_ready().await;
-    let from = history(&db, 8000).await;
-    assert_equal(&db, "t").await;
-    passed(&db).await;
-    for (lives, crash) in [(1, true), (3, false)] {
-        mutate(&db, "t", "DELETE WHERE id % 3 = 0").await;
-        mutate(&db, "t", "UPDATE name = 'damaged' WHERE id % 11 = 1").await;
-        let exit = replay(&daemon, &from, &["--no-wait"]).await;
-        assert_eq!(exit.code, Some(0), "{exit:?}");
-        // It is taken up, and not a row of it is durable yet.
-        daemon.wait_log("delivering again from", lives).await;
-        if crash {
-            daemon.kill9();
-        } else {
-            assert_eq!(daemon.sigterm(STOP).await.code(), Some(0));
-        }
-        // What is to be delivered again is still there.
-        let kept =
-            format!("SELECT confirmed_flush_lsn <= '{from}' FROM pg_replication_slots WHERE slot_name = '{}'", db.name);
-        assert_eq!(db.pg.value(&kept).await, "t");
-        daemon.start();
-        daemon.wait_log("delivered again from", lives.div_ceil(2)).await;
-        assert_settled_by(&db).await;
-    }
+    let from = history(db, 2000).await;
+    assert_equal(db, "t").await;
+    passed(db).await;
+    assert_eq!(daemon.sigterm(STOP).await.code(), Some(0));
+    let config = fs::read_to_string(daemon.config()).expect("the configuration can be read");
+    fs::write(daemon.config(), config.replace("4GiB", "0")).expect("the configuration can be written");
+    mutate(db, "t", "DELETE WHERE id % 3 = 0").await;
+    mutate(db, "t", "UPDATE name = 'damaged' WHERE id % 11 = 1").await;
+    let exit = replay(&daemon, &from, &["--no-wait"]).await;
+    assert_eq!(exit.code, Some(0), "{exit:?}");
+    (daemon, from)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_goes_on_after_a_crash() {
+    let clickhouse = ClickHouse::private(ClickHouseOptions::default());
+    let db = TestDb::on(Postgres::shared(), clickhouse.clone(), "replay_crash").await;
+    let (mut daemon, from) = damaged(&db).await;
+    let streams = daemon.streams();
+    daemon.start();
+    // It is taken up, and can not be done: the server hears at once what it may forget, and each second again.
+    daemon.wait_log("delivering again from", 1).await;
+    daemon.wait_streams(streams).await;
+    clickhouse.freeze();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    daemon.kill9();
+    clickhouse.resume();
+    let kept =
+        format!("SELECT confirmed_flush_lsn <= '{from}' FROM pg_replication_slots WHERE slot_name = '{}'", db.name);
+    assert_eq!(db.pg.value(&kept).await, "t");
+    daemon.start();
+    daemon.wait_log("delivered again from", 1).await;
+    assert_settled_by(&db).await;
+    // And then it is let go.
+    eventually(Duration::from_secs(30), async || match db.pg.value(&kept).await.as_str() {
+        "f" => Ok(()),
+        other => Err(other.to_owned()),
+    })
+    .await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_goes_on_after_a_stop() {
+    let db = TestDb::new("replay_stop").await;
+    let (mut daemon, _from) = damaged(&db).await;
+    let streams = daemon.streams();
+    daemon.start();
+    daemon.wait_log("delivering again from", 1).await;
+    daemon.wait_streams(streams).await;
+    assert_eq!(daemon.sigterm(STOP).await.code(), Some(0));
+    daemon.start();
+    daemon.wait_log("delivered again from", 1).await;
+    assert_settled_by(&db).await;
     drop(daemon);
     db.cleanup().await;
 }

@@ -65,7 +65,8 @@ pub(super) async fn look(config: &Config) -> Vec<Depth> {
     let count =
         |queue, dead| async move { sqs.count(Destination { queue, dead }).await.map_err(|error| error.to_string()) };
     join_all(Queue::ALL.map(|queue| async move {
-        let (messages, dead_letters) = join(Part::of(count(queue, false)), Part::of(count(queue, true))).await;
+        let looks = join(Part::of(count(queue, false)), Part::of(count(queue, true)));
+        let (messages, dead_letters) = Box::pin(looks).await;
         Depth { queue: queue.label(), name: sqs.name(Destination { queue, dead: false }), messages, dead_letters }
     }))
     .await
