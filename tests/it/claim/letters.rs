@@ -190,3 +190,75 @@ async fn a_large_row_that_its_table_refuses_is_a_dead_letter_that_finds_home() {
     drop(daemon);
     db.cleanup().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_that_is_larger_than_a_worker_takes_is_a_dead_letter_until_it_takes_more() {
+    let (db, sqs) = (with_outbox("claim_most").await, Sqs::shared());
+    let config = Sqs::handled(sqs.port(), &prefix(&db));
+    let daemon = started(&db, &format!("{config}[workers]\nmax_payload = \"1MiB\"\n")).await;
+    db.pg.execute(&large("k", 1, 1_500_000)).await;
+    let dead = format!("{}audit-log-dlq", prefix(&db));
+    eventually(Duration::from_secs(60), async || match sqs.count(&dead).await {
+        1 => Ok(()),
+        other => Err(format!("{other} letters")),
+    })
+    .await;
+    let list = dlq(&daemon, &["list", "--queue", "audit-log"]).await;
+    assert!(list.contains("is larger than workers.max_payload, 1048576 bytes: raise that"), "{list}");
+    settled(&db).await;
+    let daemon = goes_on(&db, daemon, &config).await;
+    dlq(&daemon, &["redrive", "--queue", "audit-log"]).await;
+    audited(&db).await;
+    assert_eq!(sqs.count(&dead).await, 0);
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_change_of_a_published_table_comes_by_reference_in_the_order_of_its_row() {
+    let (db, sqs) = (with_outbox("claim_published").await, Sqs::shared());
+    let publish = "[tables.\"public.item\"]\npublish = true\n";
+    let daemon = started(&db, &(Sqs::config(sqs.port(), &prefix(&db)) + publish)).await;
+    let long = "repeat('x', 1500000)";
+    db.pg.execute(&format!("INSERT INTO item SELECT 1, {long}")).await;
+    db.pg.execute("UPDATE item SET v = 'short' WHERE id = 1").await;
+    db.pg.execute(&format!("UPDATE item SET v = {long} WHERE id = 1; DELETE FROM item WHERE id = 1")).await;
+    db.pg.execute(&format!("INSERT INTO item SELECT 2, {long}")).await;
+    let queue = format!("{}data-sync-queue", prefix(&db));
+    let messages = raw(&sqs, &queue, 5).await;
+    let bodies: Vec<Value> =
+        messages.iter().map(|message| serde_json::from_str(&message.body).expect("JSON")).collect();
+    let of = |row: &str| {
+        let told = bodies.iter().map(|body| match body.get("payload") {
+            Some(payload) => payload.clone(),
+            None => {
+                let location = body["payloadReference"]["location"].as_str().expect("a location");
+                let text = fs::read_to_string(location.strip_prefix("file://").expect("a file")).expect("an object");
+                serde_json::from_str(&text).expect("JSON")
+            }
+        });
+        let of_row =
+            told.filter(|payload: &Value| [&payload["before"]["id"], &payload["after"]["id"]].contains(&&json!(row)));
+        let length = |payload: Value| payload["after"]["v"].as_str().map_or(0, str::len);
+        of_row.map(length).collect::<Vec<_>>()
+    };
+    assert_eq!((of("1"), of("2")), (vec![1_500_000, 5, 1_500_000, 0], vec![1_500_000]));
+    assert_eq!(
+        messages.iter().filter(|message| message.attributes.iter().any(|(name, _)| name == "payloadBytes")).count(),
+        3
+    );
+    settled(&db).await;
+    let daemon = goes_on(&db, daemon, &(Sqs::handled(sqs.port(), &prefix(&db)) + publish)).await;
+    for message in &messages {
+        sqs.send(&queue, &message.body).await;
+    }
+    eventually(Duration::from_secs(60), async || match sqs.count(&queue).await {
+        0 => Ok(()),
+        left => Err(format!("{left} messages are left")),
+    })
+    .await;
+    assert_equal(&db, "item").await;
+    assert_eq!(sqs.count(&format!("{}data-sync-dlq", prefix(&db))).await, 0);
+    drop(daemon);
+    db.cleanup().await;
+}
