@@ -105,7 +105,8 @@ impl Patience {
 }
 
 impl Publisher {
-    /// A lane into queues and, for what is too large for them, the store. It has sent everything before `start`, and holds about `budget` bytes of events.
+    /// A lane into queues and, for what is too large for them, the store. It has sent everything before `start`, and holds about
+    /// `budget` bytes of events.
     pub fn new(
         receiver: LaneReceiver,
         (sqs, claims): (Arc<Sqs>, Arc<Claims>),

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::{Value, json};
 
 use super::{LIMIT, audited, files, goes_on, large, objects, raw, reference, started};
@@ -165,23 +166,28 @@ async fn a_large_row_that_its_table_refuses_is_a_dead_letter_that_finds_home() {
     let (db, sqs) = (with_outbox("claim_lost").await, Sqs::shared());
     let daemon = started(&db, &Sqs::handled(sqs.port(), &prefix(&db))).await;
     db.ch.query("ALTER TABLE item ADD CONSTRAINT small CHECK id < 1000").await;
+    let dead = format!("{}data-sync-dlq", prefix(&db));
+    // Less than SQS allows, which is found out by sending.
+    sqs.set(&dead, QueueAttributeName::MaximumMessageSize, "262144").await;
     db.pg
-        .execute("INSERT INTO item SELECT i, repeat(chr(64 + i % 60), CASE WHEN i < 2004 THEN 1500000 ELSE 10 END) FROM generate_series(2000, 2005) i")
+        .execute(
+            "INSERT INTO item SELECT i, repeat(chr(64 + i % 60), CASE WHEN i < 2004 THEN 1500000 WHEN i < 2006 THEN 10 ELSE 300000 END)
+            FROM generate_series(2000, 2007) i",
+        )
         .await;
     settled(&db).await;
-    let dead = format!("{}data-sync-dlq", prefix(&db));
     eventually(Duration::from_secs(60), async || match sqs.count(&dead).await {
-        6 => Ok(()),
+        8 => Ok(()),
         other => Err(format!("{other} letters")),
     })
     .await;
-    assert_eq!(files(&objects(&db)).len(), 4);
+    assert_eq!(files(&objects(&db)).len(), 6);
     let list = dlq(&daemon, &["list", "--queue", "data-sync"]).await;
-    assert_eq!(list.matches("(payload of 1500").count(), 4, "{list}");
+    assert_eq!(list.matches("(payload of ").count(), 6, "{list}");
     db.ch.query("ALTER TABLE item DROP CONSTRAINT small").await;
     dlq(&daemon, &["redrive", "--queue", "data-sync"]).await;
     eventually(Duration::from_secs(60), async || match db.ch.query("SELECT count() FROM item FINAL").await.as_str() {
-        "6" => Ok(()),
+        "8" => Ok(()),
         other => Err(other.to_owned()),
     })
     .await;
