@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use walhouse::{
     config::WorkersConfig,
     event::envelope::Queue,
-    queue::{pending::MAX_BYTES, provision::visibility},
+    queue::{claim::FOLDER, pending::MAX_BYTES, provision::visibility},
 };
 
 fn text(path: &str) -> String {
@@ -107,17 +107,14 @@ fn payloads_outlive_every_message_that_may_refer_to_them() {
         events.contains(&format!("expire after **{} days**", number(&rule, "days"))),
         "docs/events.md says as many"
     );
-    let form = text("src/queue/claim/form.rs");
-    let folder =
-        form.split("const FOLDER: &str = \"").nth(1).and_then(|rest| rest.split('"').next()).expect("a folder");
-    let prefix = format!("\"${{var.reports.prefix}}/{folder}/\"");
+    let prefix = format!("\"${{var.reports.prefix}}/{FOLDER}/\"");
     assert_eq!(value(&rule, "prefix"), Some(prefix.as_str()));
     let task = block(&iam, "data \"aws_iam_policy_document\" \"task\"");
     for action in ["s3:PutObject", "s3:GetObject", "s3:AbortMultipartUpload", "s3:ListBucket"] {
         assert!(task.contains(&format!("\"{action}\"")), "{action}");
     }
     let people = block(&iam, "data \"aws_iam_policy_document\" \"dead_letters\"");
-    assert!(people.contains("\"s3:GetObject\"") && people.contains(&format!("/{folder}/*")), "{people}");
+    assert!(people.contains("\"s3:GetObject\"") && people.contains(&format!("/{FOLDER}/*")), "{people}");
 }
 
 #[test]

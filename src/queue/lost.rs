@@ -78,7 +78,8 @@ pub async fn send_all(sqs: &Sqs, claims: &Claims, letters: Vec<Outgoing>) -> Res
     while !waiting.is_empty() {
         let batch = next(claims, &mut waiting, most).await?;
         let sent = match sqs.send(to, &batch).await {
-            // The queue takes less than SQS does: each by itself, and then by its reference.
+            // The queue takes less than SQS does. Together: nothing is known of any, and each goes by itself from now on. Alone:
+            // by its reference.
             Err(error) if error.is_too_much && (batch.len() > 1 || !batch[0].event.refers()) => {
                 let refused = Refusal { of_the_message: true, code: error.message };
                 let sent = if batch.len() == 1 { vec![Err(refused)] } else { Vec::new() };

@@ -6,12 +6,16 @@ use super::{
 };
 use crate::{
     event::{
-        envelope::{Envelope, EventType, Metadata, Place, Position, Queue, VERSION, Written},
+        envelope::{EventType, Metadata, Place, Position, Queue, VERSION, Written},
         schema::{self, Misfit},
     },
     trace::{Kind, Parent, Span},
 };
-use serde_json::{Value, value::RawValue};
+use serde::Serialize;
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
 use std::{borrow::Cow, time::SystemTime};
 
 /// What an application has written, as far as it could be read.
@@ -39,6 +43,13 @@ pub struct Draft {
     pub table: Option<String>,
     /// JSON, one would hope.
     pub payload: String,
+}
+
+/// An envelope on its way out; nothing of its payload is copied for it.
+#[derive(Serialize)]
+struct Enclosed<'a> {
+    metadata: Metadata,
+    payload: &'a RawValue,
 }
 
 /// What goes into a queue.
@@ -69,8 +80,8 @@ impl Outgoing {
         let (span, traceparent) = traced(&metadata, traceparent, SystemTime::now());
         let attributes = attributes(&metadata, Some(of), None, traceparent.as_deref());
         let id = metadata.event_id.clone();
-        let payload = serde_json::value::to_raw_value(payload).expect("a value is JSON");
-        let body = serde_json::to_string(&Envelope { metadata, payload }).expect("an envelope is JSON");
+        let payload = &*raw(payload);
+        let body = serde_json::to_string(&Enclosed { metadata, payload }).expect("an envelope is JSON");
         schema::check_event(&body)?;
         Ok(Self { queue: of.queue(), dead: None, id, key: None, body: legal(body), attributes, span })
     }
@@ -135,16 +146,15 @@ impl Draft {
         };
         let (span, traceparent) = traced(&metadata, self.traceparent.as_deref(), self.time);
         let attributes = attributes(&metadata, of.ok(), self.table.as_deref(), traceparent.as_deref());
-        let (payload, is_json) = match RawValue::from_string(self.payload) {
-            Ok(payload) => (payload, Ok(())),
-            Err(error) => {
-                let text = Value::String("a payload that is no JSON".to_owned());
-                let payload = serde_json::value::to_raw_value(&text).expect("a string is JSON");
-                (payload, Err(Misfit::Json(error.to_string())))
-            }
+        // What is no JSON is kept as a text, for whoever looks at the letter.
+        let as_text = |error: serde_json::Error| (raw(&self.payload), Misfit::Json(error.to_string()));
+        let read = serde_json::from_str::<&RawValue>(&self.payload).map_err(as_text);
+        let (payload, is_json) = match &read {
+            Ok(payload) => (*payload, Ok(())),
+            Err((text, misfit)) => (&**text, Err(misfit.clone())),
         };
         let id = metadata.event_id.clone();
-        let body = serde_json::to_string(&Envelope { metadata, payload }).expect("an envelope is JSON");
+        let body = serde_json::to_string(&Enclosed { metadata, payload }).expect("an envelope is JSON");
         let checked = match of {
             Err(error) => Err(error.to_string()),
             Ok(of) => {
@@ -176,6 +186,10 @@ fn traced<'a>(
         Parent::of(traceparent, &metadata.correlation_id).map(|parent| parent.span(begun, Some(&metadata.event_id)));
     let traceparent = span.map(|span| Cow::Owned(span.traceparent())).or(traceparent.map(Cow::Borrowed));
     (span, traceparent)
+}
+
+fn raw(value: &impl Serialize) -> Box<RawValue> {
+    to_raw_value(value).expect("a text, or a value, is JSON")
 }
 
 fn attributes(
@@ -295,6 +309,8 @@ mod tests {
         assert!(queue == Queue::AsyncOperations && why.starts_with("/payload: "), "{why}");
         let (_, why) = dead(Draft { payload: "{\"canary".to_owned(), ..draft() });
         assert!(why.contains("it is no JSON") && !why.contains("canary"), "{why}");
+        let kept = Draft { payload: "{\"canary".to_owned(), ..draft() }.finish(None).body;
+        assert!(kept.ends_with(r#","payload":"{\"canary"}"#), "{kept}");
         let (_, why) = dead(Draft { version: Some("2.0".to_owned()), ..draft() });
         assert!(why.contains("2.0"), "{why}");
         let (_, why) = dead(Draft { id: Some("7".to_owned()), ..draft() });

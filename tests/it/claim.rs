@@ -228,6 +228,32 @@ async fn a_bucket_has_the_payloads_under_its_prefix_and_one_that_is_away_is_wait
     db.cleanup().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_under_load_leave_each_event_once_and_whole_whatever_its_size() {
+    let (db, sqs) = (with_outbox("claim_kills").await, Sqs::shared());
+    let config = format!("{}[workers.audit]\ntimeout = \"20s\"\n", Sqs::handled(sqs.port(), &prefix(&db)));
+    let mut daemon = started(&db, &config).await;
+    for number in 0..80 {
+        let bytes = if number % 4 == 0 { 1_000_000 + number * 40_000 } else { 100 };
+        db.pg.execute(&large(&format!("key {}", number % 5), number, bytes)).await;
+        if number % 16 == 15 {
+            // Wherever it is: an object half written, a message without an answer, a handler at work.
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..1500))).await;
+            daemon.kill9();
+            daemon.start();
+        }
+    }
+    audited(&db).await;
+    settled(&db).await;
+    let there = files(&objects(&db)).iter().filter(|file| !file.display().to_string().contains('#')).count();
+    // One of these is just small enough.
+    let large = db.pg.value("SELECT count(*) FROM outbox_event WHERE length(payload::text) > 1048000").await;
+    assert_eq!(there.to_string(), large);
+    assert_eq!(sqs.count(&format!("{}audit-log-dlq", prefix(&db))).await, 0);
+    drop(daemon);
+    db.cleanup().await;
+}
+
 /// A message that refers to a payload.
 fn reference(id: &str, location: &str, bytes: u64) -> String {
     json!({

@@ -13,8 +13,8 @@ use serde_json::{
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
-/// Below it all payloads are, each in a folder of its event's day.
-const FOLDER: &str = "payloads";
+/// Below it all payloads are, each in a folder of its event's day. What is there expires, so nothing else belongs there.
+pub const FOLDER: &str = "payloads";
 /// What of a payload's hash is in its key: two payloads of one event's id do not meet.
 const HASH_DIGITS: usize = 16;
 /// So many bytes may stand beside a payload in a message.

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 
-pub use form::{Reference, Referred};
+pub use form::{FOLDER, Reference, Referred};
 use form::{Split, hex, is_key};
 
 /// The attribute that says that a message refers to its payload: how many bytes that has.

@@ -6,7 +6,10 @@
 use crate::{
     config::{CsvFormulas, MERCHANT, ReportConfig},
     event::schema,
-    queue::consumer::{Event, HandleError},
+    queue::{
+        claim::FOLDER,
+        consumer::{Event, HandleError},
+    },
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -195,9 +198,10 @@ fn comment(event: &Event) -> String {
 }
 
 /// A folder for each merchant, whose id may be any text: one that is no plain word is hashed, and marked so that no word is like it.
+/// So is the one word that is the folder of what expires.
 fn folder(merchant: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    if merchant.len() <= LONGEST && merchant.bytes().all(plain) {
+    if merchant != FOLDER && merchant.len() <= LONGEST && merchant.bytes().all(plain) {
         return merchant.to_owned();
     }
     let digest = Sha256::digest(merchant.as_bytes());
@@ -275,6 +279,7 @@ mod tests {
     #[test]
     fn a_merchants_objects_are_in_a_folder_that_no_other_has() {
         assert_eq!(folder("acct-7_B"), "acct-7_B");
+        assert!(folder(FOLDER).starts_with("_."), "what is there expires");
         let odd = ["../7", "/", ".", "..", "a b", "é", "_.7", "", &"x".repeat(65)];
         let folders: Vec<String> = odd.iter().map(|merchant| folder(merchant)).collect();
         for (one, folder) in folders.iter().enumerate().filter(|(one, _)| !odd[*one].is_empty()) {

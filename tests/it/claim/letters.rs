@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::{Value, json};
 
 use super::{LIMIT, audited, files, goes_on, large, objects, raw, reference, started};
@@ -165,28 +166,105 @@ async fn a_large_row_that_its_table_refuses_is_a_dead_letter_that_finds_home() {
     let (db, sqs) = (with_outbox("claim_lost").await, Sqs::shared());
     let daemon = started(&db, &Sqs::handled(sqs.port(), &prefix(&db))).await;
     db.ch.query("ALTER TABLE item ADD CONSTRAINT small CHECK id < 1000").await;
+    let dead = format!("{}data-sync-dlq", prefix(&db));
+    // Less than SQS allows, which is found out by sending.
+    sqs.set(&dead, QueueAttributeName::MaximumMessageSize, "262144").await;
     db.pg
-        .execute("INSERT INTO item SELECT i, repeat(chr(64 + i % 60), CASE WHEN i < 2004 THEN 1500000 ELSE 10 END) FROM generate_series(2000, 2005) i")
+        .execute(
+            "INSERT INTO item SELECT i, repeat(chr(64 + i % 60), CASE WHEN i < 2004 THEN 1500000 WHEN i < 2006 THEN 10 ELSE 300000 END)
+            FROM generate_series(2000, 2007) i",
+        )
         .await;
     settled(&db).await;
-    let dead = format!("{}data-sync-dlq", prefix(&db));
     eventually(Duration::from_secs(60), async || match sqs.count(&dead).await {
-        6 => Ok(()),
+        8 => Ok(()),
         other => Err(format!("{other} letters")),
     })
     .await;
-    assert_eq!(files(&objects(&db)).len(), 4);
+    assert_eq!(files(&objects(&db)).len(), 6);
     let list = dlq(&daemon, &["list", "--queue", "data-sync"]).await;
-    assert_eq!(list.matches("(payload of 1500").count(), 4, "{list}");
+    assert_eq!(list.matches("(payload of ").count(), 6, "{list}");
     db.ch.query("ALTER TABLE item DROP CONSTRAINT small").await;
     dlq(&daemon, &["redrive", "--queue", "data-sync"]).await;
     eventually(Duration::from_secs(60), async || match db.ch.query("SELECT count() FROM item FINAL").await.as_str() {
-        "6" => Ok(()),
+        "8" => Ok(()),
         other => Err(other.to_owned()),
     })
     .await;
     assert_equal(&db, "item").await;
     assert_eq!(sqs.count(&dead).await, 0);
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payload_that_is_larger_than_a_worker_takes_is_a_dead_letter_until_it_takes_more() {
+    let (db, sqs) = (with_outbox("claim_most").await, Sqs::shared());
+    let config = Sqs::handled(sqs.port(), &prefix(&db));
+    let daemon = started(&db, &format!("{config}[workers]\nmax_payload = \"1MiB\"\n")).await;
+    db.pg.execute(&large("k", 1, 1_500_000)).await;
+    let dead = format!("{}audit-log-dlq", prefix(&db));
+    eventually(Duration::from_secs(60), async || match sqs.count(&dead).await {
+        1 => Ok(()),
+        other => Err(format!("{other} letters")),
+    })
+    .await;
+    let list = dlq(&daemon, &["list", "--queue", "audit-log"]).await;
+    assert!(list.contains("is larger than workers.max_payload, 1048576 bytes: raise that"), "{list}");
+    settled(&db).await;
+    let daemon = goes_on(&db, daemon, &config).await;
+    dlq(&daemon, &["redrive", "--queue", "audit-log"]).await;
+    audited(&db).await;
+    assert_eq!(sqs.count(&dead).await, 0);
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_change_of_a_published_table_comes_by_reference_in_the_order_of_its_row() {
+    let (db, sqs) = (with_outbox("claim_published").await, Sqs::shared());
+    let publish = "[tables.\"public.item\"]\npublish = true\n";
+    let daemon = started(&db, &(Sqs::config(sqs.port(), &prefix(&db)) + publish)).await;
+    let long = "repeat('x', 1500000)";
+    db.pg.execute(&format!("INSERT INTO item SELECT 1, {long}")).await;
+    db.pg.execute("UPDATE item SET v = 'short' WHERE id = 1").await;
+    db.pg.execute(&format!("UPDATE item SET v = {long} WHERE id = 1; DELETE FROM item WHERE id = 1")).await;
+    db.pg.execute(&format!("INSERT INTO item SELECT 2, {long}")).await;
+    let queue = format!("{}data-sync-queue", prefix(&db));
+    let messages = raw(&sqs, &queue, 5).await;
+    let bodies: Vec<Value> =
+        messages.iter().map(|message| serde_json::from_str(&message.body).expect("JSON")).collect();
+    let of = |row: &str| {
+        let told = bodies.iter().map(|body| match body.get("payload") {
+            Some(payload) => payload.clone(),
+            None => {
+                let location = body["payloadReference"]["location"].as_str().expect("a location");
+                let text = fs::read_to_string(location.strip_prefix("file://").expect("a file")).expect("an object");
+                serde_json::from_str(&text).expect("JSON")
+            }
+        });
+        let of_row =
+            told.filter(|payload: &Value| [&payload["before"]["id"], &payload["after"]["id"]].contains(&&json!(row)));
+        let length = |payload: Value| payload["after"]["v"].as_str().map_or(0, str::len);
+        of_row.map(length).collect::<Vec<_>>()
+    };
+    assert_eq!((of("1"), of("2")), (vec![1_500_000, 5, 1_500_000, 0], vec![1_500_000]));
+    assert_eq!(
+        messages.iter().filter(|message| message.attributes.iter().any(|(name, _)| name == "payloadBytes")).count(),
+        3
+    );
+    settled(&db).await;
+    let daemon = goes_on(&db, daemon, &(Sqs::handled(sqs.port(), &prefix(&db)) + publish)).await;
+    for message in &messages {
+        sqs.send(&queue, &message.body).await;
+    }
+    eventually(Duration::from_secs(60), async || match sqs.count(&queue).await {
+        0 => Ok(()),
+        left => Err(format!("{left} messages are left")),
+    })
+    .await;
+    assert_equal(&db, "item").await;
+    assert_eq!(sqs.count(&format!("{}data-sync-dlq", prefix(&db))).await, 0);
     drop(daemon);
     db.cleanup().await;
 }
