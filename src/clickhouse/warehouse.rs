@@ -60,6 +60,6 @@ pub async fn look(client: &Client) -> Result<Applied, Error> {
     }
     let is_missing = |name: &&str| !present.iter().any(|(there, _)| there == name);
     let missing: Vec<String> = NEEDED.into_iter().filter(is_missing).map(str::to_owned).collect();
-    let complete = missing.is_empty() && VIEWS.iter().all(|(name, _)| !is_missing(&name));
+    let complete = missing.is_empty() && VIEWS.iter().all(|(name, _)| !is_missing(name));
     Ok(if complete { Applied::Yes } else { Applied::Missing(missing) })
 }
