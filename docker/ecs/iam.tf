@@ -40,10 +40,10 @@ resource "aws_iam_role" "task" {
 }
 
 data "aws_iam_policy_document" "task" {
-  # Events go to their queues, and what is none to the dead letters.
+  # Events go to their queues, and what is none to the dead letters. The metrics tell how many are in each.
   statement {
     sid       = "Send"
-    actions   = ["sqs:GetQueueUrl", "sqs:SendMessage"]
+    actions   = ["sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:SendMessage"]
     resources = local.every_arn
   }
 
