@@ -33,7 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("cli", &["config", "event"]),
     ("http", &["config", "status", "telemetry"]),
     // It asks all of them, on behalf of the metrics alone.
-    ("probe", &["clickhouse", "config", "event", "postgres", "queue", "telemetry"]),
+    ("probe", &["clickhouse", "config", "event", "postgres", "queue", "retry", "telemetry"]),
     (
         "pipeline",
         &[

@@ -40,7 +40,8 @@ resource "aws_iam_role" "task" {
 }
 
 data "aws_iam_policy_document" "task" {
-  # Events go to their queues, and what is none to the dead letters. What the queues are like only walhouse check asks.
+  # Events go to their queues, and what is none to the dead letters. The metrics tell how many are in each, and walhouse check
+  # what they are like.
   statement {
     sid       = "Send"
     actions   = ["sqs:GetQueueUrl", "sqs:GetQueueAttributes", "sqs:SendMessage"]

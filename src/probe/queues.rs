@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     event::envelope::Queue,
     queue::{client::Sqs, messages::Depth, pending::Destination},
+    retry::Kind,
     telemetry::{self, names},
 };
 use std::{
@@ -26,25 +27,33 @@ const SOON: Duration = Duration::from_secs(5);
 pub(super) async fn run(config: &Config) {
     let Some(queue) = &config.queue else { return };
     let sqs = Sqs::new(queue, &config.workers).await;
-    let (mut neighbour, mut looked_at) = (Neighbour::new("sqs"), HashSet::new());
+    let (mut neighbour, mut looked_at, mut told) = (Neighbour::new("sqs"), HashSet::new(), false);
     loop {
-        let mut is_complete = true;
-        for queue in Queue::ALL {
-            for dead in [false, true] {
-                // One that is missing is an answer of SQS, and somebody else's trouble.
-                let depth = match timeout(PATIENCE, sqs.depth(Destination { queue, dead })).await {
-                    Ok(Ok(depth)) => Ok(Some(depth)),
-                    Ok(Err(error)) if error.is_missing => Ok(None),
-                    Ok(Err(error)) => Err(error.message),
-                    Err(_) => Err(SILENCE.to_owned()),
-                };
-                match neighbour.answered(depth).flatten() {
-                    Some(depth) if dead => show_dead(queue, &depth),
-                    Some(depth) => show(queue, &depth, looked_at.insert(queue.label())),
-                    None => is_complete = false,
+        let (mut is_complete, mut answered, mut refused) = (true, Ok(()), None);
+        for (queue, dead) in Queue::ALL.into_iter().flat_map(|queue| [(queue, false), (queue, true)]) {
+            match timeout(PATIENCE, sqs.depth(Destination { queue, dead })).await {
+                Ok(Ok(depth)) if dead => show_dead(queue, &depth),
+                Ok(Ok(depth)) => show(queue, &depth, looked_at.insert(queue.label())),
+                // A missing queue is an answer of SQS, and somebody else's trouble.
+                Ok(Err(error)) if error.is_missing => is_complete = false,
+                // So is a refusal; but an alert on what can not be counted would be silent for ever.
+                Ok(Err(error)) if error.kind == Kind::Definite => refused = Some(error.message),
+                Ok(Err(error)) => (is_complete, answered) = (false, Err(error.message)),
+                Err(_) => {
+                    // What does not answer this does not answer the others either.
+                    (is_complete, answered) = (false, Err(SILENCE.to_owned()));
+                    break;
                 }
             }
         }
+        neighbour.answered(answered);
+        if let Some(error) = refused.as_ref().filter(|_| !told) {
+            tracing::warn!(
+                error,
+                "the messages of queues can not be counted: sqs:GetQueueAttributes is needed for that"
+            );
+        }
+        told = refused.is_some();
         sleep(if is_complete { INTERVAL } else { SOON }).await;
     }
 }
