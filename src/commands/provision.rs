@@ -149,6 +149,13 @@ impl Report {
         let control = sql::connect(source, "walhouse provision").await.map_err(postgres)?;
         setup::fit(&control, config).await.map_err(|error| (POSTGRES, "server", error.to_string()))?;
         let (server, target) = self.clickhouse(config).await?;
+        let found = publication::publication(&control, &source.publication).await;
+        let found = found.map_err(|error| (POSTGRES, "publication", error.to_string()))?;
+        let connected = ReplicationConnection::connect(source.url.connection(), "walhouse provision").await;
+        let mut replication = connected.map_err(|error| (POSTGRES, "replication", error.to_string()))?;
+        let asked = Server::ask(&control, &mut replication, &source.slot, found.as_ref()).await;
+        let asked = asked.map_err(|error| (POSTGRES, "slot", SetupError::from(error).to_string()))?;
+        // Behind the slot, which a daemon moves only once its checkpoint is stored.
         let stored = match self.dry_run && !self.has_state(&server, config).await? {
             true => None,
             false => Some(load(&target, &source.slot).await?),
@@ -157,12 +164,6 @@ impl Report {
             Some(state) => state.checkpoint().await,
             None => None,
         };
-        let found = publication::publication(&control, &source.publication).await;
-        let found = found.map_err(|error| (POSTGRES, "publication", error.to_string()))?;
-        let connected = ReplicationConnection::connect(source.url.connection(), "walhouse provision").await;
-        let mut replication = connected.map_err(|error| (POSTGRES, "replication", error.to_string()))?;
-        let asked = Server::ask(&control, &mut replication, &source.slot, found.as_ref()).await;
-        let asked = asked.map_err(|error| (POSTGRES, "slot", SetupError::from(error).to_string()))?;
         let had = (found.is_some(), asked.slot.is_some());
         let position = match (checkpoint, stored) {
             (Some(stored), _) => {
