@@ -281,6 +281,9 @@ async fn dead_letters_are_told_and_redriven() {
     assert!(take(look, &db, &daemon).await.ends_with("audit-log-dlq: 0 letters\n"));
     prometheus.rests("WalhouseDlqNotEmpty").await;
     audited(&db, "2").await;
+    // Labels of real series are what the rules expect: none of them fails for want of a match, or for too many.
+    let (failed, all) = prometheus.unsound().await;
+    assert!(failed.is_empty() && all > 20, "of {all}: {failed:#?}");
     // By now nearly everything that can be measured was.
     every_series_is_in_the_list(&daemon.metrics().await);
     drop((prometheus, daemon));

@@ -62,6 +62,16 @@ impl Prometheus {
         Ok(alerts.iter().filter(of).cloned().collect())
     }
 
+    /// The rules that could not be evaluated, with what was wrong, and how many there are in all.
+    pub(crate) async fn unsound(&self) -> (Vec<String>, usize) {
+        let answer = get(self.port, "/api/v1/rules").await.expect("Prometheus answers");
+        let answer: Value = serde_json::from_str(&answer.body).expect("its answer is JSON");
+        let groups = answer["data"]["groups"].as_array().expect("groups");
+        let rules: Vec<&Value> = groups.iter().filter_map(|group| group["rules"].as_array()).flatten().collect();
+        let failed = rules.iter().filter(|rule| rule["health"] != "ok").map(|rule| rule.to_string()).collect();
+        (failed, rules.len())
+    }
+
     /// Waits until an alert fires, and returns it.
     pub(crate) async fn fires(&self, name: &str) -> Value {
         eventually(Duration::from_secs(150), async || {
