@@ -7,36 +7,22 @@
 //! What a client may hold is bounded: so many connections at once, one request each, for so long.
 //! Nothing asks for a password, so the default address is a loopback one.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+mod limits;
+
+use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
-    serve::Listener,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Sleep,
-};
+use tokio::net::TcpListener;
 
+use self::limits::Bounded;
 use crate::status::{Account, Status};
 
-/// Connections at once; further ones wait in the kernel's queue.
-const CONNECTIONS: usize = 64;
-/// A connection is cut after this time, whatever it is doing.
-const LIFETIME: Duration = Duration::from_secs(10);
 /// Who is further behind is not ready.
 const READY_LAG_SECONDS: f64 = 10.0;
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -59,8 +45,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 
 /// Serves until the future is dropped.
 pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>) {
-    let bounded = Bounded { listener, free: Arc::new(Semaphore::new(CONNECTIONS)), lifetime: LIFETIME };
-    run(bounded, router(metrics, status)).await;
+    run(Bounded::new(listener), router(metrics, status)).await;
 }
 
 async fn run(listener: Bounded, router: Router) {
@@ -120,77 +105,18 @@ fn tables(count: usize) -> String {
     format!("{count} table{}", if count == 1 { "" } else { "s" })
 }
 
-/// Accepts a connection when fewer than [`CONNECTIONS`] are open.
-struct Bounded {
-    listener: TcpListener,
-    free: Arc<Semaphore>,
-    lifetime: Duration,
-}
-
-impl Listener for Bounded {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        // `None` would mean a closed semaphore, and nobody closes it.
-        let permit = Arc::clone(&self.free).acquire_owned().await.ok();
-        let (stream, address) = Listener::accept(&mut self.listener).await;
-        let deadline = Box::pin(tokio::time::sleep(self.lifetime));
-        (Connection { stream, deadline, _permit: permit }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that fails once its time is over: axum itself would wait for a slow client for ever.
-struct Connection {
-    stream: TcpStream,
-    deadline: Pin<Box<Sleep>>,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Connection {
-    /// `Pending` while there is time left; the deadline then wakes the task.
-    fn poll_over<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        ready!(self.deadline.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) {
-            return Poll::Ready(read);
-        }
-        self.poll_over(cx)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes) {
-            return Poll::Ready(written);
-        }
-        self.poll_over(cx)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use metrics_exporter_prometheus::PrometheusBuilder;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::time::Duration;
 
-    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::Semaphore,
+    };
+
+    use super::{limits::LIFETIME, *};
 
     /// A server on a free port, with one counter.
     async fn started(status: &Arc<Status>, connections: usize, lifetime: Duration) -> SocketAddr {
