@@ -1,13 +1,18 @@
-//! Metrics and health, for Prometheus and whoever supervises the process.
+//! Metrics and health, for Prometheus and whoever supervises the process; and the API, for people and what they build.
 //!
 //! - `/metrics`: everything of [`crate::telemetry::names`], as Prometheus reads it.
 //! - `/healthz`: 200 as long as the process serves.
 //! - `/readyz`: 200 when every copy is done and the lag is small; otherwise 503 with the reasons.
 //!
+//! - `/api/v1`: the [`api`], which asks for tokens.
+//!
 //! What a client may hold is bounded: so many connections at once, one request each, for so long.
-//! Nothing asks for a password, so the default address is a loopback one.
+//! Metrics and health ask for no password, so the default address is a loopback one.
 
+pub mod api;
+mod auth;
 mod limits;
+mod rate;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -20,7 +25,10 @@ use axum::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
-use self::limits::Bounded;
+use self::{
+    api::Api,
+    limits::{Bounded, Peer},
+};
 use crate::status::{Account, Status};
 
 /// Who is further behind is not ready.
@@ -44,25 +52,28 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 }
 
 /// Serves until the future is dropped.
-pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>) {
-    run(Bounded::new(listener), router(metrics, status)).await;
+pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>) {
+    run(Bounded::new(listener), router(metrics, status, api)).await;
 }
 
 async fn run(listener: Bounded, router: Router) {
     // axum documents that this neither ends nor fails; accept errors are waited out in there.
-    if let Err(error) = axum::serve(listener, router).await {
+    if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await {
         tracing::error!(%error, "metrics and health are not served any more");
     }
 }
 
-fn router(metrics: PrometheusHandle, status: Arc<Status>) -> Router {
+fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>) -> Router {
     let metrics = move || async move { ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], metrics.render()) };
     let ready = move || async move { readiness(&status.account()) };
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n") })
+        .merge(api.router(Vec::new()))
+        .fallback(|| async {
+            (StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /api/v1/openapi.json\n")
+        })
         .layer(axum::middleware::map_response(one_request))
 }
 
@@ -116,7 +127,10 @@ mod tests {
         sync::Semaphore,
     };
 
+    use tokio_util::sync::CancellationToken;
+
     use super::{limits::LIFETIME, *};
+    use crate::config::Config;
 
     /// A server on a free port, with one counter.
     async fn started(status: &Arc<Status>, connections: usize, lifetime: Duration) -> SocketAddr {
@@ -125,7 +139,9 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let bounded = Bounded { listener, free: Arc::new(Semaphore::new(connections)), lifetime };
-        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status))));
+        let config = Config::new("postgres://walhouse@localhost/shop".parse().unwrap());
+        let api = Api::new(Arc::new(config), CancellationToken::new());
+        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status), api)));
         address
     }
 
