@@ -34,7 +34,8 @@ impl Api {
         let (db, sqs) = (TestDb::new(label).await, Sqs::shared());
         db.pg.execute("CREATE TABLE a (id int8 PRIMARY KEY); CREATE TABLE b (id int8 PRIMARY KEY)").await;
         db.pg.execute("INSERT INTO a VALUES (1); INSERT INTO b VALUES (1)").await;
-        let tokens = format!("[http]\nviewer_token = \"{VIEWER}\"\noperator_token_file = \"{}\"\n", file(&db).display());
+        let tokens =
+            format!("[http]\nviewer_token = \"{VIEWER}\"\noperator_token_file = \"{}\"\n", file(&db).display());
         std::fs::write(file(&db), format!("{OPERATOR}\n")).unwrap();
         let mut daemon = Daemon::spawn(&db, &(tokens + &Sqs::handled(sqs.port(), &prefix(&db))));
         daemon.wait_ready().await;
@@ -312,7 +313,11 @@ async fn nothing_is_done_that_the_audit_log_can_not_be_told_of() {
     let url = api.sqs.url(&queue).await;
     api.sqs.client().delete_queue().queue_url(url).send().await.unwrap();
     let answer = api.post("/pause", OPERATOR, &json!({})).await;
-    assert!(answer.status == 503 && error(&answer).starts_with("nothing was done, since the audit log"), "{}", answer.body);
+    assert!(
+        answer.status == 503 && error(&answer).starts_with("nothing was done, since the audit log"),
+        "{}",
+        answer.body
+    );
     assert!(answer.head.contains("retry-after: "), "{}", answer.head);
     assert_eq!(api.db.ch.query("SELECT count() FROM _pauses").await, "0");
     api.db.cleanup().await;
