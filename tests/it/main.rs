@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod alerts;
+mod api;
 mod catchup;
 mod changelog;
 mod check;

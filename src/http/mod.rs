@@ -1,42 +1,36 @@
-//! Metrics and health, for Prometheus and whoever supervises the process.
+//! Metrics and health, for Prometheus and whoever supervises the process; and the API, for people and what they build.
 //!
 //! - `/metrics`: everything of [`crate::telemetry::names`], as Prometheus reads it.
 //! - `/healthz`: 200 as long as the process serves.
 //! - `/readyz`: 200 when every copy is done and the lag is small; otherwise 503 with the reasons.
 //!
+//! - `/api/v1`: the [`api`], which asks for tokens.
+//!
 //! What a client may hold is bounded: so many connections at once, one request each, for so long.
-//! Nothing asks for a password, so the default address is a loopback one.
+//! Metrics and health ask for no password, so the default address is a loopback one.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+pub mod api;
+mod auth;
+mod limits;
+mod rate;
+
+use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
-    serve::Listener,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::Sleep,
-};
+use tokio::net::TcpListener;
 
+use self::{
+    api::Api,
+    limits::{Bounded, Peer},
+};
 use crate::status::{Account, Status};
 
-/// Connections at once; further ones wait in the kernel's queue.
-const CONNECTIONS: usize = 64;
-/// A connection is cut after this time, whatever it is doing.
-const LIFETIME: Duration = Duration::from_secs(10);
 /// Who is further behind is not ready.
 const READY_LAG_SECONDS: f64 = 10.0;
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -58,26 +52,28 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 }
 
 /// Serves until the future is dropped.
-pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>) {
-    let bounded = Bounded { listener, free: Arc::new(Semaphore::new(CONNECTIONS)), lifetime: LIFETIME };
-    run(bounded, router(metrics, status)).await;
+pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>) {
+    run(Bounded::new(listener), router(metrics, status, api)).await;
 }
 
 async fn run(listener: Bounded, router: Router) {
     // axum documents that this neither ends nor fails; accept errors are waited out in there.
-    if let Err(error) = axum::serve(listener, router).await {
+    if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await {
         tracing::error!(%error, "metrics and health are not served any more");
     }
 }
 
-fn router(metrics: PrometheusHandle, status: Arc<Status>) -> Router {
+fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>) -> Router {
     let metrics = move || async move { ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], metrics.render()) };
     let ready = move || async move { readiness(&status.account()) };
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n") })
+        .merge(api.router(Vec::new()))
+        .fallback(|| async {
+            (StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /api/v1/openapi.json\n")
+        })
         .layer(axum::middleware::map_response(one_request))
 }
 
@@ -120,77 +116,21 @@ fn tables(count: usize) -> String {
     format!("{count} table{}", if count == 1 { "" } else { "s" })
 }
 
-/// Accepts a connection when fewer than [`CONNECTIONS`] are open.
-struct Bounded {
-    listener: TcpListener,
-    free: Arc<Semaphore>,
-    lifetime: Duration,
-}
-
-impl Listener for Bounded {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        // `None` would mean a closed semaphore, and nobody closes it.
-        let permit = Arc::clone(&self.free).acquire_owned().await.ok();
-        let (stream, address) = Listener::accept(&mut self.listener).await;
-        let deadline = Box::pin(tokio::time::sleep(self.lifetime));
-        (Connection { stream, deadline, _permit: permit }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection that fails once its time is over: axum itself would wait for a slow client for ever.
-struct Connection {
-    stream: TcpStream,
-    deadline: Pin<Box<Sleep>>,
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Connection {
-    /// `Pending` while there is time left; the deadline then wakes the task.
-    fn poll_over<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
-        ready!(self.deadline.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) {
-            return Poll::Ready(read);
-        }
-        self.poll_over(cx)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes) {
-            return Poll::Ready(written);
-        }
-        self.poll_over(cx)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use metrics_exporter_prometheus::PrometheusBuilder;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use std::time::Duration;
 
-    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
+        sync::Semaphore,
+    };
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::{limits::LIFETIME, *};
+    use crate::config::Config;
 
     /// A server on a free port, with one counter.
     async fn started(status: &Arc<Status>, connections: usize, lifetime: Duration) -> SocketAddr {
@@ -199,7 +139,9 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let bounded = Bounded { listener, free: Arc::new(Semaphore::new(connections)), lifetime };
-        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status))));
+        let config = Config::new("postgres://walhouse@localhost/shop".parse().unwrap());
+        let api = Api::new(Arc::new(config), CancellationToken::new());
+        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status), api)));
         address
     }
 
