@@ -31,7 +31,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("workers", &["clickhouse", "config", "event", "queue", "retry", "store"]),
     ("verify", &["event", "quote"]),
     ("cli", &["config", "event"]),
-    ("http", &["config", "status", "telemetry"]),
+    ("http", &["commands", "config", "status", "telemetry"]),
     // It asks all of them, on behalf of the metrics alone.
     ("probe", &["clickhouse", "config", "event", "postgres", "queue", "telemetry"]),
     (

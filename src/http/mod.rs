@@ -1,18 +1,24 @@
-//! Metrics and health, for Prometheus and whoever supervises the process.
+//! Metrics, health and the status page, for Prometheus, whoever supervises the process and whoever looks at it.
 //!
 //! - `/metrics`: everything of [`crate::telemetry::names`], as Prometheus reads it.
 //! - `/healthz`: 200 as long as the process serves.
 //! - `/readyz`: 200 when every copy is done and the lag is small; otherwise 503 with the reasons.
+//! - `/`: the status page, which shows what `/api/v1/{status,history,log}` say.
 //!
 //! What a client may hold is bounded: so many connections at once, one request each, for so long.
 //! Nothing asks for a password, so the default address is a loopback one.
 
+mod exposition;
+mod history;
 mod limits;
+mod page;
+mod standing;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
+    extract::RawQuery,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
@@ -20,8 +26,12 @@ use axum::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
-use self::limits::Bounded;
-use crate::status::{Account, Status};
+use self::{history::History, limits::Bounded, standing::Standing};
+use crate::{
+    config::Config,
+    status::{Account, Status},
+    telemetry::recent,
+};
 
 /// Who is further behind is not ready.
 const READY_LAG_SECONDS: f64 = 10.0;
@@ -44,8 +54,23 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 }
 
 /// Serves until the future is dropped.
-pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>) {
-    run(Bounded::new(listener), router(metrics, status)).await;
+pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>, config: Arc<Config>) {
+    let history = Arc::<History>::default();
+    let shown = page::routes().merge(data(Arc::clone(&history), Standing::new(config)));
+    let shown = shown.layer(axum::middleware::map_response(one_request));
+    let router = router(metrics.clone(), Arc::clone(&status)).merge(shown);
+    tokio::join!(run(Bounded::new(listener), router), history.take(&metrics, &status));
+}
+
+/// What the status page shows.
+fn data(history: Arc<History>, standing: Standing) -> Router {
+    let standing = Arc::new(standing);
+    let history = move |RawQuery(query): RawQuery| async move { history.answer(query.as_deref()) };
+    let log = || async { history::json(&serde_json::json!({ "lines": recent::lines() })) };
+    Router::new()
+        .route("/api/v1/history", get(history))
+        .route("/api/v1/log", get(log))
+        .route("/api/v1/status", get(move || async move { standing.answer().await }))
 }
 
 async fn run(listener: Bounded, router: Router) {
@@ -62,7 +87,7 @@ fn router(metrics: PrometheusHandle, status: Arc<Status>) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n") })
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /, /metrics, /healthz and /readyz\n") })
         .layer(axum::middleware::map_response(one_request))
 }
 
