@@ -88,7 +88,8 @@ export class Chart {
     const highest = ceiling(most, this.binary);
     const last = points[points.length - 1];
     const write = (value) => (value === null || value === undefined ? "–" : this.format(value));
-    this.latest.textContent = last ? this.series.map((one) => write(last[one.key])).join(" · ") : "";
+    const idle = !last || this.series.every((one) => last[one.key] === null);
+    this.latest.textContent = idle ? "–" : this.series.map((one) => write(last[one.key])).join(" · ");
     const now = last ? this.series.map((one) => `${one.name} ${write(last[one.key])}`).join(", ") : "no points yet";
     this.svg.setAttribute("aria-label", `${this.title}: now ${now}; the highest of the last hour ${this.format(most)}`);
     const floor = HEIGHT - BOTTOM;

@@ -21,7 +21,7 @@ const ORDER = ["stopped", "paused", "copying", "resync", "not replicated", "stre
 const WORKER_OF = { "audit-log": "audit", "async-operations": "operation", "data-sync": "data-sync" };
 
 const at = (id) => document.getElementById(id);
-const known = (part) => (part && part.unreachable === undefined ? part : undefined);
+const known = (part) => (part?.unreachable === undefined ? part : undefined);
 
 /** What was heard last. */
 const heard = { history: undefined, points: [], status: undefined, stored: undefined, storedAt: 0, when: 0, failure: "" };
@@ -53,6 +53,7 @@ async function askHistory() {
   drawState();
   drawPipeline();
   if (answer.points.length) drawCharts();
+  if (heard.status) drawTables();
   drawQueues();
 }
 
@@ -119,7 +120,7 @@ function drawState() {
 function drawHeard() {
   if (!heard.when) return;
   const seconds = Math.round((Date.now() - heard.when) / 1000);
-  at("heard").textContent = `Heard from the process ${seconds < 2 ? "just now" : `${span(seconds)} ago`}`;
+  at("heard").textContent = `Heard from the process ${seconds < 2 ? "just now" : `${seconds < 120 ? `${seconds} s` : span(seconds)} ago`}`;
 }
 
 // The parts of the page.
