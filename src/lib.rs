@@ -46,7 +46,7 @@
 //! [`store`], where the results of reports and large payloads go, know the configuration alone. `postgres` and `clickhouse`
 //! stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know each other; nor does
 //! `queue`. `setup` and `copy` join the two, `workers` join ClickHouse and the queues, `pipeline` composes
-//! everything, `commands` and `http` stand on top; `probe` asks PostgreSQL, ClickHouse and SQS for what the metrics say of
+//! everything, `commands` stand on top, and `http` on them; `probe` asks PostgreSQL, ClickHouse and SQS for what the metrics say of
 //! them. A test reads the imports and holds the code to this.
 
 pub mod allocator;

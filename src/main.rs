@@ -104,7 +104,8 @@ async fn run(config: Config) -> Result<u8, Failure> {
     stop_on_signals(&stop, "what is not durable is read again from the checkpoint at the next start")?;
     let status = Arc::<Status>::default();
     let config = Arc::new(config);
-    tokio::spawn(http::serve(listener, metrics.clone(), Arc::clone(&status), Arc::clone(&config)));
+    let api = http::api::Api::new(Arc::clone(&config), stop.clone());
+    tokio::spawn(http::serve(listener, metrics.clone(), Arc::clone(&status), api));
     tokio::spawn(async move {
         loop {
             sleep(UPKEEP).await;
@@ -113,8 +114,8 @@ async fn run(config: Config) -> Result<u8, Failure> {
         }
     });
     tracing::info!(version = env!("CARGO_PKG_VERSION"), http = %config.http.listen, "walhouse starts");
-    // A task of its own, so that a panic in it is an exit code like the others.
     tokio::spawn(stop.clone().run_until_cancelled_owned(probe::run(Arc::clone(&config))));
+    // A task of its own, so that a panic in it is an exit code like the others.
     let mut pipeline = tokio::spawn(pipeline::run(Arc::clone(&config), status, stop.clone()));
     // Workers finish what they have in hand, also when the pipeline can not go on.
     let handled = stop.child_token();

@@ -31,7 +31,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("workers", &["clickhouse", "config", "event", "queue", "retry", "store"]),
     ("verify", &["event", "quote"]),
     ("cli", &["config", "event"]),
-    ("http", &["commands", "config", "status", "telemetry"]),
+    // The API does what commands do, and tells the audit log by way of the queue.
+    ("http", &["cli", "clickhouse", "commands", "config", "event", "queue", "retry", "status", "telemetry"]),
     // It asks all of them, on behalf of the metrics alone.
     ("probe", &["clickhouse", "config", "event", "postgres", "queue", "telemetry"]),
     (

@@ -1,6 +1,9 @@
 //! The words of the commands that show and steer a walhouse that runs.
 
+use std::fmt;
+
 use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     config::{Glob, Timespan},
@@ -19,7 +22,8 @@ pub struct StatusArgs {
 }
 
 /// A worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Worker {
     /// Of audit-log-queue.
     Audit,
@@ -27,6 +31,14 @@ pub enum Worker {
     Operation,
     /// Of data-sync-queue.
     DataSync,
+}
+
+/// Its word on the command line.
+impl fmt::Display for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.write_str(value.as_ref().map_or("", |value| value.get_name()))
+    }
 }
 
 /// Whether it is waited until somebody has taken it up.

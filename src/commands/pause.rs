@@ -121,15 +121,10 @@ pub async fn pause(config: &Config, args: &PauseArgs, say: &(dyn Fn(&str) + Send
         }
     }
     if !args.tables.is_empty() {
-        let now =
-            humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace('T', " ").replace('Z', " UTC");
-        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-        let message = format!("since {now} by {by}{why}");
         say(
             "the changes of these tables are passed over from now on, and gone for them: walhouse resume copies each anew",
         );
-        let order = resync::Order { action: Action::Pause, tables: &args.tables, message: &message, patience };
-        resync::ask(config, &order, |_| true, say).await?;
+        of_tables(config, &args.tables, Some((reason, &by)), patience, say).await?;
     }
     Ok(())
 }
@@ -150,11 +145,60 @@ pub async fn resume(config: &Config, args: &ResumeArgs, say: &(dyn Fn(&str) + Se
         }
     }
     if !args.tables.is_empty() {
-        let order = resync::Order { action: Action::Resume, tables: &args.tables, message: "", patience };
-        let paused = |record: &TableRecord| matches!(record.status, TableStatus::Paused(_));
-        resync::ask(config, &order, paused, say).await?;
+        of_tables(config, &args.tables, None, patience, say).await?;
     }
     Ok(())
+}
+
+/// What was asked for. Whether it is in force yet is not known.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Asked {
+    /// The pipeline and workers. One that never was paused and is to be resumed is not there.
+    pub held: Vec<Held>,
+    /// Tables, as `schema.name`.
+    pub tables: Vec<String>,
+}
+
+/// Pauses what is named, or with `why` of `None` resumes it, and waits for nothing: what [`pause`] and [`resume`] do with
+/// `--no-wait`. `why` is the reason, and `by` who asks.
+///
+/// # Errors
+/// If a pattern matches no table, and then nothing was done; or ClickHouse fails.
+pub async fn only_ask(
+    config: &Config,
+    tables: &[Glob],
+    workers: &[Worker],
+    why: Option<&str>,
+    by: &str,
+) -> Result<Asked, Error> {
+    let mut asked = Asked::default();
+    if !tables.is_empty() {
+        asked.tables = of_tables(config, tables, why.map(|why| (why, by)), None, &|_| {}).await?;
+    }
+    for subject in subjects(tables, workers) {
+        asked.held.extend(hold(config, subject, why.is_some(), why.unwrap_or_default(), by).await?);
+    }
+    Ok(asked)
+}
+
+/// Asks that tables are paused, with the reason and by whom, or that those which are paused are resumed.
+async fn of_tables(
+    config: &Config,
+    tables: &[Glob],
+    pause: Option<(&str, &str)>,
+    patience: Option<Duration>,
+    say: &(dyn Fn(&str) + Send + Sync),
+) -> Result<Vec<String>, resync::Error> {
+    let Some((reason, by)) = pause else {
+        let order = resync::Order { action: Action::Resume, tables, message: "", patience };
+        let paused = |record: &TableRecord| matches!(record.status, TableStatus::Paused(_));
+        return resync::ask(config, &order, paused, say).await;
+    };
+    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace('T', " ").replace('Z', " UTC");
+    let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    let message = format!("since {now} by {by}{why}");
+    let order = resync::Order { action: Action::Pause, tables, message: &message, patience };
+    resync::ask(config, &order, |_| true, say).await
 }
 
 /// Without a word of tables and workers the pipeline is meant.

@@ -69,16 +69,26 @@ struct Asked {
 pub async fn run(config: &Config, args: &ResyncArgs, say: &(dyn Fn(&str) + Send + Sync)) -> Result<(), Error> {
     let patience = (!args.no_wait).then_some(args.timeout.0);
     let order = Order { action: Action::Resync, tables: &args.tables, message: "", patience };
-    ask(config, &order, |_| true, say).await
+    ask(config, &order, |_| true, say).await.map(drop)
 }
 
-/// Asks for it of every table that matches and is `meant`, and waits for that if it is waited for.
+/// Asks for what [`run`] does, and waits for nothing. Returns the tables, as `schema.name`.
+///
+/// # Errors
+/// If a pattern matches no table, and then nothing was asked for; or ClickHouse fails.
+pub async fn only_ask(config: &Config, tables: &[Glob]) -> Result<Vec<String>, Error> {
+    let order = Order { action: Action::Resync, tables, message: "", patience: None };
+    ask(config, &order, |_| true, &|_| {}).await
+}
+
+/// Asks for it of every table that matches and is `meant`, and waits for that if it is waited for. Returns these tables, as
+/// `schema.name`.
 pub(super) async fn ask(
     config: &Config,
     order: &Order<'_>,
     meant: impl Fn(&TableRecord) -> bool,
     say: &(dyn Fn(&str) + Send + Sync),
-) -> Result<(), Error> {
+) -> Result<Vec<String>, Error> {
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
     let records = verify::stored(config, &target).await?.tables().await;
     let mut wanted = Vec::new();
@@ -98,10 +108,11 @@ pub(super) async fn ask(
         say(&format!("{}: asked for", table.full_name()));
         asked.push(Asked { table, id, begun: false });
     }
-    match order.patience {
-        Some(patience) => wait(config, &target, &requests, asked, patience, say).await,
-        None => Ok(()),
+    let names = asked.iter().map(|one| one.table.full_name()).collect();
+    if let Some(patience) = order.patience {
+        wait(config, &target, &requests, asked, patience, say).await?;
     }
+    Ok(names)
 }
 
 async fn wait(

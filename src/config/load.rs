@@ -174,6 +174,9 @@ impl Loader<'_> {
         }
         let clickhouse = &mut config.clickhouse;
         self.resolve(&mut clickhouse.password, clickhouse.password_file.as_deref(), "clickhouse.password_file")?;
+        let http = &mut config.http;
+        self.resolve(&mut http.viewer_token, http.viewer_token_file.as_deref(), "http.viewer_token_file")?;
+        self.resolve(&mut http.operator_token, http.operator_token_file.as_deref(), "http.operator_token_file")?;
         let masking = &mut config.masking;
         self.resolve(&mut masking.salt, masking.salt_file.as_deref(), "masking.salt_file")?;
         // As if there were none, where somebody believes that there is one.

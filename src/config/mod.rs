@@ -5,6 +5,7 @@
 //! is accepted; a key that nobody knows is an error, since a misspelt one would be a default in
 //! silence. No output of this tree shows a secret: neither `Debug`, nor `Serialize`, nor an error.
 
+mod http;
 mod limits;
 mod load;
 mod measures;
@@ -21,7 +22,6 @@ mod value;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashSet},
-    net::SocketAddr,
     path::PathBuf,
     time::Duration,
 };
@@ -30,6 +30,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
+pub use http::HttpConfig;
 use limits::{database_name, http_url, identifier, slot_name, within};
 pub use load::{ConfigError, load};
 pub use measures::MetricsConfig;
@@ -59,7 +60,7 @@ pub struct Config {
     /// How much may be in flight.
     #[serde(default)]
     pub memory: MemoryConfig,
-    /// Metrics and health.
+    /// Metrics, health and the API.
     #[serde(default)]
     pub http: HttpConfig,
     /// How much is measured.
@@ -195,15 +196,6 @@ pub struct MemoryConfig {
     pub budget: ByteSize,
 }
 
-/// `[http]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HttpConfig {
-    /// Where metrics and health are served.
-    #[serde(deserialize_with = "value::address")]
-    pub listen: SocketAddr,
-}
-
 /// `[log]`
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -282,6 +274,7 @@ impl Config {
         within(self.batch.max_bytes, ByteSize(64 << 10), ByteSize::mib(1024)).map_err(at("batch.max_bytes"))?;
         self.check_budget().map_err(at("memory.budget"))?;
         self.check_level().map_err(at("log.level"))?;
+        self.http.check()?;
         self.tracing.check()?;
         self.metrics.check()?;
         self.queue.as_ref().map_or(Ok(()), QueueConfig::check)?;
@@ -438,12 +431,6 @@ impl Default for BatchConfig {
 impl Default for MemoryConfig {
     fn default() -> Self {
         Self { budget: ByteSize::mib(32) }
-    }
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
     }
 }
 

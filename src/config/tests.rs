@@ -79,7 +79,7 @@ fn every_commented_key_of_the_example_is_its_default() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/walhouse.example.toml");
     let text = fs::read_to_string(path).expect("the example");
     // Secrets, what the machine decides, and what there may be none of.
-    let without = ["password", "salt", "catch_up_sessions", "otlp_endpoint"];
+    let without = ["password", "salt", "viewer_token", "operator_token", "catch_up_sessions", "otlp_endpoint"];
     let is_key = |line: &str| {
         line.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
     };
@@ -327,6 +327,26 @@ fn a_password_file_that_is_empty_absent_or_beside_a_password_is_refused() {
     let full = directory.file("full", "canary");
     let error = refusal(&format!("{MINIMAL}[clickhouse]\npassword = \"canary\"\npassword_file = {full:?}"));
     assert!(error.contains("clickhouse.password is set too") && !error.contains("canary"), "{error}");
+}
+
+#[test]
+fn a_token_that_is_short_unfit_for_a_header_or_of_both_roles_is_refused_without_being_shown() {
+    for (key, token) in [("viewer_token", "canary"), ("operator_token", "canary with spaces in it")] {
+        let error = refusal(&format!("{MINIMAL}[http]\n{key} = \"{token}\""));
+        assert!(error.contains(&format!("http.{key}: a token ")) && error.contains("openssl rand"), "{error}");
+        assert!(!error.contains("canary"), "{error}");
+    }
+    let one = "canary-canary-canary";
+    let error = refusal(&format!("{MINIMAL}[http]\nviewer_token = \"{one}\"\noperator_token = \"{one}\""));
+    assert!(error.contains("give two different ones") && !error.contains(one), "{error}");
+    let directory = Directory::new();
+    let file = directory.file("token", &format!("{one}\n"));
+    let config = read(&format!("{MINIMAL}[http]\nviewer_token = \"{one}-2\"\noperator_token_file = {file:?}"));
+    let config = config.expect("valid");
+    assert_eq!(config.http.operator_token.as_ref().expect("a token").expose_secret(), one);
+    for output in [format!("{config:?}"), toml_of(&config), serde_json::to_string(&config).expect("JSON")] {
+        assert!(!output.contains(one), "{output}");
+    }
 }
 
 #[test]

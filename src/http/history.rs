@@ -160,8 +160,8 @@ impl History {
     /// `GET /api/v1/history?since=NUMBER`: the points after that one, or all of them.
     pub(super) fn answer(&self, query: Option<&str>) -> Response {
         let Some(since) = since(query) else {
-            let what = "since: the number of a point is expected, as in /api/v1/history?since=17\n";
-            return (StatusCode::BAD_REQUEST, what).into_response();
+            let what = "since: give the number of a point, as in /api/v1/history?since=17, or leave it out";
+            return (StatusCode::BAD_REQUEST, json(&serde_json::json!({ "error": what }))).into_response();
         };
         let kept = self.lock();
         let since = if since > kept.last { 0 } else { since };

@@ -1,18 +1,22 @@
-//! Metrics, health and the status page, for Prometheus, whoever supervises the process and whoever looks at it.
+//! Metrics and health, for Prometheus and whoever supervises the process; the API, for people and what they build; and the
+//! status page, for people alone.
 //!
 //! - `/metrics`: everything of [`crate::telemetry::names`], as Prometheus reads it.
 //! - `/healthz`: 200 as long as the process serves.
 //! - `/readyz`: 200 when every copy is done and the lag is small; otherwise 503 with the reasons.
-//! - `/`: the status page, which shows what `/api/v1/{status,history,log}` say.
+//! - `/api/v1`: the [`api`], which asks for tokens.
+//! - `/`: the status page. Its files are open, and what it shows comes from the API.
 //!
 //! What a client may hold is bounded: so many connections at once, one request each, for so long.
-//! Nothing asks for a password, so the default address is a loopback one.
+//! Metrics and health ask for no password, so the default address is a loopback one.
 
+pub mod api;
+mod auth;
 mod exposition;
 mod history;
 mod limits;
 mod page;
-mod standing;
+mod rate;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -26,9 +30,12 @@ use axum::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
-use self::{history::History, limits::Bounded, standing::Standing};
+use self::{
+    api::{Api, Route},
+    history::History,
+    limits::{Bounded, Peer},
+};
 use crate::{
-    config::Config,
     status::{Account, Status},
     telemetry::recent,
 };
@@ -54,40 +61,38 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 }
 
 /// Serves until the future is dropped.
-pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>, config: Arc<Config>) {
+pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>) {
     let history = Arc::<History>::default();
-    let shown = page::routes().merge(data(Arc::clone(&history), Standing::new(config)));
-    let shown = shown.layer(axum::middleware::map_response(one_request));
-    let router = router(metrics.clone(), Arc::clone(&status)).merge(shown);
+    let router = router(metrics.clone(), Arc::clone(&status), api, Arc::clone(&history));
     tokio::join!(run(Bounded::new(listener), router), history.take(&metrics, &status));
 }
 
-/// What the status page shows.
-fn data(history: Arc<History>, standing: Standing) -> Router {
-    let standing = Arc::new(standing);
+/// What the status page shows beside what the API has anyway.
+fn shown(history: Arc<History>) -> Vec<Route> {
     let history = move |RawQuery(query): RawQuery| async move { history.answer(query.as_deref()) };
     let log = || async { history::json(&serde_json::json!({ "lines": recent::lines() })) };
-    Router::new()
-        .route("/api/v1/history", get(history))
-        .route("/api/v1/log", get(log))
-        .route("/api/v1/status", get(move || async move { standing.answer().await }))
+    vec![Route::look("/history", get(history)), Route::look("/log", get(log))]
 }
 
 async fn run(listener: Bounded, router: Router) {
     // axum documents that this neither ends nor fails; accept errors are waited out in there.
-    if let Err(error) = axum::serve(listener, router).await {
+    if let Err(error) = axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await {
         tracing::error!(%error, "metrics and health are not served any more");
     }
 }
 
-fn router(metrics: PrometheusHandle, status: Arc<Status>) -> Router {
+fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>, history: Arc<History>) -> Router {
     let metrics = move || async move { ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], metrics.render()) };
     let ready = move || async move { readiness(&status.account()) };
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /, /metrics, /healthz and /readyz\n") })
+        .merge(page::routes())
+        .merge(api.router(shown(history)))
+        .fallback(|| async {
+            (StatusCode::NOT_FOUND, "there are /, /metrics, /healthz, /readyz and /api/v1/openapi.json\n")
+        })
         .layer(axum::middleware::map_response(one_request))
 }
 
@@ -141,7 +146,10 @@ mod tests {
         sync::Semaphore,
     };
 
+    use tokio_util::sync::CancellationToken;
+
     use super::{limits::LIFETIME, *};
+    use crate::config::Config;
 
     /// A server on a free port, with one counter.
     async fn started(status: &Arc<Status>, connections: usize, lifetime: Duration) -> SocketAddr {
@@ -150,7 +158,9 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let bounded = Bounded { listener, free: Arc::new(Semaphore::new(connections)), lifetime };
-        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status))));
+        let config = Config::new("postgres://walhouse@localhost/shop".parse().unwrap());
+        let api = Api::new(Arc::new(config), CancellationToken::new());
+        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status), api, Arc::default())));
         address
     }
 
@@ -175,7 +185,9 @@ mod tests {
         let metrics = send(address, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
         assert!(metrics.contains("walhouse_probe_total 7"), "{metrics}");
-        assert_eq!(ask(address, "GET", "/").await.0, 404);
+        assert!(ask(address, "GET", "/").await.1.contains("<title>walhouse</title>"));
+        assert_eq!(ask(address, "POST", "/").await.0, 405);
+        assert_eq!(ask(address, "GET", "/page").await.0, 404);
         assert_eq!(ask(address, "POST", "/metrics").await.0, 405);
         assert_eq!(ask(address, "DELETE", "/healthz").await.0, 405);
         assert!(send(address, "what is this?\r\n\r\n").await.starts_with("HTTP/1.1 400 "));

@@ -20,6 +20,7 @@ pub mod lost;
 pub mod messages;
 pub mod outbox;
 pub mod outgoing;
+mod own;
 pub mod pending;
 pub mod provision;
 pub mod published;

@@ -6,6 +6,7 @@
 // A test that can not go on has failed.
 #![allow(clippy::unwrap_used)]
 
+mod api;
 mod catchup;
 mod changelog;
 mod check;

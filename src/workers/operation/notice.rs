@@ -5,21 +5,14 @@
 
 use super::request::Request;
 use crate::{
-    event::envelope::{EventType, Metadata, Queue, VERSION, consequence_id},
+    event::envelope::{EventType, Metadata, VERSION, consequence_id},
     queue::{
         client::Sqs,
         consumer::{Event, HandleError},
         outgoing::Outgoing,
-        pending::{Destination, Item},
     },
-    retry::Backoff,
 };
 use serde_json::json;
-use std::time::Duration;
-
-const TRIES: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// How an export ended.
 #[derive(Clone, Copy)]
@@ -33,22 +26,8 @@ pub(super) enum Outcome<'a> {
 /// # Errors
 /// Transient, if SQS does not take it for a while.
 pub(super) async fn send(sqs: &Sqs, event: &Event, request: &Request, outcome: Outcome<'_>) -> Result<(), HandleError> {
-    let event = notice(event, request, outcome)?;
-    let items = [Item { row: 0, bytes: event.body.len(), event }];
-    let to = Destination { queue: Queue::AuditLog, dead: false };
-    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    loop {
-        let why = match sqs.send(to, &items).await.map(|sent| sent.into_iter().next()) {
-            Ok(Some(Ok(()))) => return Ok(()),
-            Ok(Some(Err(refusal))) => refusal.code,
-            Ok(None) => "no answer".to_owned(),
-            Err(error) => error.message,
-        };
-        if backoff.failures() + 1 >= TRIES {
-            return Err(HandleError::Transient(format!("the audit log could not be told of an export: {why}")));
-        }
-        tokio::time::sleep(backoff.next_delay()).await;
-    }
+    let told = sqs.tell(notice(event, request, outcome)?).await;
+    told.map_err(|why| HandleError::Transient(format!("the audit log could not be told of an export: {why}")))
 }
 
 fn notice(event: &Event, request: &Request, outcome: Outcome<'_>) -> Result<Outgoing, HandleError> {

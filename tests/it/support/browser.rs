@@ -126,7 +126,8 @@ impl Browser {
     }
 
     async fn command(&self, path: &str, body: &Value) -> Value {
-        let asked = tokio::time::timeout(Duration::from_secs(60), request(self.port, "POST", path, &body.to_string()));
+        let body = body.to_string();
+        let asked = tokio::time::timeout(Duration::from_secs(60), request(self.port, "POST", path, &body));
         let body = asked.await.unwrap_or_else(|_| panic!("{path}: no answer within 60 s"));
         let body = body.unwrap_or_else(|error| panic!("{path}: {error}"));
         let mut answer: Value = serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"));

@@ -30,13 +30,22 @@ pub(crate) async fn put(port: u16, path: &str, body: &str) -> Result<Response, S
 
 /// HTTP/1.0, so that the answer is not chunked and ends with the connection.
 async fn request(port: u16, head: &str, body: &str) -> Result<Response, String> {
+    let (status, _, body) = exchange(port, head, body).await?;
+    Ok(Response { status, body })
+}
+
+/// Sends a request as it is, up to its empty line and its body; gives the answer's status, head and body.
+pub(crate) async fn exchange(port: u16, head: &str, body: &str) -> Result<(u16, String, String), String> {
     let exchange = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.write_all(head.as_bytes()).await?;
-        stream.write_all(body.as_bytes()).await?;
+        // Who is refused before the body has gone may have closed; the answer is there.
+        let _ = stream.write_all(body.as_bytes()).await;
         let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
+        match stream.read_to_end(&mut answer).await {
+            Err(error) if answer.is_empty() => Err(error),
+            _ => Ok(answer),
+        }
     };
     let answer = tokio::time::timeout(Duration::from_secs(60), exchange)
         .await
@@ -45,5 +54,5 @@ async fn request(port: u16, head: &str, body: &str) -> Result<Response, String> 
     let answer = String::from_utf8(answer).map_err(|_invalid| format!("port {port}: the answer is not UTF-8"))?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("port {port}: no HTTP answer"))?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok(Response { status: status.ok_or_else(|| format!("port {port}: no HTTP status"))?, body: body.to_owned() })
+    Ok((status.ok_or_else(|| format!("port {port}: no HTTP status"))?, head.to_owned(), body.to_owned()))
 }
