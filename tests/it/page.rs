@@ -188,3 +188,40 @@ async fn the_page_says_what_does_not_answer_and_goes_on_by_itself() {
     drop((browser, daemon));
     db.cleanup().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_asks_for_a_token_where_one_is_needed_and_shows_nothing_before() {
+    let db = TestDb::new("page_token").await;
+    tables(&db).await;
+    let token = "a-token-for-those-who-look";
+    let mut daemon = Daemon::spawn(&db, &format!("[http]\nviewer_token = \"{token}\""));
+    daemon.wait_ready().await;
+    for path in ["status", "history", "log"] {
+        assert_eq!(daemon.get(&format!("/api/v1/{path}")).await.unwrap().status, 401, "{path}");
+    }
+    let browser = Browser::start().await;
+    browser.width(1280).await;
+    browser.open(&format!("http://127.0.0.1:{}/", daemon.port())).await;
+    let give = |token: &str| {
+        format!(
+            "document.querySelector('#token').value = '{token}';
+            document.querySelector('#token-dialog button').click()"
+        )
+    };
+    browser.until("document.querySelector('#token-dialog').open").await;
+    assert_accessible(&browser, "a token is asked for").await;
+    browser.picture("token").await;
+    browser.run(&give("another-token-than-that")).await;
+    browser
+        .until("document.querySelector('#token-dialog').open && /does not take/.test(document.body.innerText)")
+        .await;
+    assert!(!browser.text().await.contains("public.customer"));
+    browser.run(&give(token)).await;
+    browser.until(&format!("/streaming/.test({})", row("public.customer"))).await;
+    // Until the tab is closed.
+    browser.run("location.reload()").await;
+    browser.until(&format!("/streaming/.test({})", row("public.customer"))).await;
+    assert!(!daemon.log().contains(token));
+    drop((browser, daemon));
+    db.cleanup().await;
+}

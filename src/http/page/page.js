@@ -33,9 +33,10 @@ class Unauthorized extends Error {}
 async function ask(path) {
   const headers = token ? { authorization: `Bearer ${token}` } : {};
   const answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
-  if (answer.status === 401) throw new Unauthorized(await answer.text());
-  if (!answer.ok) throw new Error(`it answers ${answer.status}: ${(await answer.text()).slice(0, 300)}`);
-  return answer.json();
+  if (answer.status === 401) throw new Unauthorized();
+  const body = await answer.json();
+  if (!answer.ok) throw new Error(body.error ?? `it answers ${answer.status}`);
+  return body;
 }
 
 // What is asked for.
