@@ -28,7 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("queue", &["config", "event", "lane", "mask", "retry", "store", "telemetry", "trace"]),
     ("copy", &["clickhouse", "config", "event", "postgres", "retry", "telemetry"]),
     ("setup", &["clickhouse", "config", "event", "postgres", "quote"]),
-    ("workers", &["clickhouse", "config", "event", "queue", "retry", "store"]),
+    ("workers", &["clickhouse", "config", "event", "queue", "retry", "store", "telemetry"]),
     ("verify", &["event", "quote"]),
     ("cli", &["config", "event"]),
     // The API does what commands do, and tells the audit log by way of the queue.

@@ -10,6 +10,8 @@ const HEIGHT = 112;
 const TOP = 16;
 const BOTTOM = 16;
 const HOUR = 3600;
+/** So long a time is shown at least, in seconds. */
+const LEAST = 300;
 /** Without a point for so many intervals, the line is broken. */
 const BREAK = 3;
 /** Rows of the table: one every five minutes. */
@@ -32,13 +34,13 @@ function ceiling(value, binary) {
   return step * power * base;
 }
 
-function line(points, key, until, highest, interval, width) {
+function line(points, key, { until, shown, highest, interval, width }) {
   let path = "";
   let before;
   for (const point of points) {
     const value = point[key];
     if (value === null || value === undefined) continue;
-    const x = width * (1 - (until - point.time) / HOUR);
+    const x = width * (1 - (until - point.time) / shown);
     if (x < 0) continue;
     const y = TOP + (HEIGHT - TOP - BOTTOM) * (1 - Math.min(1, value / highest));
     const joined = before !== undefined && point.time - before <= interval * BREAK;
@@ -83,6 +85,8 @@ export class Chart {
   draw(points, interval) {
     this.points = points;
     const until = points.length ? points[points.length - 1].time : Date.now() / 1000;
+    // A process that is young has no hour behind it.
+    const shown = Math.min(HOUR, Math.max(LEAST, until - (points[0]?.time ?? until)));
     const values = points.flatMap((point) => this.series.map((one) => point[one.key] ?? 0));
     const most = values.reduce((one, other) => Math.max(one, other), 0);
     const highest = ceiling(most, this.binary);
@@ -97,12 +101,12 @@ export class Chart {
     const width = this.svg.clientWidth || WIDTH;
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     const lines = this.series.map((one, index) => shape("path",
-      { d: line(points, one.key, until, highest, interval, width), class: index ? "second" : "first" }));
+      { d: line(points, one.key, { until, shown, highest, interval, width }), class: index ? "second" : "first" }));
     const marks = [
       shape("line", { class: "grid", x1: 0, x2: width, y1: TOP, y2: TOP }),
       shape("line", { class: "grid", x1: 0, x2: width, y1: floor, y2: floor }),
       shape("text", { x: 0, y: TOP - 4 }, this.format(highest)),
-      shape("text", { x: 0, y: HEIGHT - 3 }, clock(until - HOUR, false)),
+      shape("text", { x: 0, y: HEIGHT - 3 }, clock(until - shown, false)),
       shape("text", { x: width, y: HEIGHT - 3, "text-anchor": "end" }, clock(until, false)),
     ];
     this.svg.replaceChildren(...marks, ...lines);

@@ -53,6 +53,9 @@ impl Browser {
         } } });
         let made = browser.command("/session", &capabilities).await;
         browser.session = made["sessionId"].as_str().expect("a session has an id").to_owned();
+        // The browser's own first page asks for things of the browser: that is nobody's doing.
+        browser.open("about:blank").await;
+        browser.log("performance").await;
         browser
     }
 
