@@ -223,6 +223,31 @@ async fn what_an_operator_asks_for_is_done_as_the_commands_do_it_and_audited() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_examples_in_the_documentation_do_what_they_say() {
+    let api = Api::new("api_examples").await;
+    api.db.pg.execute("CREATE TABLE sales_order (id int8 PRIMARY KEY)").await;
+    api.db.pg.execute("INSERT INTO sales_order VALUES (1)").await;
+    assert_equal(&api.db, "sales_order").await;
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    let (_, section) = text.split_once("## The API\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let examples: Vec<&str> = section.lines().filter(|line| line.starts_with("curl ")).collect();
+    assert!(examples.len() >= 10, "{examples:?}");
+    for example in examples {
+        let line = example.replace(":9464", &format!(":{}", api.daemon.port()));
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &line]).env("VIEWER", VIEWER).env("OPERATOR", OPERATOR);
+        let output = tokio::task::block_in_place(|| shell.output()).unwrap();
+        let said: Option<Value> = serde_json::from_slice(&output.stdout).ok();
+        assert!(output.status.success() && said.is_some(), "{example}: {output:?}");
+        assert!(!example.contains("ana") || example.contains("dry_run") || said.unwrap()["asked_by"] == "ana");
+    }
+    assert_eq!(api.audited("walhouse.pause", 2).await[0]["acting_user_id"], "ana");
+    api.db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn dead_letters_are_listed_shown_to_operators_and_sent_home() {
     let api = Api::new("api_dlq").await;
     let dead = format!("{}audit-log-dlq", prefix(&api.db));

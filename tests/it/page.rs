@@ -178,6 +178,7 @@ async fn the_page_says_what_does_not_answer_and_goes_on_by_itself() {
     browser
         .until("!document.querySelector('#alarm').hidden && /does not answer since/.test(document.body.innerText)")
         .await;
+    assert!(!browser.text().await.contains("All is well"));
     assert_accessible(&browser, "walhouse away").await;
     browser.picture("walhouse-away").await;
     daemon.start();

@@ -115,6 +115,8 @@ function drawState() {
   if (at("state").textContent !== made.textContent) at("state").textContent = made.textContent;
   at("state").className = made.className;
   document.title = `${failure ? "✗ " : findings ? `(${findings}) ` : ""}walhouse ${status?.slot ?? ""}`.trim();
+  // Nothing is well that nobody can ask.
+  if (failure) at("well").textContent = "Not known while walhouse does not answer.";
   drawHeard();
 }
 
