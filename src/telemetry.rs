@@ -6,6 +6,7 @@
 pub mod names;
 #[cfg(test)]
 mod page;
+pub mod recent;
 pub mod tables;
 
 use std::{
@@ -26,7 +27,7 @@ pub fn logging(config: &LogConfig) {
     // The configuration was checked; the fallback is for callers that made their own.
     let filter = EnvFilter::try_new(&config.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let own = filter_fn(|event| event.target().split("::").next() == Some(env!("CARGO_CRATE_NAME")));
-    let log = tracing_subscriber::registry().with(filter).with(own).with(lines(config.format));
+    let log = tracing_subscriber::registry().with(filter).with(own).with(lines(config.format)).with(recent::Keeper);
     // Not `try_init`, which would also gather what libraries tell through the `log` crate.
     let _ = tracing::subscriber::set_global_default(log);
 }

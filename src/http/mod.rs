@@ -1,23 +1,28 @@
-//! Metrics and health, for Prometheus and whoever supervises the process; and the API, for people and what they build.
+//! Metrics and health, for Prometheus and whoever supervises the process; the API, for people and what they build; and the
+//! status page, for people alone.
 //!
 //! - `/metrics`: everything of [`crate::telemetry::names`], as Prometheus reads it.
 //! - `/healthz`: 200 as long as the process serves.
 //! - `/readyz`: 200 when every copy is done and the lag is small; otherwise 503 with the reasons.
-//!
 //! - `/api/v1`: the [`api`], which asks for tokens.
+//! - `/`: the status page. Its files are open, and what it shows comes from the API.
 //!
 //! What a client may hold is bounded: so many connections at once, one request each, for so long.
 //! Metrics and health ask for no password, so the default address is a loopback one.
 
 pub mod api;
 mod auth;
+mod exposition;
+mod history;
 mod limits;
+mod page;
 mod rate;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
+    extract::RawQuery,
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
@@ -26,10 +31,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use self::{
-    api::Api,
+    api::{Api, Route},
+    history::History,
     limits::{Bounded, Peer},
 };
-use crate::status::{Account, Status};
+use crate::{
+    status::{Account, Status},
+    telemetry::recent,
+};
 
 /// Who is further behind is not ready.
 const READY_LAG_SECONDS: f64 = 10.0;
@@ -53,7 +62,16 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 
 /// Serves until the future is dropped.
 pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>) {
-    run(Bounded::new(listener), router(metrics, status, api)).await;
+    let history = Arc::<History>::default();
+    let router = router(metrics.clone(), Arc::clone(&status), api, Arc::clone(&history));
+    tokio::join!(run(Bounded::new(listener), router), history.take(&metrics, &status));
+}
+
+/// What the status page shows beside what the API has anyway.
+fn shown(history: Arc<History>) -> Vec<Route> {
+    let history = move |RawQuery(query): RawQuery| async move { history.answer(query.as_deref()) };
+    let log = || async { history::json(&serde_json::json!({ "lines": recent::lines() })) };
+    vec![Route::look("/history", get(history)), Route::look("/log", get(log))]
 }
 
 async fn run(listener: Bounded, router: Router) {
@@ -63,16 +81,17 @@ async fn run(listener: Bounded, router: Router) {
     }
 }
 
-fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>) -> Router {
+fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>, history: Arc<History>) -> Router {
     let metrics = move || async move { ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], metrics.render()) };
     let ready = move || async move { readiness(&status.account()) };
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .merge(api.router(Vec::new()))
+        .merge(page::routes())
+        .merge(api.router(shown(history)))
         .fallback(|| async {
-            (StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /api/v1/openapi.json\n")
+            (StatusCode::NOT_FOUND, "there are /, /metrics, /healthz, /readyz and /api/v1/openapi.json\n")
         })
         .layer(axum::middleware::map_response(one_request))
 }
@@ -141,7 +160,7 @@ mod tests {
         let bounded = Bounded { listener, free: Arc::new(Semaphore::new(connections)), lifetime };
         let config = Config::new("postgres://walhouse@localhost/shop".parse().unwrap());
         let api = Api::new(Arc::new(config), CancellationToken::new());
-        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status), api)));
+        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status), api, Arc::default())));
         address
     }
 
@@ -166,7 +185,9 @@ mod tests {
         let metrics = send(address, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
         assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
         assert!(metrics.contains("walhouse_probe_total 7"), "{metrics}");
-        assert_eq!(ask(address, "GET", "/").await.0, 404);
+        assert!(ask(address, "GET", "/").await.1.contains("<title>walhouse</title>"));
+        assert_eq!(ask(address, "POST", "/").await.0, 405);
+        assert_eq!(ask(address, "GET", "/page").await.0, 404);
         assert_eq!(ask(address, "POST", "/metrics").await.0, 405);
         assert_eq!(ask(address, "DELETE", "/healthz").await.0, 405);
         assert!(send(address, "what is this?\r\n\r\n").await.starts_with("HTTP/1.1 400 "));

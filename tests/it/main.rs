@@ -32,6 +32,7 @@ mod operations;
 mod options;
 mod outage;
 mod pace;
+mod page;
 mod pause;
 mod privileges;
 mod provision;

@@ -6,6 +6,7 @@
 // The scenarios come one by one; what one of them will need may wait here for it.
 #![allow(dead_code, unused_imports)]
 
+mod browser;
 mod chunks;
 mod clickhouse;
 mod daemon;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
+pub(crate) use browser::Browser;
 pub(crate) use chunks::{chunks, hold_copy};
 pub(crate) use clickhouse::{Ch, ClickHouse, ClickHouseOptions, user};
 pub(crate) use daemon::{Daemon, Exit, walhouse, write_config};

@@ -1,0 +1,76 @@
+// Numbers and elements for people. Text only ever becomes text: nothing that the process says is read as HTML.
+
+/** An element with attributes, and texts or elements in it. */
+export function element(name, attributes = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (value !== undefined && value !== false) made.setAttribute(key, value === true ? "" : value);
+  }
+  made.append(...children.filter((child) => child !== undefined && child !== null && child !== ""));
+  return made;
+}
+
+/** A word that stands out, by its colour and by itself. */
+export function badge(text, kind) {
+  const signs = { good: "✓ ", warn: "! ", bad: "✗ " };
+  return element("span", { class: `badge ${kind ?? ""}` }, (signs[kind] ?? "") + text);
+}
+
+/** Pairs of a name and its value; those without a value are left out. */
+export function facts(pairs) {
+  const list = element("dl", { class: "facts" });
+  for (const [name, value] of pairs) {
+    if (value !== undefined && value !== null && value !== "") {
+      list.append(element("dt", {}, name), element("dd", {}, value));
+    }
+  }
+  return list;
+}
+
+/** Replaces what is in an element, unless it is the same: so a reader's place and selection stay. */
+export function fill(target, ...children) {
+  const made = document.createElement(target.tagName);
+  made.append(...children);
+  const same = made.childNodes.length === target.childNodes.length
+    && [...made.childNodes].every((child, index) => child.isEqualNode(target.childNodes[index]));
+  if (!same) target.replaceChildren(...made.childNodes);
+}
+
+const whole = new Intl.NumberFormat("en");
+
+/** A whole number. */
+export function count(value) {
+  return value === undefined || value === null ? "?" : whole.format(Math.round(value));
+}
+
+/** So much in a second. */
+export function rate(value) {
+  return `${value > 0 && value < 10 ? value.toFixed(1) : whole.format(Math.round(value))}/s`;
+}
+
+/** Bytes. */
+export function bytes(value) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
+}
+
+/** A span of time, from seconds. */
+export function span(seconds) {
+  if (seconds === 0) return "0 s";
+  if (seconds < 1) return `${Math.max(1, Math.round(seconds * 1000))} ms`;
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
+  return seconds < 172800 ? `${Math.round(seconds / 3600)} h` : `${Math.round(seconds / 86400)} days`;
+}
+
+/** The time of day, from seconds since 1970. */
+export function clock(seconds, withSeconds = true) {
+  const options = { hour: "2-digit", minute: "2-digit", second: withSeconds ? "2-digit" : undefined, hour12: false };
+  return new Date(seconds * 1000).toLocaleTimeString("en-GB", options);
+}
