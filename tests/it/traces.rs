@@ -153,6 +153,10 @@ async fn what_a_request_has_caused_is_one_trace() {
     sqs.send(&queue, "canary").await;
     let failed = collector.span("process ", &[("walhouse.outcome", "dead")]).await;
     assert_eq!(failed.status.as_ref().map(|status| status.code()), Some(StatusCode::Error));
+    // What comes of it is caused by it.
+    let letter = &sqs.take(&format!("{}audit-log-dlq", prefix(&db)), 1).await[0];
+    let caused_by = format!("00-{}-{}-01", hex(&failed.trace_id), hex(&failed.span_id));
+    assert_eq!(letter.attributes.get("traceparent"), Some(&caused_by));
     // What is left goes out at the end.
     assert!(daemon.sigterm(Duration::from_secs(25)).await.success());
     let spans = collector.spans();
