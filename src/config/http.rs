@@ -16,19 +16,31 @@ const LONGEST_TOKEN: usize = 1024;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct HttpConfig {
-    /// Where metrics, health and the API are served.
+    /// Where metrics, health, the status page and the API are served: address and port.
+    ///
+    /// Give another address where Prometheus scrapes from another machine; the API then asks for a token for
+    /// everything.
     #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
-    /// Who has it may look at everything of the API that shows no data.
+    /// Who has it may look at everything of the API that shows no data. 16 to 1024 visible characters.
+    ///
+    /// Set it where `listen` is no loopback address; `openssl rand -hex 32` makes one. A file is better.
     #[serde(with = "secret", skip_serializing_if = "Option::is_none")]
     pub viewer_token: Option<SecretString>,
     /// A file whose content is the viewer's token.
+    ///
+    /// Prefer it to `viewer_token`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub viewer_token_file: Option<PathBuf>,
-    /// Who has it may also pause, resume, resync, and deal with dead letters.
+    /// Who has it may also pause, resume, resync, and deal with dead letters. 16 to 1024 visible characters, other than
+    /// the viewer's.
+    ///
+    /// Set it where operators act through the API or the status page; without it nobody may. A file is better.
     #[serde(with = "secret", skip_serializing_if = "Option::is_none")]
     pub operator_token: Option<SecretString>,
     /// A file whose content is the operator's token.
+    ///
+    /// Prefer it to `operator_token`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub operator_token_file: Option<PathBuf>,
 }

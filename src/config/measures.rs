@@ -8,7 +8,9 @@ use std::borrow::Cow;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
-    /// Tables that have series of their own. Further ones are counted together.
+    /// Tables that have series of their own. Further ones are counted together, as `table="(others)"`; 0 counts all so.
+    ///
+    /// Lower it where Prometheus has too many series, raise it with more tables than this.
     pub max_tables: usize,
 }
 

@@ -5,9 +5,11 @@
 //! is accepted; a key that nobody knows is an error, since a misspelt one would be a default in
 //! silence. No output of this tree shows a secret: neither `Debug`, nor `Serialize`, nor an error.
 
+mod batch;
 mod http;
 mod limits;
 mod load;
+mod log;
 mod measures;
 mod objects;
 mod options;
@@ -28,11 +30,12 @@ use std::{
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
+pub use batch::{BatchConfig, MemoryConfig};
 pub use http::HttpConfig;
 use limits::{database_name, http_url, identifier, slot_name, within};
 pub use load::{ConfigError, load};
+pub use log::LogConfig;
 pub use measures::MetricsConfig;
 pub use objects::{ObjectsConfig, Place};
 pub use options::{ColumnConfig, Masking, MaskingConfig, OnDropColumn, SettingValue, TableConfig, TableOptions};
@@ -102,40 +105,72 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
-    /// Where PostgreSQL is. The one key without a default.
+    /// `postgres://role[:password]@host[:port]/database`, or with a Unix socket
+    /// `postgres://role@/database?host=/run/postgresql`. The one key without a default.
+    ///
+    /// Give the server that takes the writes, and no pooler between: a pooler does not pass replication on.
     pub url: SourceUrl,
-    /// Overrides the URL's password. [`SourceUrl::connection`] has the one that applies.
+    /// The role's password; it goes before one in the URL.
+    ///
+    /// A file is better: neither `ps` nor a backup of the configuration shows it.
     #[serde(default, with = "secret", skip_serializing_if = "Option::is_none")]
     pub password: Option<SecretString>,
-    /// A file whose content is the password.
+    /// A file whose content is the password; a line break at its end does not count.
+    ///
+    /// Set it wherever the role has a password. It is read at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
-    /// The replication slot.
+    /// The replication slot; created when it is absent. One slot feeds one ClickHouse database.
+    ///
+    /// Change it where several pipelines read one PostgreSQL, before the first start. Another name is another pipeline:
+    /// give it a ClickHouse database of its own, and drop a slot that nobody reads any more, or it keeps WAL for ever.
     #[serde(default = "walhouse")]
     pub slot: String,
-    /// The publication.
+    /// The publication; created when it is absent.
+    ///
+    /// Change it together with `slot`, or to use one that an owner of the tables has made.
     #[serde(default = "walhouse")]
     pub publication: String,
-    /// Tables and partition roots that are replicated.
+    /// Tables and partition roots that are replicated, as patterns over `schema.table`; leaves of partitions are not
+    /// named.
+    ///
+    /// Narrow it to what is queried. A table that matches later is taken up within seconds; one that matches no more
+    /// stays in ClickHouse as it is.
     #[serde(default = "public", deserialize_with = "tables::list")]
     pub tables: Vec<Glob>,
     /// Tables that are not, although `tables` matches them.
+    ///
+    /// Name here what is large, changes all the time and is queried by nobody: queues, sessions, logs.
     #[serde(default, deserialize_with = "tables::list")]
     pub exclude: Vec<Glob>,
-    /// Sessions that decode ahead when the slot is far behind; 0 always streams. [`SourceConfig::sessions`] has the
-    /// number that applies.
+    /// Sessions that decode ahead when the slot is far behind; 0 always streams. Without it as many as this machine has
+    /// cores, up to 4.
+    ///
+    /// Each takes a core of PostgreSQL, a connection, a temporary slot of `max_replication_slots`, and disk for what it
+    /// has decoded. Lower it where PostgreSQL has nothing to spare; raise it where PostgreSQL has many idle cores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub catch_up_sessions: Option<usize>,
-    /// So much WAL has to lie ahead before they are of use.
+    /// So much WAL has to lie ahead before they are of use; at least `catch_up_window`.
+    ///
+    /// Raise it if short peaks should be streamed and leave PostgreSQL's other cores alone.
     #[serde(default = "catch_up_lag")]
     pub catch_up_lag: ByteSize,
-    /// The WAL that one of them decodes in one statement.
+    /// The least WAL that one of them decodes in one statement; up to eight times as much where that saves decoding
+    /// some of it again.
+    ///
+    /// Lower it where PostgreSQL has little room for temporary files; larger windows decode less twice.
     #[serde(default = "catch_up_window")]
     pub catch_up_window: ByteSize,
-    /// How long such a statement may take.
+    /// How long such a statement may take; a window that takes longer is streamed.
+    ///
+    /// Raise it where `streaming, not catching up` names `too_much` again and again. It holds back vacuum for as long.
     #[serde(default = "catch_up_timeout")]
     pub catch_up_timeout: Timespan,
-    /// So much WAL before the checkpoint is kept by PostgreSQL, to be delivered again by `walhouse replay`.
+    /// So much WAL before the checkpoint is kept by PostgreSQL, to be delivered again by `walhouse replay`; 0 keeps
+    /// none.
+    ///
+    /// Set it to the WAL of the time in which damage in ClickHouse would be noticed. It takes that room on PostgreSQL's
+    /// disk and of `max_slot_wal_keep_size`, and a few seconds of decoding for each GiB at every start.
     #[serde(default = "nothing")]
     pub replay_window: ByteSize,
     /// The initial copy.
@@ -150,7 +185,9 @@ pub struct SourceConfig {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapshotConfig {
-    /// Chunks that are copied at once.
+    /// Chunks of the initial copy that are read at once; each has a connection.
+    ///
+    /// Raise it for a faster copy if PostgreSQL has cores and disk to spare; 1 is gentlest.
     pub workers: usize,
 }
 
@@ -158,58 +195,34 @@ pub struct SnapshotConfig {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClickHouseConfig {
-    /// The HTTP interface.
+    /// The HTTP interface, without credentials and parameters.
+    ///
+    /// Give the server's own address, or that of a proxy that always leads to the same server.
     pub url: String,
-    /// The database that holds everything of this pipeline.
+    /// The database that holds the tables and walhouse's own state; created when it is absent.
+    ///
+    /// Change it to copy everything anew beside what is there, or to have several pipelines on one server.
     pub database: String,
     /// The user.
+    ///
+    /// Give walhouse a user of its own, with the grants that the README lists.
     pub user: String,
     /// The user's password, from whichever key gave it.
+    ///
+    /// A file is better: neither `ps` nor a backup of the configuration shows it.
     #[serde(with = "secret", skip_serializing_if = "Option::is_none")]
     pub password: Option<SecretString>,
-    /// A file whose content is the password.
+    /// A file whose content is the password; a line break at its end does not count.
+    ///
+    /// Set it wherever the user has a password. It is read at the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<NotYet>,
 }
 
-/// `[batch]`: a batch is sent when the first of these is reached.
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct BatchConfig {
-    /// A change waits at most this long for its batch.
-    pub max_delay: Timespan,
-    /// Rows of one table.
-    pub max_rows: usize,
-    /// Bytes of one table.
-    pub max_bytes: ByteSize,
-    /// What becomes of a value that its column can not hold.
-    pub unrepresentable: Unrepresentable,
-}
-
-/// `[memory]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MemoryConfig {
-    /// Changes and blocks in flight.
-    pub budget: ByteSize,
-}
-
-/// `[log]`
-#[derive(Clone, Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// `error`, `warn`, `info`, `debug`, `trace`, or directives such as `info,walhouse::postgres=debug`.
-    pub level: String,
-    /// How a line looks.
-    pub format: LogFormat,
-}
-
 /// More sessions than this have to be asked for: the server has other things to do.
 const DEFAULT_SESSIONS: usize = 4;
-/// How many batches the budget must hold: one that fills, one that is encoded, one on its way.
-const BATCHES_IN_FLIGHT: u64 = 3;
 
 impl Config {
     /// The defaults, for one source.
@@ -268,12 +281,8 @@ impl Config {
         within(self.source.snapshot.workers, 1, 64).map_err(at("source.snapshot.workers"))?;
         http_url(&self.clickhouse.url).map_err(at("clickhouse.url"))?;
         database_name(&self.clickhouse.database).map_err(at("clickhouse.database"))?;
-        let (shortest, longest) = (Timespan(Duration::from_millis(1)), Timespan(Duration::from_secs(300)));
-        within(self.batch.max_delay, shortest, longest).map_err(at("batch.max_delay"))?;
-        within(self.batch.max_rows, 1, 100_000_000).map_err(at("batch.max_rows"))?;
-        within(self.batch.max_bytes, ByteSize(64 << 10), ByteSize::mib(1024)).map_err(at("batch.max_bytes"))?;
-        self.check_budget().map_err(at("memory.budget"))?;
-        self.check_level().map_err(at("log.level"))?;
+        self.batch.check(&self.memory)?;
+        self.log.check()?;
         self.http.check()?;
         self.tracing.check()?;
         self.metrics.check()?;
@@ -305,26 +314,6 @@ impl Config {
             }
         }
         Ok(())
-    }
-
-    /// A word that is no level would be taken for a module, and the log would be silent.
-    fn check_level(&self) -> Result<(), String> {
-        let is_level = |part: &str| part.contains(['=', '[']) || part.trim().parse::<LevelFilter>().is_ok();
-        let known = self.log.level.split(',').all(is_level) && EnvFilter::try_new(&self.log.level).is_ok();
-        let refused = || format!("{:?} is not a level; use error, warn, info, debug or trace", self.log.level);
-        known.then_some(()).ok_or_else(refused)
-    }
-
-    fn check_budget(&self) -> Result<(), String> {
-        let needed = ByteSize(self.batch.max_bytes.0 * BATCHES_IN_FLIGHT);
-        if self.memory.budget >= needed {
-            return Ok(());
-        }
-        Err(format!(
-            "{} is too small for batch.max_bytes = {}: {BATCHES_IN_FLIGHT} batches are in flight, so give at least \
-             {needed}, or lower batch.max_bytes",
-            self.memory.budget, self.batch.max_bytes
-        ))
     }
 }
 
@@ -417,28 +406,7 @@ impl Default for ClickHouseConfig {
     }
 }
 
-impl Default for BatchConfig {
-    fn default() -> Self {
-        Self {
-            max_delay: Timespan(Duration::from_secs(1)),
-            max_rows: 500_000,
-            max_bytes: ByteSize::mib(8),
-            unrepresentable: Unrepresentable::default(),
-        }
-    }
-}
-
-impl Default for MemoryConfig {
-    fn default() -> Self {
-        Self { budget: ByteSize::mib(32) }
-    }
-}
-
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::default() }
-    }
-}
-
+#[cfg(test)]
+mod page;
 #[cfg(test)]
 mod tests;

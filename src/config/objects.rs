@@ -10,13 +10,21 @@ use std::{
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ObjectsConfig {
-    /// A directory of this machine, `file:///path`, or a bucket, `s3://bucket` with what keys begin with behind it.
-    /// [`ObjectsConfig::place`] takes it apart.
+    /// A directory of this machine, `file:///path`, or a bucket, `s3://bucket`, with what keys begin with behind it.
+    /// With `[queue]` also the payloads of events that are too large for SQS. Every process with the same configuration
+    /// has to see the same place.
+    ///
+    /// Change it to a bucket as soon as there is more than one machine. Credentials come from AWS's environment
+    /// variables, or from the role of the task or the machine.
     pub url: String,
-    /// Where S3 is; AWS if it is absent.
+    /// Where S3 is; AWS if it is absent. For an `s3://` URL alone.
+    ///
+    /// Set it for a store that is not AWS's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_url: Option<String>,
-    /// The bucket's region; `AWS_REGION` if it is absent.
+    /// The bucket's region; `AWS_REGION` if it is absent. For an `s3://` URL alone.
+    ///
+    /// Set it where the environment does not say it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
 }

@@ -19,10 +19,15 @@ use super::value::{Unrepresentable, as_text, secret, words};
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MaskingConfig {
-    /// The key of the hashes; without one, who guesses a value can tell that it is the one.
+    /// The key of hashed masks: HMAC-SHA-256 with it. Without one, who guesses a value can tell that it is the one.
+    ///
+    /// Set it before the first copy wherever a mask is `"hash"`; with another one hashes do not match any more, so copy
+    /// anew.
     #[serde(with = "secret", skip_serializing_if = "Option::is_none")]
     pub salt: Option<SecretString>,
     /// A file whose content is the salt.
+    ///
+    /// Prefer it to `salt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub salt_file: Option<PathBuf>,
 }
@@ -31,33 +36,60 @@ pub struct MaskingConfig {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TableConfig {
-    /// The table's name in ClickHouse.
+    /// The table's name in ClickHouse. Without it the source's, with `<schema>_` in front unless the schema is
+    /// `public`.
+    ///
+    /// Set it where the name is taken. A change stops the table until `walhouse resync`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Columns that are not replicated.
+    /// Columns that are not replicated; not of the key.
+    ///
+    /// Name what must not leave PostgreSQL, or is large and queried by nobody. A change stops the table until `walhouse
+    /// resync`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude_columns: Vec<String>,
-    /// The ClickHouse type of a column, where it is to be another than the usual one.
+    /// The ClickHouse type of a column, where it is to be another than the usual one, by column.
+    ///
+    /// Set it where [types.md](types.md) offers a better one. A change stops the table until `walhouse resync`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub column_types: BTreeMap<String, String>,
-    /// What takes the place of a column's values on their way.
+    /// What takes the place of a column's values on their way, by column: `"hash"` (in hexadecimal; a column of the key
+    /// stays a key), `"null"`, or `{ fixed = "…" }`. A NULL stays one.
+    ///
+    /// Mask what analysts may count or join by and not read. A change stops the table until `walhouse resync`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub mask: BTreeMap<String, Masking>,
     /// The sorting key: all columns of the key, in another order.
+    ///
+    /// Put first what most queries filter by. A change stops the table until `walhouse resync`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub order_by: Vec<String>,
-    /// An expression of ClickHouse over columns of the key.
+    /// An expression of ClickHouse over columns of the key, since a row must not move; over any column for a table
+    /// without a key.
+    ///
+    /// Only for very large tables of which old parts are dropped or seldom read. A change stops the table until
+    /// `walhouse resync`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition_by: Option<String>,
-    /// Settings of the MergeTree, over walhouse's own.
+    /// Settings of the MergeTree, over walhouse's own, for a target that is created from now on.
+    ///
+    /// Hardly ever. Settings that remove tombstones are refused: after a replay, deleted rows would be there again.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<String, SettingValue>,
     /// What becomes of a value that its column can not hold; else what `[batch]` says.
+    ///
+    /// Set it where one table needs another answer than the rest.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unrepresentable: Option<Unrepresentable>,
-    /// What becomes of a column in ClickHouse that was dropped in PostgreSQL.
+    /// What becomes of a column in ClickHouse that was dropped in PostgreSQL: `"keep"` it with its history, or `"drop"`
+    /// it.
+    ///
+    /// Set `"drop"` where what was removed at the source must be gone.
     pub on_drop_column: OnDropColumn,
-    /// Whether changes also go to the data-sync-queue.
+    /// Whether changes also go to the data-sync-queue; the copy and TRUNCATE are none. It needs `[queue]`.
+    ///
+    /// Set it for consumers of your own, and switch the worker `data_sync` off then: it would land again what has
+    /// landed already.
     pub publish: bool,
     /// What is different for single columns.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -69,6 +101,8 @@ pub struct TableConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct ColumnConfig {
     /// What becomes of a value that the column can not hold; else what the table says.
+    ///
+    /// Set it where one column needs another answer than its table.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unrepresentable: Option<Unrepresentable>,
 }

@@ -11,22 +11,40 @@ use std::{borrow::Cow, time::Duration};
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueueConfig {
-    /// Where SQS is; AWS if it is absent.
+    /// Where SQS is; AWS if it is absent. With an emulator's address, queues that are missing are created.
+    ///
+    /// Set it for an emulator, or for an endpoint in a VPC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint_url: Option<String>,
     /// The region; `AWS_REGION` and what else AWS's clients look at, if it is absent.
+    ///
+    /// Set it where the environment does not say it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
-    /// The table into which applications write events, as `schema.name`.
+    /// The table into which applications write events, as `schema.name`. It is published, and not replicated.
+    ///
+    /// Change it where the outbox has another name.
     pub outbox_table: String,
-    /// What the queues' names begin with, so that several pipelines can share an account.
+    /// What the queues' names begin with, so that several pipelines can share an account: up to 48 letters, digits,
+    /// hyphens and underscores.
+    ///
+    /// Set it before the queues are made; under another prefix there are other queues.
     pub prefix: String,
-    /// Whether the queues are FIFO queues.
+    /// Whether the queues are FIFO queues: the events of one aggregate in their order, and each of them once within
+    /// five minutes.
+    ///
+    /// Set it where the order matters to a consumer, before the queues are made. FIFO queues take fewer messages a
+    /// second.
     pub fifo: bool,
-    /// The service that events are from if they do not say so themselves; the source's database if it is absent.
+    /// The service that events are from if they do not say so themselves; the source's database if it is absent. 1 to
+    /// 256 characters.
+    ///
+    /// Set it where the database's name says nothing to those who read events.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source_service: Option<String>,
-    /// Events that wait to be sent; beyond it they wait in PostgreSQL's WAL.
+    /// Events in memory that wait to be sent; beyond it they wait in PostgreSQL's WAL.
+    ///
+    /// Raise it only if events come in large bursts and SQS is far away.
     pub budget: ByteSize,
 }
 
@@ -35,8 +53,13 @@ pub struct QueueConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct WorkersConfig {
     /// Whether this process handles messages. Another one with the same configuration may do so instead.
+    ///
+    /// Switch it off where workers run as a process of their own, or in another program.
     pub enabled: bool,
-    /// The largest payload that is taken from the object store; it is in memory about three times while it is handled.
+    /// The largest payload that is taken from the object store; a larger one is a dead letter. It is in memory about
+    /// three times while it is handled.
+    ///
+    /// Lower it where memory is short, raise it where events are larger.
     pub max_payload: ByteSize,
     /// audit-log-queue.
     #[serde(deserialize_with = "audit")]
@@ -52,15 +75,23 @@ pub struct WorkersConfig {
 /// How one queue's messages are handled.
 #[derive(Clone, Debug, Serialize)]
 pub struct WorkerConfig {
-    /// Whether they are.
+    /// Whether this queue's messages are handled.
+    ///
+    /// Switch it off where a consumer of your own reads the queue.
     pub enabled: bool,
-    /// Messages that are handled at once, and so are in memory; each has 1 MiB at most, and large payloads from the object store
-    /// come one after the other.
+    /// Messages that are handled at once, and so are in memory; each has 1 MiB at most, and large payloads from the
+    /// object store come one after the other.
+    ///
+    /// Raise it if the queue grows and ClickHouse is idle, lower it to spare ClickHouse or memory.
     pub concurrency: usize,
     /// How long the handling of one may take; the event's own limit if it is absent.
+    ///
+    /// Set it where events give none, or too long a one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Timespan>,
     /// The delay before the first retry; the event's own if it is absent.
+    ///
+    /// Raise it where what a handler needs is often away for longer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_delay: Option<Timespan>,
 }

@@ -8,13 +8,14 @@
 use super::{
     options::SettingValue,
     parameter::{Parameter, ParameterType},
-    value::{ByteSize, Timespan},
+    value::{ByteSize, Timespan, as_text, words},
     within,
 };
 use serde::{Deserialize, Serialize};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet},
+    fmt,
     sync::LazyLock,
     time::Duration,
 };
@@ -43,24 +44,36 @@ static REPORTS: LazyLock<BTreeMap<&str, ReportConfig>> = LazyLock::new(|| {
 #[serde(deny_unknown_fields)]
 pub struct ReportConfig {
     /// What it shows.
+    ///
+    /// Say it in a line, for those who choose among reports.
     #[serde(default)]
     pub description: String,
     /// Whether it is an export: asked for by dataExport alone, and told to the audit log.
+    ///
+    /// Set it for what hands out rows rather than figures.
     #[serde(default)]
     pub export: bool,
-    /// What becomes of text in CSV that a spreadsheet would take for a formula; as in [`OperationConfig`] if it is absent.
+    /// What becomes of text in CSV that a spreadsheet would take for a formula; as in `[operation]` if it is absent.
+    ///
+    /// Set `"escape"` where people open the file in a spreadsheet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub csv_formulas: Option<CsvFormulas>,
-    /// What may be asked of it, by name.
+    /// What may be asked of it, by name: a type, such as `"Date"`, or with a default `{ type = "UInt32", default = 100
+    /// }`. Types are String, Bool, Date, DateTime('UTC'), UUID, Float64, Int8 to Int64, UInt8 to UInt64 and Decimal(P,
+    /// S).
+    ///
+    /// Declare each placeholder of the statement; a parameter without a default has to be given.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub parameters: BTreeMap<String, Parameter>,
-    /// The statement.
+    /// The statement. It has to compare with `{merchant:String}`, the event's merchantAccountId: what it shows is that
+    /// one's alone.
+    ///
+    /// Read `<table>_current`, which has live rows only.
     pub sql: String,
 }
 
 /// What becomes of text in CSV that begins as a formula does in a spreadsheet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CsvFormulas {
     /// It stays as it is, as every value does.
     #[default]
@@ -69,20 +82,34 @@ pub enum CsvFormulas {
     Escape,
 }
 
+words!(CsvFormulas: "keep" => Keep, "escape" => Escape);
+as_text!(CsvFormulas);
+
 /// `[operation]`: what one report or export may cost.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OperationConfig {
     /// Rows of its result.
+    ///
+    /// Raise it for larger exports.
     pub max_rows: u64,
     /// Bytes of its result, both in ClickHouse's memory and as an object.
+    ///
+    /// Raise it for larger exports; an object of S3 has an upper bound of its own.
     pub max_bytes: ByteSize,
-    /// ClickHouse's memory.
+    /// ClickHouse's memory for one.
+    ///
+    /// Raise it if reports fail with MEMORY_LIMIT_EXCEEDED and the server has room.
     pub max_memory: ByteSize,
     /// ClickHouse's time; four fifths of what the handler has, if it is absent or more than that.
+    ///
+    /// Lower it to keep one report from holding ClickHouse's cores for long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_time: Option<Timespan>,
-    /// What becomes of text in CSV that a spreadsheet would take for a formula.
+    /// What becomes of text in CSV that a spreadsheet would take for a formula: `"keep"` leaves it, `"escape"` puts an
+    /// apostrophe in front.
+    ///
+    /// Set `"escape"` where people open files in a spreadsheet.
     pub csv_formulas: CsvFormulas,
 }
 
@@ -90,7 +117,9 @@ pub struct OperationConfig {
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct WarehouseConfig {
-    /// Whether there is a star schema over the tables of the demo's shop.
+    /// Whether there is a star schema over the tables of the demo's shop, which the built-in reports read.
+    ///
+    /// Switch it on to see the built-in reports at work; a shop of your own has reports of its own.
     pub enabled: bool,
 }
 

@@ -159,6 +159,7 @@ fn an_error_names_the_file_the_key_and_what_is_accepted() {
         ("[memory]\nbudget = \"16MiB\"", ["memory.budget: ", "at least 24MiB"]),
         ("[objects]\nurl = \"file://objects\"", ["objects.url: ", "file:///absolute/path"]),
         ("[operation]\nmax_rows = 0", ["operation.max_rows: ", "1 to "]),
+        ("[operation]\ncsv_formulas = \"drop\"", ["operation.csv_formulas: \"drop\" is none of ", "\"escape\""]),
         ("[reports.all]\nsql = \"SELECT 1\"", ["reports.all.sql: ", "{merchant:String}"]),
         ("[reports.all]\nsql = \"SELECT 1\"\nparameters = { a = \"Text\" }", ["reports.all.parameters.a", "UInt64"]),
         ("[reports.all]\nsql = \"SELECT 1\"\nquery = \"\"", ["reports.all.query: unknown key", "sql"]),

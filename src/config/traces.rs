@@ -8,10 +8,15 @@ use std::borrow::Cow;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TracingConfig {
-    /// Where traces are sent to by OTLP over HTTP. [`TracingConfig::url`] has what is posted to.
+    /// Where traces are sent to by OTLP over HTTP: the address of a collector, such as `http://localhost:4318`. Nothing
+    /// is traced without it.
+    ///
+    /// Set it where a collector of OpenTelemetry is. Keys of a service go into `OTEL_EXPORTER_OTLP_HEADERS`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_endpoint: Option<String>,
     /// The share of traces that begin here and are sent, 0 to 1. Those that an application has begun are its decision.
+    ///
+    /// Raise it while you look for something; 1 sends every commit.
     pub sample_ratio: f64,
 }
 
