@@ -142,6 +142,13 @@ pub async fn columns(client: &Client, target: &str) -> Result<Vec<String>, Error
     retrying("look at a target", || client.query_raw(sql).param("name", target).fetch_all::<String>()).await
 }
 
+/// Whether a table has the columns by which a target of walhouse's is told: without them it is somebody else's.
+pub async fn is_target(client: &Client, table: &str) -> Result<bool, Error> {
+    let columns = columns(client, table).await?;
+    let has = |name: &str| columns.iter().any(|column| column == name);
+    Ok(has(VERSION) && (has(IS_DELETED) || has(ORDINAL_COLUMN)))
+}
+
 /// The name of the table with this UUID, if it exists.
 pub async fn name(client: &Client, uuid: &str) -> Result<Option<String>, Error> {
     let sql =

@@ -11,6 +11,7 @@ use super::provision::PATIENCE;
 use crate::{
     clickhouse::{
         client::client,
+        ddl,
         requests::{Action, Answer, Requests},
         reshape,
         state::{Checkpoint, State, TableRecord, TableStatus},
@@ -291,7 +292,21 @@ async fn publish(
     Ok(())
 }
 
-async fn store(target: &Client, state: &State, slot: &str, carried: Carried) -> Result<(), Error> {
+/// A restore of ClickHouse gives tables other UUIDs than those that are stored beside them. That a table is another one is
+/// otherwise a reason to stop; here it is copied anew in any case, and what its target has does not count any more.
+async fn find_restored(target: &Client, carried: &mut Carried) -> Result<(), Error> {
+    let present = ddl::uuids(target).await?;
+    for record in carried.records.values_mut() {
+        let Some(uuid) = present.get(&record.target).filter(|uuid| **uuid != record.uuid) else { continue };
+        if ddl::is_target(target, &record.target).await? {
+            record.uuid.clone_from(uuid);
+        }
+    }
+    Ok(())
+}
+
+async fn store(target: &Client, state: &State, slot: &str, mut carried: Carried) -> Result<(), Error> {
+    find_restored(target, &mut carried).await?;
     // Together: tables may have exchanged their oids.
     state.put_tables(carried.records.into_values().chain(carried.free).collect()).await?;
     let requests = Requests::new(target.clone(), slot);

@@ -45,6 +45,12 @@ impl Postgres {
     }
 
     fn started(name: &str, options: PostgresOptions) -> Arc<Self> {
+        let postgres = Self::described(name, options);
+        postgres.server.start();
+        postgres
+    }
+
+    fn described(name: &str, options: PostgresOptions) -> Arc<Self> {
         let port = free_port();
         let mut arguments =
             vec!["--version".to_owned(), options.version.to_owned(), "--port".to_owned(), port.to_string()];
@@ -54,9 +60,7 @@ impl Postgres {
         for line in options.hba {
             arguments.extend(["--hba".to_owned(), line]);
         }
-        let server = Server::new("postgres", name, arguments);
-        server.start();
-        Arc::new(Self { server, port })
+        Arc::new(Self { server: Server::new("postgres", name, arguments), port })
     }
 
     /// The TCP port, the same after each restart.
@@ -95,6 +99,19 @@ impl Postgres {
         base
     }
 
+    /// A standby that begins with `base`, another server's files; what it streams from is a matter of its settings.
+    pub(crate) fn standby(base: &Path, options: PostgresOptions) -> Arc<Self> {
+        // As pg_basebackup does: slots are their server's alone.
+        for slot in fs::read_dir(base.join("pg_replslot")).expect("a server has slots") {
+            fs::remove_dir_all(slot.expect("a slot has a name").path()).expect("a slot can be removed");
+        }
+        let postgres = Self::described(&format!("postgres-{:08x}", rand::random::<u32>()), options);
+        fs::rename(base, postgres.directory()).expect("the server's files can be moved");
+        be_standby(postgres.directory());
+        postgres.server.start();
+        postgres
+    }
+
     /// A crash, after which there is a standby at this very port that was promoted when it had the WAL up to `position`, and
     /// the slots.
     pub(crate) fn fail_over(&self, base: &Path, position: &str) {
@@ -106,15 +123,12 @@ impl Postgres {
             fs::remove_dir_all(self.directory().join(part)).expect("it can be replaced");
             copy(&gone.join(part), &self.directory().join(part));
         }
-        fs::write(self.directory().join("standby.signal"), "").expect("a standby can be made");
         let settings = format!(
             "recovery_target_lsn = '{position}'\nrecovery_target_inclusive = off\nrecovery_target_action = promote\n"
         );
         // Its owner stays who it is.
         fs::write(self.directory().join("postgresql.auto.conf"), settings).expect("a standby can be configured");
-        let owner = format!("--reference={}", self.directory().join("PG_VERSION").display());
-        let signal = self.directory().join("standby.signal");
-        Command::new("chown").arg(owner).arg(signal).status().expect("chown can be started");
+        be_standby(self.directory());
         self.server.start();
         for directory in [base, &gone] {
             fs::remove_dir_all(directory).expect("it can be removed");
@@ -129,6 +143,14 @@ impl Postgres {
     pub(crate) fn resume(&self) {
         signal("CONT", &family(self.pid()));
     }
+}
+
+/// A server with these files will be a standby. What says so belongs to its owner.
+fn be_standby(directory: &Path) {
+    let signal = directory.join("standby.signal");
+    fs::write(&signal, "").expect("a standby can be made");
+    let owner = format!("--reference={}", directory.join("PG_VERSION").display());
+    Command::new("chown").arg(owner).arg(signal).status().expect("chown can be started");
 }
 
 /// A directory with all that is in it, and whose it is.
