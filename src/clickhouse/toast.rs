@@ -63,6 +63,10 @@ const MAX_SLICE: usize = 256;
 /// What one lookup is expected to bring back, in bytes, at most.
 const SLICE_BYTES: usize = 4 * 1024 * 1024;
 
+/// When a row was inserted: the number of its part's first block. Of rows with one version, ClickHouse shows the one that was
+/// inserted last; what a replay has put right, and what it was put right from, stand side by side until they are merged.
+const INSERTED: &str = "toUInt64OrZero(splitByChar('_', t._part)[2])";
+
 /// A value could not be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum ToastError {
@@ -393,12 +397,12 @@ impl Resolver<'_> {
         let same: Vec<String> = keys.iter().zip(&asked).map(|(key, asked)| format!("{key} = q.{asked}")).collect();
         let wanted = columns.iter().flat_map(|&column| spec.columns[column].native());
         let wanted: Vec<String> = wanted.map(|(name, _)| format!("t.{}", quote::clickhouse(&name))).collect();
-        let hex = hex(&questions.write_native());
+        let (hex, age) = (hex(&questions.write_native()), format!("(t.{VERSION}, {INSERTED})"));
         let (target, keys, asked) = (quote::clickhouse(&spec.target), keys.join(", "), asked.join(", "));
         format!(
             "WITH q AS (SELECT * FROM format(Native, unhex('{hex}'))) \
-             SELECT q.n AS n, q.{IS_DELETED} AS exactly, argMax(t.{IS_DELETED}, t.{VERSION}) AS gone, \
-             max(t.{VERSION}) AS newest, argMax(tuple({}), t.{VERSION}) AS found FROM {target} AS t INNER JOIN q ON {} \
+             SELECT q.n AS n, q.{IS_DELETED} AS exactly, argMax(t.{IS_DELETED}, {age}) AS gone, \
+             max(t.{VERSION}) AS newest, argMax(tuple({}), {age}) AS found FROM {target} AS t INNER JOIN q ON {} \
              WHERE ({keys}) IN (SELECT {asked} FROM q) \
              AND if(q.{IS_DELETED} = 1, t.{VERSION} = q.{VERSION}, t.{VERSION} < q.{VERSION}) \
              GROUP BY n, exactly ORDER BY n, exactly DESC",

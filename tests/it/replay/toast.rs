@@ -49,3 +49,27 @@ async fn values_that_updates_left_alone_are_read_many_at_a_time() {
     drop(daemon);
     db.cleanup().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_put_right_is_what_later_updates_find() {
+    let db = TestDb::new("replay_later").await;
+    large(&db, 40).await;
+    let mut daemon = Daemon::spawn(&db, WINDOW);
+    daemon.wait_ready().await;
+    let from = position(&db).await;
+    db.pg.execute("UPDATE t SET name = name || ' again'").await;
+    assert_equal(&db, "t").await;
+    passed(&db).await;
+    mutate(&db, "t", "UPDATE big = 'damaged' WHERE 1").await;
+    // The damaged row and the one that puts it right have one version, and stand side by side from here on.
+    db.ch.query("SYSTEM STOP MERGES t").await;
+    assert_done(&replay(&daemon, &from, &[]).await);
+    assert_equal(&db, "t").await;
+    assert!(db.ch.query("SELECT count() FROM t WHERE big = 'damaged'").await != "0", "they were merged");
+    // Its values are looked up in ClickHouse again: under the same key, and under one that it has left.
+    db.pg.execute("UPDATE t SET name = 'later' WHERE id % 2 = 0; UPDATE t SET id = id + 100 WHERE id % 3 = 0").await;
+    passed(&db).await;
+    assert_equal(&db, "t").await;
+    drop(daemon);
+    db.cleanup().await;
+}
