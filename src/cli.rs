@@ -23,9 +23,12 @@ use crate::config::{Glob, Timespan};
 
 Exit codes:
   0  it ended well; for run: it was stopped by a signal, and drained
-  1  check, status or verify found something, or an error that a restart may mend
-  2  the command line, the configuration or http.listen is wrong
+  1  something was found, or was not done, as is said; for run: it died, and a restart may help
+  2  the command line, the configuration or http.listen is wrong; nothing was tried
   3  run halted: an operator has to act first, as the message says
+  4  a server can not be reached, or is not ready: try again
+  5  a server refuses, a password or a right for example: walhouse check has the remedy
+Those that look at everything, check, status and provision, tell of servers in their lines, and end with 1.
 A supervisor should not restart after 2 and 3; systemd: RestartPreventExitStatus=2 3"
 )]
 pub struct Cli {
@@ -52,8 +55,12 @@ pub mod exit {
     pub const FOUND: u8 = 1;
     /// The command line, the configuration or an address in it is wrong; as clap has it.
     pub const USAGE: u8 = 2;
-    /// An operator has to act before the next start.
+    /// `run`: an operator has to act before the next start.
     pub const HALTED: u8 = 3;
+    /// A server can not be reached, or is not ready: nothing is wrong with what was asked, and another try may do.
+    pub const AWAY: u8 = 4;
+    /// A server refuses: a password, a right, or something else that no other try mends.
+    pub const DENIED: u8 = 5;
 }
 
 /// What to do.
@@ -66,15 +73,26 @@ pub enum Command {
     /// after a restart. SIGTERM and SIGINT drain and stop it.
     #[command(after_help = "Examples:
   walhouse run
-  walhouse run --config /etc/walhouse.toml")]
+  walhouse run --config /etc/walhouse.toml
+
+Exit codes:
+  0  it was stopped by a signal, and drained
+  1  it died, or has not drained in time: a restart goes on from the checkpoint
+  2  the command line, the configuration or http.listen is wrong
+  3  halted: an operator has to act first, as the last line says; a restart halts again")]
     Run,
     /// Connect to everything and say what is ready and what is not
     ///
     /// Looks, and changes nothing. With [queue] it looks at SQS, the queues, the outbox and what the
-    /// workers need too. Exits with 0 when all is well, with 1 when something has to be done first.
+    /// workers need too. Where walhouse has run before, it says whether run can go on from there.
     #[command(after_help = "Examples:
   walhouse check
-  walhouse check --json | jq '.checks[] | select(.outcome == \"failed\")'")]
+  walhouse check --json | jq '.checks[] | select(.outcome == \"failed\")'
+
+Exit codes:
+  0  all is ready, warnings aside
+  1  something has to be done first: each line with ✗, and the remedy below it
+  2  the command line or the configuration is wrong")]
     Check(CheckArgs),
     /// Where it stands: slot, checkpoint, tables, copies, queues, dead letters
     ///
@@ -88,24 +106,40 @@ pub enum Command {
 Exit codes:
   0  all is well
   1  something needs a person: what is listed under \"To do\"
-  2  the command line or the configuration is wrong")]
+  2  the command line or the configuration is wrong
+With --watch: that of the last look, when Ctrl-C ends it; 1 if there was none yet.")]
     Status(StatusArgs),
     /// Compare PostgreSQL with ClickHouse, table by table
     ///
     /// Counts and checksums, computed by the two servers at one position of the WAL; names the keys
-    /// that differ and their columns. Exits with 0 when both sides are equal.
+    /// that differ and their columns. walhouse run must be going: it is waited until ClickHouse has got as far.
     #[command(after_help = "Examples:
   walhouse verify
   walhouse verify --table public.sales_order --table 'crm.*'
-  walhouse verify --json --timeout 5m")]
+  walhouse verify --json --timeout 5m
+
+Exit codes:
+  0  both sides are equal
+  1  they differ, or a table can not be equal yet or any more, or ClickHouse is too far behind
+  2  the command line or the configuration is wrong, or no table matches
+  4  a server can not be reached, or is not ready: try again
+  5  a server refuses: walhouse check has the remedy")]
     Verify(VerifyArgs),
     /// Copy tables again beside the live ones, then swap
     ///
     /// The daemon fills a fresh table while changes go on in both, and then exchanges the two: the
     /// live one is there all the time. What brings back a table that has stopped.
     #[command(after_help = "Examples:
+  walhouse resync public.sales_order --dry-run
   walhouse resync public.sales_order
-  walhouse resync 'crm.*' --no-wait")]
+  walhouse resync 'crm.*' --no-wait
+
+Exit codes:
+  0  every table is copied and swapped in; with --no-wait or --dry-run: it was (or would be) asked for
+  1  it was refused, or nobody has taken it up in time (it stays asked for), or walhouse has never run
+  2  the command line or the configuration is wrong, or a pattern matches no table
+  4  a server can not be reached, or is not ready: try again
+  5  a server refuses: walhouse check has the remedy")]
     Resync(ResyncArgs),
     /// Stand still: the whole pipeline, workers, or tables
     ///
@@ -118,7 +152,15 @@ Exit codes:
     #[command(after_help = "Examples:
   walhouse pause --reason 'ClickHouse is being moved'
   walhouse pause --worker audit --worker operation
-  walhouse pause --table public.sales_order --reason 'backfill at the source'")]
+  walhouse pause --table public.sales_order --reason 'backfill at the source'
+  walhouse pause --dry-run
+
+Exit codes:
+  0  it is in force; a pipeline that is down starts paused
+  1  it was refused, or nobody has taken it up in time (it stays asked for), or walhouse has never run
+  2  the command line or the configuration is wrong, or a pattern matches no table
+  4  a server can not be reached, or is not ready: try again
+  5  a server refuses: walhouse check has the remedy")]
     Pause(PauseArgs),
     /// Go on with what was paused
     ///
@@ -127,7 +169,14 @@ Exit codes:
     #[command(after_help = "Examples:
   walhouse resume
   walhouse resume --worker audit
-  walhouse resume --table 'public.*' --no-wait")]
+  walhouse resume --table 'public.*' --no-wait
+
+Exit codes:
+  0  it goes on; tables are copied and swapped in
+  1  it was refused, or nobody has taken it up in time (it stays asked for), or walhouse has never run
+  2  the command line or the configuration is wrong, or a pattern matches no table
+  4  a server can not be reached, or is not ready: try again
+  5  a server refuses: walhouse check has the remedy")]
     Resume(ResumeArgs),
     /// Deliver changes again, from an earlier position of the WAL on
     ///
@@ -138,7 +187,14 @@ Exit codes:
     #[command(after_help = "Examples:
   walhouse replay --from-lsn 16/B374D848 --dry-run
   walhouse replay --from-lsn 16/B374D848
-  walhouse replay --from-lsn 16/B374D848 --events")]
+  walhouse replay --from-lsn 16/B374D848 --events
+
+Exit codes:
+  0  all was delivered again and is durable; with --no-wait or --dry-run: it was (or can be) asked for
+  1  it was refused, or nobody has taken it up in time (it stays asked for), or walhouse has never run
+  2  the command line or the configuration is wrong
+  4  a server can not be reached, or is not ready: try again
+  5  a server refuses: walhouse check has the remedy")]
     Replay(ReplayArgs),
     /// Create what walhouse needs, and put right what differs
     ///
@@ -155,7 +211,10 @@ Exit codes:
 Exit codes:
   0  all is there (in a dry run: or could be)
   1  something could not be looked at, created or changed
-  2  the command line or the configuration is wrong, or --new-epoch was asked for without --yes")]
+  2  the command line or the configuration is wrong, or --new-epoch was asked for without --yes
+With --new-epoch, in place of 1:
+  4  a server can not be reached, or is not ready: try again
+  5  a server refuses: walhouse check has the remedy")]
     Provision(ProvisionArgs),
     /// Look at dead letters, send them home, remove them
     ///
@@ -164,23 +223,59 @@ Exit codes:
     #[command(after_help = "Examples:
   walhouse dlq list
   walhouse dlq show --queue audit-log 018f3b5e-7c1a-8000-8000-0123456789ab
-  walhouse dlq redrive --queue audit-log --dry-run")]
+  walhouse dlq redrive --queue audit-log --dry-run
+
+Exit codes:
+  0  it is done
+  1  not all was done, or there is no such letter
+  2  the command line or the configuration is wrong
+  4  a server can not be reached, or is not ready: try again
+  5  a server refuses: walhouse check has the remedy")]
     Dlq(DlqArgs),
     /// Ask the running process whether it serves
     ///
     /// For health checks of containers, which need no shell for it. Asks http.listen on this machine: /healthz, or with
-    /// --ready /readyz, which is about copies and lag and is no reason for a restart. Exits with 0 when all is well.
+    /// --ready /readyz, which is about copies and lag and is no reason for a restart.
     #[command(after_help = "Examples:
   walhouse health
-  walhouse health --ready")]
+  walhouse health --ready --json
+
+Exit codes:
+  0  it serves; with --ready: it has caught up
+  1  it does not, or nobody answers there
+  2  the command line or the configuration is wrong")]
     Health(HealthArgs),
     /// Print the effective configuration, secrets redacted
     ///
     /// The file, with the environment over it and the defaults filled in.
     #[command(after_help = "Examples:
   walhouse config
-  walhouse config --json | jq .batch")]
+  walhouse config --json | jq .batch
+
+Exit codes:
+  0  it is printed
+  2  the command line or the configuration is wrong")]
     Config(ConfigArgs),
+}
+
+impl Command {
+    /// Whether standard output is to be JSON.
+    pub fn json(&self) -> bool {
+        match self {
+            Self::Run => false,
+            Self::Check(args) => args.json,
+            Self::Status(args) => args.json,
+            Self::Verify(args) => args.json,
+            Self::Resync(args) => args.json,
+            Self::Pause(args) => args.json,
+            Self::Resume(args) => args.json,
+            Self::Replay(args) => args.json,
+            Self::Provision(args) => args.json,
+            Self::Dlq(args) => args.json,
+            Self::Health(args) => args.json,
+            Self::Config(args) => args.json,
+        }
+    }
 }
 
 /// `walhouse check`
@@ -218,12 +313,15 @@ pub struct ResyncArgs {
     /// Tables that match this pattern over schema.table.
     #[arg(value_name = "GLOB", required = true)]
     pub tables: Vec<Glob>,
-    /// Only ask for it; the log of walhouse run tells the rest.
+    /// Ask for nothing, and say of which tables it would be.
     #[arg(long)]
-    pub no_wait: bool,
-    /// How long to wait until walhouse run takes the request up.
-    #[arg(long, value_name = "TIME", default_value = "60s")]
-    pub timeout: Timespan,
+    pub dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Whether to wait.
+    #[command(flatten)]
+    pub wait: WaitArgs,
 }
 
 /// `walhouse provision`
@@ -250,6 +348,9 @@ pub struct HealthArgs {
     /// Ask whether every copy is done and the lag is small, and say why not.
     #[arg(long)]
     pub ready: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `walhouse config`
@@ -331,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn every_help_ends_in_examples() {
+    fn every_help_ends_in_examples_and_exit_codes() {
         let mut root = Cli::command();
         root.build();
         let helps = root.get_subcommands_mut().filter(|command| command.get_name() != "help");
@@ -341,7 +442,7 @@ mod tests {
         let below = dlq.get_subcommands_mut().filter(|command| command.get_name() != "help");
         helps.extend(below.map(|command| command.render_long_help().to_string()));
         for help in helps.iter().chain([&root.render_long_help().to_string()]) {
-            assert!(help.contains("\nExamples:\n  "), "{help}");
+            assert!(help.contains("\nExamples:\n  ") && help.contains("\nExit codes:\n  0  "), "{help}");
         }
     }
 }

@@ -121,36 +121,42 @@ pub fn lane(start: Lsn) -> (LaneSender, LaneReceiver, watch::Receiver<Lsn>) {
     (LaneSender { deliveries: sender }, LaneReceiver { deliveries, durable }, watched)
 }
 
-/// A row of the source, to be read as it is now.
+/// Rows of one table of the source, to be read as they are now.
 #[derive(Clone, Debug)]
-pub struct RowRequest {
+pub struct RowsRequest {
     /// `pg_class.oid` of the table or partition root.
     pub table: u32,
-    /// The key's columns by name, with their text form.
-    pub key: Vec<(String, Vec<u8>)>,
-    /// The names of the columns that are wanted.
-    pub columns: Vec<String>,
+    /// The names of the key's columns.
+    pub key: Vec<String>,
     /// The condition on what is published. A row that does not meet it any more counts as gone: the
     /// change that took it out is on the way as its delete.
     pub filter: Option<String>,
+    /// The rows, one at least.
+    pub rows: Vec<RowRequest>,
+}
+
+/// One of them.
+#[derive(Clone, Debug)]
+pub struct RowRequest {
+    /// The text forms of its key, in the order of the key's columns.
+    pub key: Vec<Vec<u8>>,
+    /// The names of the columns that are wanted.
+    pub columns: Vec<String>,
     /// The transaction that must be visible to the reader.
     pub xid: u32,
 }
 
-/// What the source says of a row.
+/// The text forms of the columns of a row that were wanted; `None` is NULL.
+pub type RowValues = Vec<Option<Vec<u8>>>;
+
+/// What the source says of rows.
 #[derive(Clone, Debug)]
-pub struct RowAnswer {
-    /// The wanted columns' text forms, or `None` if there is no such row any more.
-    pub values: Option<Vec<Option<Vec<u8>>>>,
+pub struct RowsAnswer {
+    /// Of each row, `None` if there is none with this key any more. As far as it was read, but one row at least: the rest
+    /// is to be asked for again.
+    pub rows: Vec<Option<RowValues>>,
     /// The WAL position after the read: what was read is from no later time.
     pub position: Lsn,
-}
-
-impl RowAnswer {
-    /// How large the values are.
-    pub fn bytes(&self) -> usize {
-        self.values.iter().flatten().flatten().map(Vec::len).sum()
-    }
 }
 
 /// The source could not be asked.
@@ -168,8 +174,9 @@ pub struct RowError {
 /// Reads the source as it is now: the last resort of a lane that needs what the stream does not
 /// carry.
 pub trait RowSource: Send + Sync + 'static {
-    /// Reads one row through a snapshot in which the request's transaction is visible.
-    fn current(&self, request: RowRequest) -> BoxFuture<'_, Result<RowAnswer, RowError>>;
+    /// Reads rows through one snapshot in which the transactions of all of them are visible. An error is one of the first
+    /// row, if it is one of a row.
+    fn current(&self, request: RowsRequest) -> BoxFuture<'_, Result<RowsAnswer, RowError>>;
 
     /// What the catalog shows of a table through a snapshot in which transaction `xid` is visible,
     /// with a WAL position that the snapshot is not older than; `None` if it was dropped.

@@ -6,7 +6,7 @@ use std::{
     io::{self, IsTerminal, Write},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use clap::Parser;
@@ -18,7 +18,11 @@ use tokio_util::sync::CancellationToken;
 use walhouse::{
     allocator,
     cli::{Cli, Command, ConfigArgs, DlqArgs, ProvisionArgs, StatusArgs, VerifyArgs, exit},
-    commands::{check, dlq, epoch, health, pause, provision, replay, resync, status as standing, verify},
+    commands::{
+        check, dlq, epoch, health, pause, provision, replay,
+        request::{self, Answer},
+        resync, status as standing, verify,
+    },
     config::{self, Config},
     http, pipeline, probe,
     status::Status,
@@ -45,6 +49,10 @@ fn main() -> ExitCode {
     match start(&cli) {
         Ok(code) => code.into(),
         Err(Failure(code, message)) => {
+            if cli.command_or_run().json() {
+                // Whoever reads JSON is told in JSON; where nobody reads any more, the code is left.
+                let _ = print(serde_json::json!({ "error": message, "exit_code": code }).to_string());
+            }
             say(&format!("walhouse: {message}"));
             code.into()
         }
@@ -70,11 +78,11 @@ fn start(cli: &Cli) -> Result<u8, Failure> {
                 Ok(report.exit_code())
             }
             Command::Status(args) => stands(&config, &args).await,
-            Command::Pause(args) => done(pause::pause(&config, &args, &say).await),
-            Command::Resume(args) => done(pause::resume(&config, &args, &say).await),
-            Command::Replay(args) => done(replay::run(&config, &args, &say).await),
+            Command::Pause(args) => told(args.json, pause::pause(&config, &args, &say).await),
+            Command::Resume(args) => told(args.json, pause::resume(&config, &args, &say).await),
+            Command::Replay(args) => told(args.json, replay::run(&config, &args, &say).await),
             Command::Verify(args) => compare(&config, &args).await,
-            Command::Resync(args) => done(resync::run(&config, &args, &say).await),
+            Command::Resync(args) => told(args.json, resync::run(&config, &args, &say).await),
             Command::Provision(args) if args.new_epoch => new_epoch(&config, &args).await,
             Command::Provision(args) => {
                 let report = provision::run(&config, args.dry_run).await;
@@ -85,7 +93,7 @@ fn start(cli: &Cli) -> Result<u8, Failure> {
             Command::Health(args) => {
                 let answer =
                     health::run(&config, args.ready).await.map_err(|error| Failure::new(exit::FOUND, error))?;
-                print(answer.text)?;
+                print(if args.json { pretty(&answer.json()) } else { answer.text })?;
                 Ok(if answer.fine { exit::FINE } else { exit::FOUND })
             }
             Command::Config(args) => show(&config, &args),
@@ -175,47 +183,56 @@ async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
 }
 
 async fn compare(config: &Config, args: &VerifyArgs) -> Result<u8, Failure> {
-    let report = verify::run(config, args, &say).await.map_err(|error| {
-        let code = if error.is_usage() { exit::USAGE } else { exit::FOUND };
-        Failure::new(code, error)
-    })?;
+    let report = verify::run(config, args, &say).await;
+    let report = report.map_err(|error| Failure::new(error.exit_code(), error))?;
     print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
     Ok(report.exit_code())
 }
 
-fn done<E: Display>(outcome: Result<(), E>) -> Result<u8, Failure> {
-    outcome.map(|()| exit::FINE).map_err(|error| Failure::new(exit::FOUND, error))
+/// The end of a command that has told people on the way how it goes.
+fn told(json: bool, outcome: Result<Answer, request::Error>) -> Result<u8, Failure> {
+    let answer = outcome.map_err(|error| Failure::new(error.exit_code(), error))?;
+    if json {
+        print(pretty(&answer.json))?;
+    }
+    Ok(answer.exit_code)
 }
 
 /// Shows where it stands, once or until Ctrl-C.
 async fn stands(config: &Config, args: &StatusArgs) -> Result<u8, Failure> {
     const AGAIN: Duration = Duration::from_secs(2);
-    loop {
+    if !args.watch {
         let report = standing::look(config).await;
-        let json = report.json();
-        print(match (args.json, args.watch) {
-            (true, true) => json.to_string(),
-            (true, false) => pretty(&json),
-            (false, true) if io::stdout().is_terminal() => format!("\x1b[2J\x1b[H{report}"),
-            (false, _) => report.to_string(),
+        print(if args.json { pretty(&report.json()) } else { report.to_string() })?;
+        return Ok(report.exit_code());
+    }
+    // From the beginning on: a look at servers that are away takes long, and is cut short too.
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop, "")?;
+    let mut code = exit::FOUND;
+    while let Some(report) = stop.run_until_cancelled(standing::look(config)).await {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now());
+        let clear = if io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
+        print(match args.json {
+            true => report.json().to_string(),
+            false => format!("{clear}{now}, again every {} s until Ctrl-C\n{report}\n\n", AGAIN.as_secs()),
         })?;
-        if !args.watch {
-            return Ok(report.exit_code());
-        }
-        tokio::select! {
-            () = sleep(AGAIN) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(report.exit_code()),
+        code = report.exit_code();
+        if stop.run_until_cancelled(sleep(AGAIN)).await.is_none() {
+            break;
         }
     }
+    Ok(code)
 }
 
 async fn new_epoch(config: &Config, args: &ProvisionArgs) -> Result<u8, Failure> {
-    let begun = epoch::begin(config, !args.yes).await.map_err(|error| Failure::new(exit::FOUND, error))?;
+    let begun = epoch::begin(config, !args.yes).await.map_err(|error| Failure::new(error.exit_code(), error))?;
     print(if args.json { pretty(&serde_json::to_value(&begun).unwrap_or_default()) } else { begun.to_string() })?;
     if args.yes || args.dry_run {
         return Ok(exit::FINE);
     }
-    Err(Failure::new(exit::USAGE, "nothing was done: say --yes to do this, or --dry-run to see it alone"))
+    say("walhouse: nothing was done: say --yes to do this, or --dry-run to see it alone");
+    Ok(exit::USAGE)
 }
 
 async fn dead_letters(config: &Config, args: &DlqArgs) -> Result<u8, Failure> {

@@ -64,6 +64,12 @@ pub struct PauseArgs {
     /// Why, for the log and for whoever asks later.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub reason: String,
+    /// Change nothing, and say what would stand still.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArgs,
@@ -78,6 +84,12 @@ pub struct ResumeArgs {
     /// Only this worker; may be given several times.
     #[arg(long = "worker", value_name = "WORKER")]
     pub workers: Vec<Worker>,
+    /// Change nothing, and say what would go on.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArgs,
@@ -95,6 +107,9 @@ pub struct ReplayArgs {
     /// Ask for nothing, and say whether it could be done.
     #[arg(long)]
     pub dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
     /// Whether to wait.
     #[command(flatten)]
     pub wait: WaitArgs,

@@ -32,14 +32,28 @@ pub enum DlqCommand {
     #[command(after_help = "Examples:
   walhouse dlq list
   walhouse dlq list --queue audit-log --reason timeout --limit 20
-  walhouse dlq list --queue audit-log --json | jq -r '.queues[].letters[] | [.event_id, .reason] | @tsv'")]
+  walhouse dlq list --queue audit-log --json | jq -r '.queues[].letters[] | [.event_id, .reason] | @tsv'
+
+Exit codes:
+  0  they are listed, also if there is none
+  1  a letter could not be looked at
+  2  the command line or the configuration is wrong
+  4  SQS (for rows: ClickHouse) can not be reached, or is not ready: try again
+  5  it refuses: walhouse check has the remedy")]
     List(ListArgs),
     /// One letter whole, by its event's id or its message's
     ///
     /// WARNING: it prints the event itself. This is data, and where the output goes, it goes: a terminal, a log, a ticket.
     #[command(after_help = "Examples:
   walhouse dlq show --queue audit-log 018f3b5e-7c1a-8000-8000-0123456789ab
-  walhouse dlq show --queue audit-log 018f3b5e-7c1a-8000-8000-0123456789ab --json | jq .body")]
+  walhouse dlq show --queue audit-log 018f3b5e-7c1a-8000-8000-0123456789ab --json | jq .body
+
+Exit codes:
+  0  it is shown
+  1  there is no such letter, or somebody else has it in hand
+  2  the command line or the configuration is wrong
+  4  SQS (for rows: ClickHouse) can not be reached, or is not ready: try again
+  5  it refuses: walhouse check has the remedy")]
     Show(ShowArgs),
     /// Send letters back to the queue that they came from
     ///
@@ -58,7 +72,9 @@ Exit codes:
   0  every letter that was meant was sent (or would be)
   1  it was stopped before, there was none of the given --event-id, a letter is not taken by its queue, or SQS failed: do
      it again
-  2  the command line or the configuration is wrong")]
+  2  the command line or the configuration is wrong
+  4  SQS (for rows: ClickHouse) can not be reached, or is not ready: try again
+  5  it refuses: walhouse check has the remedy")]
     Redrive(RedriveArgs),
     /// Remove letters for good
     ///
@@ -72,7 +88,9 @@ Exit codes:
   0  every letter that was meant is gone (or would be)
   1  it was stopped before, there was none of the given --event-id, a letter is not taken by its queue, or SQS failed: do
      it again
-  2  --yes was not said, or the command line or the configuration is wrong")]
+  2  --yes was not said, or the command line or the configuration is wrong
+  4  SQS (for rows: ClickHouse) can not be reached, or is not ready: try again
+  5  it refuses: walhouse check has the remedy")]
     Purge(PurgeArgs),
 }
 

@@ -19,6 +19,9 @@
 //! Of what an operator has delivered again, ClickHouse's rows are what is to be put right: 3 is passed over, and 4 has the
 //! value that the row has by now, which the changes of it that follow will have too.
 //!
+//! Lookups of either side are made for many rows at once. What a read from PostgreSQL alters for the key changes behind it
+//! they are asked for when their turn comes.
+//!
 //! An INSERT can carry the marker too (an UPDATE that enters a row filter): only 4 is right.
 //!
 //! A row that became a dead letter is not in ClickHouse, and what is there under its key is older
@@ -42,17 +45,27 @@ use super::{
 };
 use crate::{
     event::Lsn,
-    lane::{RowError, RowRequest, RowSource},
+    lane::{RowError, RowRequest, RowSource, RowValues, RowsRequest},
     quote,
+    retry::Kind,
     telemetry::names,
 };
 use clickhouse::Client;
-use std::{collections::BTreeSet, fmt::Write, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    ops::Range,
+    sync::Arc,
+};
 
 /// Rows that wait are looked up this many at once, at most. Each asks two questions.
 const MAX_SLICE: usize = 256;
 /// What one lookup is expected to bring back, in bytes, at most.
 const SLICE_BYTES: usize = 4 * 1024 * 1024;
+
+/// When a row was inserted: the number of its part's first block. Of rows with one version, ClickHouse shows the one that was
+/// inserted last; what a replay has put right, and what it was put right from, stand side by side until they are merged.
+const INSERTED: &str = "toUInt64OrZero(splitByChar('_', t._part)[2])";
 
 /// A value could not be resolved.
 #[derive(Debug, thiserror::Error)]
@@ -101,19 +114,11 @@ impl Resolver<'_> {
         let waiting = std::mem::take(&mut batch.waiting);
         let mut rows: Vec<Option<usize>> = Vec::with_capacity(waiting.len());
         let before_read = self.table.read_until();
-        let mut start = 0;
-        while start < waiting.len() {
+        while rows.len() < waiting.len() {
             let slice = (SLICE_BYTES / self.table.lookup_bytes().max(1)).clamp(1, MAX_SLICE);
-            let range = start..waiting.len().min(start + slice);
-            start = range.end;
+            let range = rows.len()..waiting.len().min(rows.len() + slice);
             let before = batch.block.data_bytes();
-            let found = self.look_up(batch, &waiting, range.clone()).await?;
-            for index in range.clone() {
-                let row = &waiting[index];
-                let place = self.place(row, &rows, &found, index - range.start);
-                let row_number = self.complete(batch, row, place, &found).await?;
-                rows.push(row_number);
-            }
+            self.resolve_slice(batch, &waiting, range.clone(), &mut rows).await?;
             self.table.note_lookup(batch.block.data_bytes().saturating_sub(before) / range.len());
         }
         if self.table.read_until() > before_read {
@@ -127,38 +132,79 @@ impl Resolver<'_> {
         Ok(())
     }
 
+    /// Completes the rows in `range`; `rows` is where those before it are in the batch.
+    async fn resolve_slice(
+        &self,
+        batch: &mut Batch,
+        waiting: &[Waiting],
+        range: Range<usize>,
+        rows: &mut Vec<Option<usize>>,
+    ) -> Result<(), ToastError> {
+        let found = self.look_up(batch, waiting, range.clone()).await?;
+        let mut read = BTreeMap::new();
+        for index in range.clone() {
+            let row = &waiting[index];
+            let asked = index - range.start;
+            let place = self.place(row, rows, &found, asked);
+            if matches!(place, Place::Source) && !read.contains_key(&index) {
+                let needs = |later: &usize| self.needs_source(&waiting[*later], rows, &found, later - range.start);
+                let later = (index + 1..range.end).filter(|later| !read.contains_key(later)).filter(needs);
+                let asked: Vec<usize> = std::iter::once(index).chain(later).collect();
+                let answers = self.read(waiting, &asked).await?;
+                read.extend(asked.into_iter().zip(answers));
+            }
+            let read = match (place, read.remove(&index)) {
+                (Place::Source, None) => return Err(unanswered().into()),
+                (_, read) => read.flatten(),
+            };
+            let row_number = self.complete(batch, row, place, &found, read)?;
+            rows.push(row_number);
+        }
+        Ok(())
+    }
+
+    /// Whether a change would carry what was read from its future to another row.
+    fn is_from_the_future(&self, row: &Waiting) -> bool {
+        row.key_change && row.at.version.commit() <= self.table.read_until()
+    }
+
     /// Where the values of a row are to be taken from.
     fn place(&self, row: &Waiting, rows: &[Option<usize>], found: &Found, asked: usize) -> Place {
-        let from_the_future = row.key_change && row.at.version.commit() <= self.table.read_until();
-        if row.alone || from_the_future {
+        if row.alone || self.is_from_the_future(row) {
             return Place::Source;
         }
         match row.before {
             Some(Slot::Row(row)) => Place::Batch(row),
             Some(Slot::Waiting(index)) => rows.get(index).copied().flatten().map_or(Place::Source, Place::Batch),
             Some(Slot::Gone | Slot::Lost) => Place::Source,
-            None if row.at.version.commit() < self.repairing => Place::Source,
             None => found.row_of[asked].map_or(Place::Source, Place::Found),
         }
     }
 
-    /// Appends the complete row to the batch; `None` if it is to be left out.
-    async fn complete(
+    /// Whether [`place`](Self::place) will be PostgreSQL for a row whose turn has not come, whatever becomes of those before.
+    fn needs_source(&self, row: &Waiting, rows: &[Option<usize>], found: &Found, asked: usize) -> bool {
+        match row.before {
+            Some(Slot::Waiting(index)) if index >= rows.len() => row.alone || self.is_from_the_future(row),
+            _ => matches!(self.place(row, rows, found, asked), Place::Source),
+        }
+    }
+
+    /// Appends the complete row to the batch; `None` if it is to be left out. `read` is what PostgreSQL has of it, if it is
+    /// there.
+    fn complete(
         &self,
         batch: &mut Batch,
         row: &Waiting,
         place: Place,
         found: &Found,
+        read: Option<RowValues>,
     ) -> Result<Option<usize>, ToastError> {
         let spec = &self.table.spec;
         let lacking: Vec<_> = row.lacking().collect();
         metrics::counter!(names::TOAST_LOOKUPS, "place" => place.label()).increment(1);
-        let read = match place {
-            Place::Source => match self.read(row, &lacking).await? {
-                Some(values) => values,
-                None => return Ok(None),
-            },
-            Place::Batch(_) | Place::Found(_) => Vec::new(),
+        let read = match (place, read) {
+            (Place::Source, None) => return Ok(None),
+            (_, read) => read.unwrap_or_default(),
         };
         for column in 0..spec.columns.len() {
             let into = batch.block.column_mut(column);
@@ -198,27 +244,33 @@ impl Resolver<'_> {
         Ok(Some(number))
     }
 
-    /// Reads what a row lacks from PostgreSQL; `None` if it is gone there.
-    async fn read(&self, row: &Waiting, lacking: &[usize]) -> Result<Option<Vec<Option<Vec<u8>>>>, ToastError> {
+    /// Reads what rows lack from PostgreSQL, for as many of them as come at once; `None` for one that is gone there.
+    async fn read(&self, waiting: &[Waiting], asked: &[usize]) -> Result<Vec<Option<RowValues>>, ToastError> {
         let spec = &self.table.spec;
         let name = |column: usize| spec.sources[column].name.clone();
-        let key = spec.key.iter().map(|&column| (name(column), row.text(column).unwrap_or_default().to_vec()));
-        let request = RowRequest {
+        let row = |index: &usize| {
+            let row = &waiting[*index];
+            let key = spec.key.iter().map(|&column| row.text(column).unwrap_or_default().to_vec());
+            RowRequest { key: key.collect(), columns: row.lacking().map(name).collect(), xid: row.at.xid }
+        };
+        let request = RowsRequest {
             table: spec.oid,
-            key: key.collect(),
-            columns: lacking.iter().map(|&column| name(column)).collect(),
+            key: spec.key.iter().map(|&column| name(column)).collect(),
             filter: spec.filter.clone(),
-            xid: row.at.xid,
+            rows: asked.iter().map(row).collect(),
         };
         let answer = self.source.current(request).await?;
         self.table.note_read(answer.position);
-        Ok(answer.values)
+        Ok(answer.rows)
     }
 
     /// Asks ClickHouse for the rows in `range` that have no row before them in the batch.
     async fn look_up(&self, batch: &Batch, all: &[Waiting], range: Range<usize>) -> Result<Found, ToastError> {
         let slice = &all[range];
-        let asks = |row: &&Waiting| row.before.is_none() && !row.alone;
+        let asks = |row: &&Waiting| {
+            let is_repaired = row.at.version.commit() < self.repairing;
+            row.before.is_none() && !row.alone && !is_repaired && !self.is_from_the_future(row)
+        };
         let columns: Vec<usize> =
             slice.iter().filter(asks).flat_map(Waiting::lacking).collect::<BTreeSet<_>>().into_iter().collect();
         let specs: Arc<[ColumnSpec]> = columns.iter().map(|&column| self.table.spec.columns[column].clone()).collect();
@@ -345,12 +397,12 @@ impl Resolver<'_> {
         let same: Vec<String> = keys.iter().zip(&asked).map(|(key, asked)| format!("{key} = q.{asked}")).collect();
         let wanted = columns.iter().flat_map(|&column| spec.columns[column].native());
         let wanted: Vec<String> = wanted.map(|(name, _)| format!("t.{}", quote::clickhouse(&name))).collect();
-        let hex = hex(&questions.write_native());
+        let (hex, age) = (hex(&questions.write_native()), format!("(t.{VERSION}, {INSERTED})"));
         let (target, keys, asked) = (quote::clickhouse(&spec.target), keys.join(", "), asked.join(", "));
         format!(
             "WITH q AS (SELECT * FROM format(Native, unhex('{hex}'))) \
-             SELECT q.n AS n, q.{IS_DELETED} AS exactly, argMax(t.{IS_DELETED}, t.{VERSION}) AS gone, \
-             max(t.{VERSION}) AS newest, argMax(tuple({}), t.{VERSION}) AS found FROM {target} AS t INNER JOIN q ON {} \
+             SELECT q.n AS n, q.{IS_DELETED} AS exactly, argMax(t.{IS_DELETED}, {age}) AS gone, \
+             max(t.{VERSION}) AS newest, argMax(tuple({}), {age}) AS found FROM {target} AS t INNER JOIN q ON {} \
              WHERE ({keys}) IN (SELECT {asked} FROM q) \
              AND if(q.{IS_DELETED} = 1, t.{VERSION} = q.{VERSION}, t.{VERSION} < q.{VERSION}) \
              GROUP BY n, exactly ORDER BY n, exactly DESC",
@@ -358,6 +410,11 @@ impl Resolver<'_> {
             same.join(" AND "),
         )
     }
+}
+
+/// A row that nobody has spoken of is not one that is gone.
+fn unanswered() -> RowError {
+    RowError { kind: Kind::Transient, of_the_row: false, message: "there was no answer for the row".to_owned() }
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -9,8 +9,9 @@
 
 use super::provision::PATIENCE;
 use crate::{
+    cli::exit,
     clickhouse::{
-        client::client,
+        client::{client, kind},
         ddl,
         requests::{Action, Answer, Requests},
         reshape,
@@ -59,6 +60,18 @@ pub enum Error {
     /// A table can not be published.
     #[error("{0} could not be added to the publication: {1}")]
     Unpublished(String, String),
+}
+
+impl Error {
+    /// What the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Setup(SetupError::Sql(error)) => super::exit_code(error.kind()),
+            Self::Setup(SetupError::Connection(error)) => super::exit_code(error.kind()),
+            Self::Setup(SetupError::ClickHouse(error)) => super::exit_code(kind(error)),
+            _ => exit::FOUND,
+        }
+    }
 }
 
 impl From<SqlError> for Error {

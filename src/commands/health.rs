@@ -73,6 +73,13 @@ async fn ask(address: SocketAddr, path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
+impl Answer {
+    /// For machines: `{"healthy": …, "answer": …}`.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::json!({ "healthy": self.fine, "answer": self.text })
+    }
+}
+
 fn parse(answer: &str) -> Option<Answer> {
     let (head, text) = answer.split_once("\r\n\r\n")?;
     let fine = match head.strip_prefix("HTTP/1.")?.get(2..5)? {

@@ -3,11 +3,16 @@
 //! The pipeline and workers are paused by what lies in ClickHouse, which every process of theirs looks at; what is asked for
 //! of tables is a request to the daemon, as a resync is.
 
-use super::{resync, verify};
+use super::{
+    Say,
+    request::{Answer, Error, INTERVAL},
+    resync::{self, TableAnswer},
+    verify,
+};
 use crate::{
     cli::{PauseArgs, ResumeArgs, Worker},
     clickhouse::{
-        client::{client, describe},
+        client::client,
         ddl,
         pauses::{Pause, Pauses, Subject, host},
         requests::Action,
@@ -21,43 +26,13 @@ use crate::{
     },
 };
 use serde::Serialize;
+use serde_json::json;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How often it is looked who has taken it up.
-const INTERVAL: Duration = Duration::from_millis(500);
 /// Processes that run workers look this often: the others have this long when one of them has answered.
 const OTHERS: Duration = Duration::from_secs(5);
 /// Where nobody holds the slot's lock for so long, nobody runs.
 const ALONE: Duration = Duration::from_secs(3);
-
-/// Why nothing, or not everything, was paused or resumed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// What is stored can not be read.
-    #[error(transparent)]
-    Stored(#[from] verify::Error),
-    /// ClickHouse fails.
-    #[error("{}", describe(.0))]
-    ClickHouse(#[from] clickhouse::error::Error),
-    /// A table is not paused, or not resumed.
-    #[error(transparent)]
-    Table(#[from] resync::Error),
-    /// No process says that it has.
-    #[error(
-        "{subject} was to be {verb} and nobody has taken that up within {patience:?}: is {who} going, with this slot? It is \
-         stored, and holds as soon as there is one"
-    )]
-    Nobody {
-        /// What it is about.
-        subject: Subject,
-        /// Paused or resumed.
-        verb: &'static str,
-        /// Who should have.
-        who: &'static str,
-        /// How long it was waited.
-        patience: Duration,
-    },
-}
 
 /// What holds for a subject now.
 #[derive(Clone, Debug, Serialize)]
@@ -101,55 +76,139 @@ pub async fn slot(config: &Config) -> Result<(Option<Retention>, Option<String>)
     Ok((kept, lock::holder(&client, &config.source.slot).await?))
 }
 
+/// What became of the pipeline or a worker.
+#[derive(Clone, Debug, Serialize)]
+pub struct SubjectAnswer {
+    /// Which.
+    subject: Subject,
+    /// Whether it is paused now; in a dry run, whether it would be.
+    paused: bool,
+    /// Whether that was so before.
+    before: bool,
+    /// Since when, in UTC. Without it, and what follows, it was never paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    asked_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// The processes that have said that they have taken it up. It holds for others too, from their start on.
+    taken_up_by: Vec<String>,
+}
+
+impl SubjectAnswer {
+    fn new(subject: Subject, paused: bool, before: bool, pause: Option<&Pause>) -> Self {
+        Self {
+            subject,
+            paused,
+            before,
+            since: pause.map(|pause| pause.since.clone()),
+            asked_by: pause.map(|pause| pause.asked_by.clone()),
+            reason: pause.map(|pause| pause.reason.clone()),
+            taken_up_by: Vec::new(),
+        }
+    }
+}
+
 /// `walhouse pause`. `say` takes a line about how it goes on.
 ///
 /// # Errors
 /// If it is not in force.
-pub async fn pause(config: &Config, args: &PauseArgs, say: &(dyn Fn(&str) + Send + Sync)) -> Result<(), Error> {
+pub async fn pause(config: &Config, args: &PauseArgs, say: Say<'_>) -> Result<Answer, Error> {
     let by = asked_by();
     let reason = args.reason.trim();
     let patience = (!args.wait.no_wait).then_some(args.wait.timeout.0);
+    let (mut held, mut kept) = (Vec::new(), None);
     for subject in subjects(&args.tables, &args.workers) {
-        let Some(held) = hold(config, subject, true, reason, &by).await? else { continue };
-        let before = if held.before { " already" } else { "" };
-        say(&format!("{subject}: paused{before} {}", held.pause));
-        in_force(config, subject, &held.pause, patience, say).await?;
+        held.push(match args.dry_run {
+            true => would_hold(config, subject, true, say).await?,
+            false => hold_and_wait(config, subject, Some((reason, &by)), patience, say).await?,
+        });
         if subject == Subject::Pipeline {
             match slot(config).await {
-                Ok((Some(kept), _)) => say(&format!("{kept}. walhouse resume goes on")),
-                Ok((None, _)) => {}
+                Ok((now, _)) => kept = now,
                 Err(error) => say(&format!("what the slot keeps meanwhile can not be told: {error}")),
+            }
+            if let Some(kept) = &kept {
+                say(&format!("{kept}. walhouse resume goes on"));
             }
         }
     }
+    let mut tables = Vec::new();
     if !args.tables.is_empty() {
-        say(
-            "the changes of these tables are passed over from now on, and gone for them: walhouse resume copies each anew",
-        );
-        of_tables(config, &args.tables, Some((reason, &by)), patience, say).await?;
+        let tense = if args.dry_run { "would be" } else { "are" };
+        say(&format!(
+            "the changes of these tables {tense} passed over from now on, and gone for them: walhouse resume copies each anew"
+        ));
+        let order = Tables { tables: &args.tables, pause: Some((reason, &by)), dry_run: args.dry_run, patience };
+        tables = of_tables(config, &order, say).await?;
     }
-    Ok(())
+    let ok = resync::is_fine(&tables);
+    Ok(Answer::new(ok, args.dry_run, json!({ "held": held, "tables": tables, "slot": kept })))
 }
 
 /// `walhouse resume`. `say` takes a line about how it goes on.
 ///
 /// # Errors
 /// If it is not in force, or a table is not copied anew.
-pub async fn resume(config: &Config, args: &ResumeArgs, say: &(dyn Fn(&str) + Send + Sync)) -> Result<(), Error> {
+pub async fn resume(config: &Config, args: &ResumeArgs, say: Say<'_>) -> Result<Answer, Error> {
     let patience = (!args.wait.no_wait).then_some(args.wait.timeout.0);
+    let mut held = Vec::new();
     for subject in subjects(&args.tables, &args.workers) {
-        match hold(config, subject, false, "", &asked_by()).await? {
-            None => say(&format!("{subject}: is not paused")),
-            Some(held) => {
-                say(&format!("{subject}: {} {}", if held.before { "is not paused," } else { "resumed" }, held.pause));
-                in_force(config, subject, &held.pause, patience, say).await?;
-            }
-        }
+        held.push(match args.dry_run {
+            true => would_hold(config, subject, false, say).await?,
+            false => hold_and_wait(config, subject, None, patience, say).await?,
+        });
     }
+    let mut tables = Vec::new();
     if !args.tables.is_empty() {
-        of_tables(config, &args.tables, None, patience, say).await?;
+        let order = Tables { tables: &args.tables, pause: None, dry_run: args.dry_run, patience };
+        tables = of_tables(config, &order, say).await?;
     }
-    Ok(())
+    let ok = resync::is_fine(&tables);
+    Ok(Answer::new(ok, args.dry_run, json!({ "held": held, "tables": tables })))
+}
+
+/// Pauses a subject, with the reason and by whom, or ends its pause, and waits until that is in force.
+async fn hold_and_wait(
+    config: &Config,
+    subject: Subject,
+    pause: Option<(&str, &str)>,
+    patience: Option<Duration>,
+    say: Say<'_>,
+) -> Result<SubjectAnswer, Error> {
+    let by = asked_by();
+    let (reason, by) = pause.unwrap_or(("", &by));
+    let Some(held) = hold(config, subject, pause.is_some(), reason, by).await? else {
+        say(&format!("{subject}: is not paused"));
+        return Ok(SubjectAnswer::new(subject, false, true, None));
+    };
+    let verb = match (held.paused, held.before) {
+        (true, false) => "paused",
+        (true, true) => "paused already",
+        (false, false) => "resumed",
+        (false, true) => "is not paused,",
+    };
+    say(&format!("{subject}: {verb} {}", held.pause));
+    let taken_up_by = in_force(config, subject, &held.pause, patience, say).await?;
+    Ok(SubjectAnswer { taken_up_by, ..SubjectAnswer::new(subject, held.paused, held.before, Some(&held.pause)) })
+}
+
+/// What [`hold`] would do.
+async fn would_hold(config: &Config, subject: Subject, paused: bool, say: Say<'_>) -> Result<SubjectAnswer, Error> {
+    let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
+    verify::stored(config, &target).await?;
+    let last = Pauses::new(target, &config.source.slot).of(subject).await?;
+    let is_paused = last.as_ref().is_some_and(|last| last.is_paused);
+    let would = match (paused, is_paused, &last) {
+        (true, true, Some(last)) => format!("is paused already, {last}"),
+        (true, ..) => "would be paused".to_owned(),
+        (false, true, Some(last)) => format!("would be resumed; it is paused {last}"),
+        (false, ..) => "is not paused".to_owned(),
+    };
+    say(&format!("{subject}: {would}"));
+    let last = last.filter(|_| is_paused);
+    Ok(SubjectAnswer::new(subject, paused, is_paused == paused, last.as_ref()))
 }
 
 /// What was asked for. Whether it is in force yet is not known.
@@ -175,7 +234,8 @@ pub async fn only_ask(
 ) -> Result<Asked, Error> {
     let mut asked = Asked::default();
     if !tables.is_empty() {
-        asked.tables = of_tables(config, tables, why.map(|why| (why, by)), None, &|_| {}).await?;
+        let order = Tables { tables, pause: why.map(|why| (why, by)), dry_run: false, patience: None };
+        asked.tables = of_tables(config, &order, &|_| {}).await?.into_iter().map(|answer| answer.table).collect();
     }
     for subject in subjects(tables, workers) {
         asked.held.extend(hold(config, subject, why.is_some(), why.unwrap_or_default(), by).await?);
@@ -183,23 +243,26 @@ pub async fn only_ask(
     Ok(asked)
 }
 
-/// Asks that tables are paused, with the reason and by whom, or that those which are paused are resumed.
-async fn of_tables(
-    config: &Config,
-    tables: &[Glob],
-    pause: Option<(&str, &str)>,
+/// What is asked for of tables.
+struct Tables<'a> {
+    tables: &'a [Glob],
+    /// The reason, and by whom; `None` to resume those that are paused.
+    pause: Option<(&'a str, &'a str)>,
+    dry_run: bool,
     patience: Option<Duration>,
-    say: &(dyn Fn(&str) + Send + Sync),
-) -> Result<Vec<String>, resync::Error> {
+}
+
+async fn of_tables(config: &Config, of: &Tables<'_>, say: Say<'_>) -> Result<Vec<TableAnswer>, Error> {
+    let &Tables { tables, pause, dry_run, patience } = of;
     let Some((reason, by)) = pause else {
-        let order = resync::Order { action: Action::Resume, tables, message: "", patience };
+        let order = resync::Order { action: Action::Resume, tables, message: "", dry_run, patience };
         let paused = |record: &TableRecord| matches!(record.status, TableStatus::Paused(_));
         return resync::ask(config, &order, paused, say).await;
     };
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace('T', " ").replace('Z', " UTC");
     let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     let message = format!("since {now} by {by}{why}");
-    let order = resync::Order { action: Action::Pause, tables, message: &message, patience };
+    let order = resync::Order { action: Action::Pause, tables, message: &message, dry_run, patience };
     resync::ask(config, &order, |_| true, say).await
 }
 
@@ -216,15 +279,15 @@ fn subjects(tables: &[Glob], workers: &[Worker]) -> Vec<Subject> {
     workers.iter().map(subject).collect()
 }
 
-/// Waits until somebody has taken it up.
+/// Waits until somebody has taken it up, and says who; nobody, if nobody is waited for, or is there.
 async fn in_force(
     config: &Config,
     subject: Subject,
     pause: &Pause,
     patience: Option<Duration>,
-    say: &(dyn Fn(&str) + Send + Sync),
-) -> Result<(), Error> {
-    let Some(patience) = patience else { return Ok(()) };
+    say: Say<'_>,
+) -> Result<Vec<String>, Error> {
+    let Some(patience) = patience else { return Ok(Vec::new()) };
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
     let pauses = Pauses::new(target, &config.source.slot);
     let (begun, mut first, mut alone) = (Instant::now(), None::<Instant>, None::<Instant>);
@@ -234,7 +297,7 @@ async fn in_force(
         // One process has the pipeline, and any number workers.
         if since.is_some_and(|since| subject == Subject::Pipeline || since.elapsed() > OTHERS) {
             say(&format!("{subject}: taken up by {}", by.join(", ")));
-            return Ok(());
+            return Ok(by);
         }
         if subject == Subject::Pipeline && by.is_empty() {
             // One that has lost a connection is without the lock for a moment.
@@ -242,16 +305,16 @@ async fn in_force(
             alone = alone.filter(|_| free).or_else(|| free.then(Instant::now));
             if alone.is_some_and(|since| since.elapsed() > ALONE) {
                 say("no walhouse run is going with this slot: it holds from its next start on");
-                return Ok(());
+                return Ok(by);
             }
         }
         if by.is_empty() && begun.elapsed() > patience {
-            let verb = if pause.is_paused { "paused" } else { "resumed" };
+            let verb = if pause.is_paused { "pause" } else { "resume" };
             let who = match subject {
                 Subject::Pipeline => "walhouse run",
                 _ => "a process with this worker",
             };
-            return Err(Error::Nobody { subject, verb, who, patience });
+            return Err(Error::Nobody { what: format!("{verb} of {subject}"), who, patience });
         }
         tokio::time::sleep(INTERVAL).await;
     }

@@ -1,51 +1,25 @@
 //! `walhouse replay`: asks the daemon to deliver what has committed since an earlier position once more.
 
-use super::verify;
+use super::{
+    Say,
+    request::{Answer, Error, INTERVAL, REPORT_INTERVAL},
+    verify,
+};
 use crate::{
     cli::ReplayArgs,
     clickhouse::{
-        client::{client, describe},
+        client::client,
         replay::{ReplayOrder, ReplayRange},
-        requests::{Action, Answer, Requests},
+        requests::{self, Action, Requests},
         state::{State, TableRecord},
     },
     config::Config,
     event::Lsn,
-    postgres::{
-        retention::retention,
-        sql::{self, SqlError},
-    },
+    postgres::{retention::retention, sql},
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::json;
 use std::time::{Duration, Instant};
-
-/// How often the daemon's answer is looked for.
-const INTERVAL: Duration = Duration::from_millis(500);
-/// How often progress is told.
-const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Why nothing is delivered again.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// What is stored can not be read.
-    #[error(transparent)]
-    Stored(#[from] verify::Error),
-    /// ClickHouse fails.
-    #[error("{}", describe(.0))]
-    ClickHouse(#[from] clickhouse::error::Error),
-    /// PostgreSQL can not be asked.
-    #[error(transparent)]
-    Postgres(#[from] SqlError),
-    /// It can not be done.
-    #[error("{0}")]
-    Refused(String),
-    /// The daemon is away.
-    #[error(
-        "nobody has taken up the request within {0:?}: is walhouse run going, with this slot, and not paused? The request \
-         stays, and is taken up when it is"
-    )]
-    Nobody(Duration),
-}
 
 /// What a replay would do.
 #[derive(Clone, Debug, Serialize)]
@@ -63,7 +37,8 @@ pub struct Prospect {
 pub struct Less {
     /// `schema.name`.
     pub table: String,
-    /// What came before is left out.
+    /// What came before is left out; all of it, at the end of all positions.
+    #[serde(serialize_with = "text")]
     pub from: Lsn,
     /// Why.
     pub reason: &'static str,
@@ -101,16 +76,30 @@ fn less(record: &TableRecord) -> Option<Less> {
     reasons.into_iter().max_by_key(|less| less.from)
 }
 
+fn text<S: Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(lsn)
+}
+
 /// Asks for it, and waits for its end unless told otherwise. `say` takes a line about how it goes on.
 ///
 /// # Errors
 /// If it can not be done, or nobody does it.
-pub async fn run(config: &Config, args: &ReplayArgs, say: &(dyn Fn(&str) + Send + Sync)) -> Result<(), Error> {
+pub async fn run(config: &Config, args: &ReplayArgs, say: Say<'_>) -> Result<Answer, Error> {
     let Prospect { range, refused, less } = prospect(config, args.from_lsn).await?;
+    let answer = |state: &str, refused: Option<&str>| {
+        let (first, checkpoint, end) = (range.first.to_string(), range.checkpoint.to_string(), range.end.to_string());
+        let range = json!({ "first": first, "checkpoint": checkpoint, "end": end });
+        let from = args.from_lsn.to_string();
+        let json = json!({
+            "state": state, "from": from, "events": args.events, "range": range, "refused": refused, "less": less
+        });
+        Answer::new(refused.is_none(), args.dry_run, json)
+    };
     if let Some(why) = refused {
-        return Err(Error::Refused(why));
+        say(&format!("refused: {why}"));
+        return Ok(answer("refused", Some(&why)));
     }
-    for Less { table, from, reason } in less {
+    for Less { table, from, reason } in &less {
         let since =
             if from.0 == u64::MAX { "nothing".to_owned() } else { format!("only what has committed since {from}") };
         say(&format!("{table}: {since}: {reason}"));
@@ -118,37 +107,45 @@ pub async fn run(config: &Config, args: &ReplayArgs, say: &(dyn Fn(&str) + Send 
     let order = ReplayOrder { from: args.from_lsn, events: args.events, upto: Lsn::ZERO, at: Lsn::ZERO };
     if args.dry_run {
         say(&format!("what has committed from {} to {} would be delivered again", order.from, range.checkpoint));
-        return Ok(());
+        return Ok(answer("meant", None));
     }
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
     let requests = Requests::new(target, &config.source.slot);
     let id = requests.ask(Action::Replay, "", "", &order.note()).await?;
     say(&format!("delivery {order}: asked for"));
-    if args.wait.no_wait { Ok(()) } else { wait(&requests, &id, args.wait.timeout.0, say).await }
+    if args.wait.no_wait {
+        return Ok(answer("asked_for", None));
+    }
+    match wait(&requests, &id, args.wait.timeout.0, say).await? {
+        Some(why) => Ok(answer("refused", Some(&why))),
+        None => Ok(answer("done", None)),
+    }
 }
 
-async fn wait(
-    requests: &Requests,
-    id: &str,
-    patience: Duration,
-    say: &(dyn Fn(&str) + Send + Sync),
-) -> Result<(), Error> {
+/// Waits for its end; the reason, if the daemon refuses it.
+async fn wait(requests: &Requests, id: &str, patience: Duration, say: Say<'_>) -> Result<Option<String>, Error> {
     let (begun, mut said) = (Instant::now(), None::<Instant>);
     loop {
         tokio::time::sleep(INTERVAL).await;
         match requests.outcome(id).await? {
-            Some(Answer::Done) => {
+            Some(requests::Answer::Done) => {
                 say("delivered again, and durable");
-                return Ok(());
+                return Ok(None);
             }
-            Some(Answer::Refused(why)) => return Err(Error::Refused(why)),
-            Some(Answer::Begun(note)) if said.is_none_or(|said| said.elapsed() > REPORT_INTERVAL) => {
+            Some(requests::Answer::Refused(why)) => {
+                say(&format!("refused: {why}"));
+                return Ok(Some(why));
+            }
+            Some(requests::Answer::Begun(note)) if said.is_none_or(|said| said.elapsed() > REPORT_INTERVAL) => {
                 said = Some(Instant::now());
                 let order = ReplayOrder::noted(&note).map_or(note, |order| order.to_string());
                 say(&format!("delivering again {order}"));
             }
-            Some(Answer::Begun(_)) => {}
-            None if begun.elapsed() > patience => return Err(Error::Nobody(patience)),
+            Some(requests::Answer::Begun(_)) => {}
+            None if begun.elapsed() > patience => {
+                let who = "walhouse run, not paused,";
+                return Err(Error::Nobody { what: "replay".to_owned(), who, patience });
+            }
             None => {}
         }
     }

@@ -1,48 +1,23 @@
 //! `walhouse resync`, and what else is asked for of single tables: that one is paused or resumed. Tells how it goes on.
-//!
-//! The request lies in ClickHouse, where the daemon looks every few seconds: so it needs no way to
-//! the daemon, and one that is away takes it up when it is back.
 
-use super::verify;
+use super::{
+    Say,
+    request::{Answer, Error, INTERVAL, REPORT_INTERVAL},
+    verify,
+};
 use crate::{
     cli::ResyncArgs,
     clickhouse::{
-        client::{client, describe},
-        requests::{Action, Answer, Requests},
+        client::client,
+        requests::{self, Action, Requests},
         state::{State, TableRecord},
     },
     config::{Config, Glob},
 };
 use clickhouse::Client;
+use serde::Serialize;
+use serde_json::json;
 use std::time::{Duration, Instant};
-
-/// How often the daemon's answer is looked for.
-const INTERVAL: Duration = Duration::from_millis(500);
-/// How often progress is told.
-const REPORT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Why what was asked for did not come about.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// What is stored can not be read.
-    #[error(transparent)]
-    Stored(#[from] verify::Error),
-    /// ClickHouse fails.
-    #[error("{}", describe(.0))]
-    ClickHouse(#[from] clickhouse::error::Error),
-    /// A pattern is of no use.
-    #[error("walhouse does not replicate a table {0}: see walhouse status for those that it does")]
-    NoTable(String),
-    /// The daemon is away.
-    #[error(
-        "nobody has taken up the request within {0:?}: is walhouse run going, with this slot? The request stays, and is \
-         taken up when it is"
-    )]
-    Nobody(Duration),
-    /// The daemon has refused.
-    #[error("{0}: {1}")]
-    Refused(String, String),
-}
 
 /// What is asked for of tables.
 pub(super) struct Order<'a> {
@@ -50,8 +25,42 @@ pub(super) struct Order<'a> {
     pub(super) tables: &'a [Glob],
     /// What goes with it.
     pub(super) message: &'a str,
+    /// Whether nothing is asked for, and it is only said of which tables it would be.
+    pub(super) dry_run: bool,
     /// How long it is waited until the daemon takes it up; `None` if nobody waits.
     pub(super) patience: Option<Duration>,
+}
+
+/// How far a table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// It would be asked for.
+    Meant,
+    /// It was, and nobody has waited for more.
+    AskedFor,
+    /// It is done.
+    Done,
+    /// It can not be done.
+    Refused,
+}
+
+/// What became of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TableAnswer {
+    /// `schema.name`.
+    pub table: String,
+    /// How far it is.
+    pub state: Progress,
+    /// Why it was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl TableAnswer {
+    fn new(table: &TableRecord, state: Progress) -> Self {
+        Self { table: table.full_name(), state, reason: None }
+    }
 }
 
 /// A table of which something was asked.
@@ -62,14 +71,21 @@ struct Asked {
 }
 
 /// Asks for what the command line names, and waits for it unless told otherwise. `say` takes a line
-/// about how it goes on.
+/// about how it goes on. One table that is refused does not keep the others from being done.
 ///
 /// # Errors
-/// The first table that is refused; the others go on.
-pub async fn run(config: &Config, args: &ResyncArgs, say: &(dyn Fn(&str) + Send + Sync)) -> Result<(), Error> {
-    let patience = (!args.no_wait).then_some(args.timeout.0);
-    let order = Order { action: Action::Resync, tables: &args.tables, message: "", patience };
-    ask(config, &order, |_| true, say).await.map(drop)
+/// If nothing was asked for, or nobody has taken it up.
+pub async fn run(config: &Config, args: &ResyncArgs, say: Say<'_>) -> Result<Answer, Error> {
+    let patience = (!args.wait.no_wait).then_some(args.wait.timeout.0);
+    let dry_run = args.dry_run;
+    let order = Order { action: Action::Resync, tables: &args.tables, message: "", dry_run, patience };
+    let tables = ask(config, &order, |_| true, say).await?;
+    Ok(Answer::new(is_fine(&tables), dry_run, json!({ "tables": tables })))
+}
+
+/// Whether none was refused.
+pub(super) fn is_fine(tables: &[TableAnswer]) -> bool {
+    tables.iter().all(|table| table.state != Progress::Refused)
 }
 
 /// Asks for what [`run`] does, and waits for nothing. Returns the tables, as `schema.name`.
@@ -77,18 +93,18 @@ pub async fn run(config: &Config, args: &ResyncArgs, say: &(dyn Fn(&str) + Send 
 /// # Errors
 /// If a pattern matches no table, and then nothing was asked for; or ClickHouse fails.
 pub async fn only_ask(config: &Config, tables: &[Glob]) -> Result<Vec<String>, Error> {
-    let order = Order { action: Action::Resync, tables, message: "", patience: None };
-    ask(config, &order, |_| true, &|_| {}).await
+    let order = Order { action: Action::Resync, tables, message: "", dry_run: false, patience: None };
+    let tables = ask(config, &order, |_| true, &|_| {}).await?;
+    Ok(tables.into_iter().map(|answer| answer.table).collect())
 }
 
-/// Asks for it of every table that matches and is `meant`, and waits for that if it is waited for. Returns these tables, as
-/// `schema.name`.
+/// Asks for it of every table that matches and is `meant`, and waits for that if it is waited for.
 pub(super) async fn ask(
     config: &Config,
     order: &Order<'_>,
     meant: impl Fn(&TableRecord) -> bool,
-    say: &(dyn Fn(&str) + Send + Sync),
-) -> Result<Vec<String>, Error> {
+    say: Say<'_>,
+) -> Result<Vec<TableAnswer>, Error> {
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
     let records = verify::stored(config, &target).await?.tables().await;
     let mut wanted = Vec::new();
@@ -101,18 +117,28 @@ pub(super) async fn ask(
     }
     wanted.sort_by_key(TableRecord::full_name);
     wanted.dedup_by_key(|record| record.oid);
+    let verb = order.action.label();
+    if wanted.is_empty() {
+        say(&format!("there is no table to {verb} among those"));
+    }
+    if order.dry_run {
+        let would = |table: &TableRecord| {
+            say(&format!("{}: its {verb} would be asked for", table.full_name()));
+            TableAnswer::new(table, Progress::Meant)
+        };
+        return Ok(wanted.iter().map(would).collect());
+    }
     let requests = Requests::new(target.clone(), &config.source.slot);
     let mut asked = Vec::new();
     for table in wanted {
         let id = requests.ask(order.action, &table.schema, &table.name, order.message).await?;
-        say(&format!("{}: asked for", table.full_name()));
+        say(&format!("{}: {verb} is asked for", table.full_name()));
         asked.push(Asked { table, id, begun: false });
     }
-    let names = asked.iter().map(|one| one.table.full_name()).collect();
-    if let Some(patience) = order.patience {
-        wait(config, &target, &requests, asked, patience, say).await?;
+    match order.patience {
+        Some(patience) => wait(config, &target, &requests, asked, (verb, patience), say).await,
+        None => Ok(asked.iter().map(|one| TableAnswer::new(&one.table, Progress::AskedFor)).collect()),
     }
-    Ok(names)
 }
 
 async fn wait(
@@ -120,20 +146,27 @@ async fn wait(
     target: &Client,
     requests: &Requests,
     mut asked: Vec<Asked>,
-    patience: Duration,
-    say: &(dyn Fn(&str) + Send + Sync),
-) -> Result<(), Error> {
+    (verb, patience): (&'static str, Duration),
+    say: Say<'_>,
+) -> Result<Vec<TableAnswer>, Error> {
     let (mut taken_up, mut said) = (Instant::now(), Instant::now());
-    let mut refused = None;
+    let mut answers = Vec::new();
     while !asked.is_empty() {
         tokio::time::sleep(INTERVAL).await;
         let mut open = Vec::new();
         for mut one in asked {
             let name = one.table.full_name();
             match requests.outcome(&one.id).await? {
-                Some(Answer::Done) => say(&format!("{name}: done")),
-                Some(Answer::Refused(reason)) => refused = refused.or(Some(Error::Refused(name, reason))),
-                Some(Answer::Begun(_)) => {
+                Some(requests::Answer::Done) => {
+                    say(&format!("{name}: done"));
+                    answers.push(TableAnswer::new(&one.table, Progress::Done));
+                }
+                Some(requests::Answer::Refused(reason)) => {
+                    say(&format!("{name}: refused: {reason}"));
+                    let refused = TableAnswer::new(&one.table, Progress::Refused);
+                    answers.push(TableAnswer { reason: Some(reason), ..refused });
+                }
+                Some(requests::Answer::Begun(_)) => {
                     if !std::mem::replace(&mut one.begun, true) {
                         say(&format!("{name}: begun"));
                     }
@@ -144,23 +177,22 @@ async fn wait(
             }
         }
         asked = open;
-        if asked.iter().any(|one| !one.begun) && taken_up.elapsed() > patience {
-            return Err(Error::Nobody(patience));
+        if taken_up.elapsed() > patience
+            && let Some(one) = asked.iter().find(|one| !one.begun)
+        {
+            let what = format!("{verb} of {}", one.table.full_name());
+            return Err(Error::Nobody { what, who: "walhouse run", patience });
         }
         if said.elapsed() > REPORT_INTERVAL {
             said = Instant::now();
             progress(config, target, &asked, say).await?;
         }
     }
-    refused.map_or(Ok(()), Err)
+    answers.sort_by(|one, other| one.table.cmp(&other.table));
+    Ok(answers)
 }
 
-async fn progress(
-    config: &Config,
-    target: &Client,
-    asked: &[Asked],
-    say: &(dyn Fn(&str) + Send + Sync),
-) -> Result<(), Error> {
+async fn progress(config: &Config, target: &Client, asked: &[Asked], say: Say<'_>) -> Result<(), Error> {
     let state = State::load(target.clone(), &config.source.slot).await?;
     for one in asked {
         let record = state.table(one.table.oid).await;

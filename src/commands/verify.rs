@@ -20,9 +20,9 @@ use serde::Serialize;
 use tokio::sync::Mutex;
 
 use crate::{
-    cli::VerifyArgs,
+    cli::{VerifyArgs, exit},
     clickhouse::{
-        client::{client, code, describe},
+        client::{client, code, describe, kind},
         state::{State, TableRecord},
     },
     config::Config,
@@ -74,9 +74,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether it is the command line or the configuration that is wrong.
-    pub fn is_usage(&self) -> bool {
-        matches!(self, Self::NoTable(_))
+    /// What the process ends with.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoTable(_) => exit::USAGE,
+            Self::ClickHouse { source, .. } => super::exit_code(kind(source)),
+            Self::Postgres(error) => super::exit_code(error.kind()),
+            Self::NotRunYet { .. } | Self::Ended(_) => exit::FOUND,
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! `walhouse replay`: what was damaged in ClickHouse is put right from the WAL that the slot has kept.
 
+mod catchup;
+mod toast;
+
 use std::fs;
 use std::time::{Duration, Instant};
 

@@ -7,9 +7,10 @@ mod queues;
 mod rows;
 mod table;
 
+use super::{Say, exit_code};
 use crate::{
     cli::{DlqArgs, exit},
-    clickhouse::client::describe,
+    clickhouse::client::{describe, kind},
     config::Config,
     queue::client::QueueError,
 };
@@ -36,7 +37,12 @@ pub enum Error {
 impl Error {
     /// What the process ends with.
     pub fn exit_code(&self) -> u8 {
-        if matches!(self, Self::Usage(_)) { exit::USAGE } else { exit::FOUND }
+        match self {
+            Self::Usage(_) => exit::USAGE,
+            Self::Queue(error) => exit_code(error.kind),
+            Self::ClickHouse(error) => exit_code(kind(error)),
+            Self::Unfinished(_) => exit::FOUND,
+        }
     }
 }
 
@@ -61,12 +67,7 @@ impl Answer {
 ///
 /// # Errors
 /// What could not be done, and what to do instead.
-pub async fn run(
-    config: &Config,
-    args: &DlqArgs,
-    stop: &CancellationToken,
-    say: &(dyn Fn(&str) + Send + Sync),
-) -> Result<Answer, Error> {
+pub async fn run(config: &Config, args: &DlqArgs, stop: &CancellationToken, say: Say<'_>) -> Result<Answer, Error> {
     match &config.queue {
         Some(queue) if !args.rows => queues::run(config, queue, args, stop, say).await,
         _ => rows::run(config, args).await,

@@ -1,7 +1,7 @@
 //! Dead letters in SQS.
 
 use super::{
-    Answer, Error, say_yes,
+    Answer, Error, Say, say_yes,
     table::{or_dash, table},
 };
 use crate::{
@@ -25,7 +25,7 @@ pub(super) async fn run(
     queue: &QueueConfig,
     args: &DlqArgs,
     stop: &CancellationToken,
-    say: &(dyn Fn(&str) + Send + Sync),
+    say: Say<'_>,
 ) -> Result<Answer, Error> {
     let sqs = Sqs::new(queue, &config.workers).await;
     let queue = || {
@@ -167,7 +167,7 @@ async fn deal(
     deed: Deed,
     options: Options,
     stop: &CancellationToken,
-    say: &(dyn Fn(&str) + Send + Sync),
+    say: Say<'_>,
 ) -> Result<Answer, Error> {
     match redrive::deal(sqs, queue, deed, &options, stop, say).await {
         Ok(done) => match &options.filter.id {

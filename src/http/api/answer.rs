@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::{super::auth::Denied, LONGEST_BODY};
 use crate::{
     clickhouse::client::kind,
-    commands::{dlq, pause, resync, verify},
+    commands::{dlq, request, verify},
     queue::client::QueueError,
     retry::Kind,
 };
@@ -129,24 +129,14 @@ impl From<verify::Error> for Refusal {
     }
 }
 
-impl From<resync::Error> for Refusal {
-    fn from(error: resync::Error) -> Self {
+impl From<request::Error> for Refusal {
+    fn from(error: request::Error) -> Self {
         match error {
-            resync::Error::NoTable(_) => Self::absent(error.to_string()),
-            resync::Error::Stored(error) => error.into(),
-            resync::Error::ClickHouse(error) => error.into(),
-            resync::Error::Nobody(_) | resync::Error::Refused(..) => Self::conflict(error.to_string()),
-        }
-    }
-}
-
-impl From<pause::Error> for Refusal {
-    fn from(error: pause::Error) -> Self {
-        match error {
-            pause::Error::Stored(error) => error.into(),
-            pause::Error::ClickHouse(error) => error.into(),
-            pause::Error::Table(error) => error.into(),
-            pause::Error::Nobody { .. } => Self::conflict(error.to_string()),
+            request::Error::NoTable(_) => Self::absent(error.to_string()),
+            request::Error::Stored(error) => error.into(),
+            request::Error::ClickHouse(error) => error.into(),
+            request::Error::Postgres(_) => Self::unavailable(error.to_string()),
+            request::Error::Nobody { .. } | request::Error::Refused(_) => Self::conflict(error.to_string()),
         }
     }
 }

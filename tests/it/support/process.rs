@@ -45,6 +45,8 @@ impl Server {
         let mut running = self.lock();
         assert!(running.is_none(), "{} is running already", self.name);
         let log_path = self.log();
+        // Where no server is shared, the last one that ended has taken the directory of all with it.
+        fs::create_dir_all(run_directory()).expect("the directory of this run can be made");
         let log = fs::OpenOptions::new().create(true).append(true).open(&log_path).expect("the log can be opened");
         let mut child = Command::new("python3")
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/server.py"))
