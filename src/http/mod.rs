@@ -125,6 +125,10 @@ fn unready(account: &Account) -> Vec<String> {
     if account.copying > 0 {
         reasons.push(format!("copying {}", tables(account.copying)));
     }
+    if let Some(bytes) = account.replaying {
+        reasons
+            .push(format!("a replay has {bytes} bytes of WAL to deliver again, and new changes wait until it is done"));
+    }
     if account.lag_seconds >= READY_LAG_SECONDS {
         reasons.push(format!("{:.1} s behind; ready below {READY_LAG_SECONDS:.0} s", account.lag_seconds));
     }
@@ -208,7 +212,10 @@ mod tests {
         });
         let (code, body) = ask(address, "GET", "/readyz").await;
         assert_eq!((code, body.as_str()), (503, "copying 1 table\n12.3 s behind; ready below 10 s\n"));
-        status.update(|account| (account.copying, account.lag_seconds, account.stopped) = (0, 9.9, 2));
+        status.update(|account| (account.copying, account.lag_seconds, account.replaying) = (0, 0.0, Some(7)));
+        let (code, body) = ask(address, "GET", "/readyz").await;
+        assert!(code == 503 && body.starts_with("a replay has 7 bytes of WAL to deliver again"), "{body}");
+        status.update(|account| (account.replaying, account.lag_seconds, account.stopped) = (None, 9.9, 2));
         let (code, body) = ask(address, "GET", "/readyz").await;
         assert_eq!((code, body.as_str()), (200, "ready\nnote: 2 tables stopped; walhouse verify says why\n"));
     }
