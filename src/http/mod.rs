@@ -82,7 +82,7 @@ async fn run(listener: Bounded, router: Router) {
 }
 
 fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>, history: Arc<History>) -> Router {
-    let metrics = move || async move { ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], metrics.render()) };
+    let metrics = move || async move { exposed(metrics).await };
     let ready = move || async move { readiness(&status.account()) };
     Router::new()
         .route("/metrics", get(metrics))
@@ -94,6 +94,23 @@ fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>, history
             (StatusCode::NOT_FOUND, "there are /, /metrics, /healthz, /readyz and /api/v1/openapi.json\n")
         })
         .layer(axum::middleware::map_response(one_request))
+}
+
+/// The metrics, for Prometheus.
+async fn exposed(metrics: PrometheusHandle) -> Response {
+    match rendered(metrics, |page| page).await {
+        Some(page) => ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], page).into_response(),
+        None => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be put into words\n").into_response(),
+    }
+}
+
+/// What `read` makes of the page of metrics. With thousands of tables either takes tens of milliseconds, so it is done beside
+/// the threads on which everything else goes on. `None` if it ended in a panic, or the process ends.
+async fn rendered<T: Send + 'static>(
+    metrics: PrometheusHandle,
+    read: impl FnOnce(String) -> T + Send + 'static,
+) -> Option<T> {
+    tokio::task::spawn_blocking(move || read(metrics.render())).await.ok()
 }
 
 /// Without keep-alive nobody occupies a connection between two requests.
