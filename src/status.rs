@@ -26,6 +26,8 @@ pub struct Account {
     pub lag_seconds: f64,
     /// WAL of the source that is not durable yet, in bytes.
     pub lag_bytes: u64,
+    /// WAL that a replay has still to deliver again, in bytes, before what is new; `None` without one.
+    pub replaying: Option<u64>,
 }
 
 impl Status {

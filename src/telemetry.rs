@@ -108,6 +108,9 @@ fn begin() {
     for kind in ["transient", "definite"] {
         metrics::counter!(names::QUEUE_ERRORS, "kind" => kind).increment(0);
     }
+    for request in ["write", "read"] {
+        metrics::counter!(names::PAYLOAD_ERRORS, "request" => request).increment(0);
+    }
 }
 
 /// Measures the process itself; to be done every few seconds.

@@ -1,5 +1,5 @@
 //! The queues of `docker/ecs` are those that `walhouse provision` would make: the same names and numbers, read from both
-//! texts where the code keeps them to itself.
+//! texts where the code keeps them to itself. And its alarms count lines that the log has.
 
 use std::{fs, path::Path};
 
@@ -115,6 +115,79 @@ fn payloads_outlive_every_message_that_may_refer_to_them() {
     }
     let people = block(&iam, "data \"aws_iam_policy_document\" \"dead_letters\"");
     assert!(people.contains("\"s3:GetObject\"") && people.contains(&format!("/{FOLDER}/*")), "{people}");
+}
+
+/// All sources of the program in one text, with the parts of strings that go on in the next line put together.
+fn sources(folder: &Path) -> String {
+    let mut all = String::new();
+    for entry in fs::read_dir(folder).expect("a folder of the sources") {
+        let path = entry.expect("an entry of it").path();
+        if path.is_dir() {
+            all += &sources(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).expect("a source can be read");
+            let mut lines = text.split("\\\n");
+            all.extend(lines.next());
+            lines.for_each(|line| all += line.trim_start());
+        }
+    }
+    all
+}
+
+#[test]
+fn the_log_has_the_lines_that_alarms_count() {
+    let (alarms, source) =
+        (text("docker/ecs/log_alarms.tf"), sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src")));
+    let runbooks = text("docs/runbooks.md");
+    let told = block(&alarms, "locals {");
+    let quoted = |line: &str| line.split('"').nth(1).map(str::to_owned);
+    let is_message = |line: &&str| line.contains("messages    = [\"") || line.starts_with("        \"");
+    let messages: Vec<String> = told.lines().filter(is_message).filter_map(quoted).collect();
+    assert!(messages.len() >= 8, "{messages:?}");
+    for message in &messages {
+        let begins = message.strip_suffix('*').map(|begin| format!("\"{begin}")).unwrap_or(format!("\"{message}\""));
+        assert!(source.contains(&begins), "walhouse logs nothing that is {message:?}");
+    }
+    let alerts: Vec<&str> =
+        told.split(|c: char| !c.is_alphanumeric()).filter(|one| one.starts_with("Walhouse")).collect();
+    assert!(alerts.len() >= 6, "{alerts:?}");
+    for alert in alerts {
+        assert!(runbooks.contains(&format!("\n## {alert}\n")), "docs/runbooks.md has no section {alert}");
+    }
+    // What goes on for long is told often enough to be in each period.
+    let pause = text("src/pipeline/pause.rs");
+    let remind = constant(&pause, "REMIND");
+    let paused = told.split("paused = {").nth(1).expect("an alarm on pauses");
+    assert!(number(paused, "period") >= remind + 60, "{remind} s");
+    assert!(number(paused, "period") * number(paused, "periods") >= 1800);
+}
+
+#[test]
+fn every_alarm_says_its_response_and_reaches_those_who_act() {
+    let mut count = 0;
+    for file in ["docker/ecs/alarms.tf", "docker/ecs/log_alarms.tf"] {
+        for alarm in text(file).split("\nresource \"aws_cloudwatch_metric_alarm\" ").skip(1) {
+            let alarm = alarm.split("\n}").next().unwrap_or_default();
+            let severity = match alarm.contains("each.value.severity") {
+                true => "each.value.severity".to_owned(),
+                false => ["critical", "warning"]
+                    .into_iter()
+                    .find(|severity| alarm.contains(&format!("local.severities.{severity}")))
+                    .map(|severity| format!("\"{severity}\""))
+                    .unwrap_or_else(|| panic!("an alarm has no response: {alarm}")),
+            };
+            for actions in ["alarm_actions", "ok_actions"] {
+                assert_eq!(
+                    value(alarm, actions),
+                    Some(format!("[aws_sns_topic.alarms[{severity}].arn]").as_str()),
+                    "{alarm}"
+                );
+            }
+            assert!(value(alarm, "treat_missing_data").is_some(), "{alarm}");
+            count += 1;
+        }
+    }
+    assert!(count >= 8, "{count}");
 }
 
 #[test]

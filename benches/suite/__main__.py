@@ -23,6 +23,7 @@ from copying import copy
 from drain import drain
 from events import events
 from latency import latency
+from scrape import scrapes
 from services import ROOT, Failed, Servers
 from workload import COPY_ROWS, COPY_SMOKE, WORKLOADS
 
@@ -40,7 +41,7 @@ class Suite:
         self.sizes = {name: int(rows) for name, _, rows in
                       (pair.partition("=") for pair in (env("BENCH_ROWS") or "").split(",") if pair)}
         self.copy_rows = self.sizes.get("copy", COPY_SMOKE if self.smoke else COPY_ROWS)
-        scenarios = [workload.name for workload in WORKLOADS] + ["copy", "steady", "events"]
+        scenarios = [workload.name for workload in WORKLOADS] + ["copy", "steady", "events", "metrics"]
         self.only = [name for name in (env("BENCH_ONLY") or "").split(",") if name] or scenarios
         unknown = [name for name in [*self.only, *self.sizes] if name not in scenarios]
         if unknown:
@@ -93,6 +94,8 @@ class Suite:
                 latency(self)
             if "events" in self.only:
                 events(self)
+            if "metrics" in self.only:
+                scrapes(self)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

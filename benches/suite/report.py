@@ -97,6 +97,13 @@ def facts(result):
         lines.append(f"From the full queue into the audit log: {sent['audited_per_second']:,.0f} events/s, "
                      f"{sent['audit_cpu_microseconds_per_event']:.0f} µs of walhouse's CPU for each; {sent['audit_rows']:,} rows "
                      f"for {sent['events']:,} events, before merges.")
+    page = result.get("metrics")
+    if page:
+        lines.append(f"/metrics with {page['tables']:,} tables, {page['series']:,} series and {page['bytes'] / 2**20:.1f} MiB, "
+                     f"asked for {page['scrapes']} times while {page['rows_per_second']:,.0f} rows/s came: "
+                     f"{ms(page['scrape_seconds'])}. With nothing else to do: {ms(page['alone_seconds'])}, "
+                     f"{page['cpu_milliseconds_per_scrape']:.1f} ms of walhouse's CPU for each; peak RSS "
+                     f"{page['peak_rss'] / 2**20:.0f} MiB. Others had {page['others_share']:.0%} of the processors.")
     ours = {entry["scenario"]: entry for entry in summary(result) if entry["system"] == "walhouse"}
     if "narrow" in ours and "tenth" in ours:
         large, small = ours["narrow"], ours["tenth"]

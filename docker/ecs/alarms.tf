@@ -1,5 +1,6 @@
-# Alarms: what is wrong, how soon somebody looks at it, and who comes next. Latency, and what else walhouse alone knows,
-# are Prometheus's alerts; these here also tell when walhouse itself is gone.
+# Alarms: what is wrong, how soon somebody looks at it, and who comes next. They stand on what SQS, ECS and RDS tell
+# CloudWatch, and tell also when walhouse itself is gone; those of log_alarms.tf stand on its log. Latency, and what else
+# walhouse alone measures, are Prometheus's alerts.
 
 locals {
   severities = {
@@ -191,4 +192,82 @@ resource "aws_cloudwatch_metric_alarm" "retained" {
 
   alarm_actions = [aws_sns_topic.alarms["critical"].arn]
   ok_actions    = [aws_sns_topic.alarms["critical"].arn]
+}
+
+# Half of the way to the alarm on WAL that slots retain, whatever keeps it: a slot, an archive that fails, a standby.
+resource "aws_cloudwatch_metric_alarm" "wal" {
+  count = var.database_instance == null ? 0 : 1
+
+  alarm_name = "${var.name} ${var.database_instance} has much WAL"
+  alarm_description = join(" ", [
+    "The WAL of ${var.database_instance} takes more than ${var.retained_wal_gib / 2} GiB of its disk.",
+    "If it still grows, look at what keeps it: SELECT slot_name, active, restart_lsn FROM pg_replication_slots.",
+    local.severities.warning,
+  ])
+
+  namespace   = "AWS/RDS"
+  metric_name = "TransactionLogsDiskUsage"
+  dimensions  = { DBInstanceIdentifier = var.database_instance }
+
+  statistic           = "Maximum"
+  period              = 60
+  evaluation_periods  = 15
+  datapoints_to_alarm = 15
+  comparison_operator = "GreaterThanThreshold"
+  threshold           = var.retained_wal_gib * 1024 * 1024 * 1024 / 2
+  treat_missing_data  = "notBreaching"
+
+  alarm_actions = [aws_sns_topic.alarms["warning"].arn]
+  ok_actions    = [aws_sns_topic.alarms["warning"].arn]
+}
+
+resource "aws_cloudwatch_metric_alarm" "disk" {
+  count = var.database_instance == null ? 0 : 1
+
+  alarm_name = "${var.name} ${var.database_instance} has little disk left"
+  alarm_description = join(" ", [
+    "Less than ${var.free_storage_gib} GiB of the disk of ${var.database_instance} are free. If WAL takes the rest,",
+    "PostgreSQL stops. Look at what slots retain first; docs/runbooks.md: WalhouseWalRetained.",
+    local.severities.critical,
+  ])
+
+  namespace   = "AWS/RDS"
+  metric_name = "FreeStorageSpace"
+  dimensions  = { DBInstanceIdentifier = var.database_instance }
+
+  statistic           = "Minimum"
+  period              = 60
+  evaluation_periods  = 5
+  datapoints_to_alarm = 5
+  comparison_operator = "LessThanThreshold"
+  threshold           = var.free_storage_gib * 1024 * 1024 * 1024
+  treat_missing_data  = "notBreaching"
+
+  alarm_actions = [aws_sns_topic.alarms["critical"].arn]
+  ok_actions    = [aws_sns_topic.alarms["critical"].arn]
+}
+
+# A task that takes more memory than it has is killed.
+resource "aws_cloudwatch_metric_alarm" "memory" {
+  alarm_name = "${var.name} needs nearly all of its memory"
+  alarm_description = join(" ", [
+    "The task has used more than 90 % of its ${var.memory} MiB for a quarter of an hour. Beyond them it is killed and",
+    "begun again, which loses nothing. Lower memory.budget and queue.budget, or give the task more.",
+    local.severities.warning,
+  ])
+
+  namespace   = "AWS/ECS"
+  metric_name = "MemoryUtilization"
+  dimensions  = { ClusterName = var.cluster, ServiceName = aws_ecs_service.walhouse.name }
+
+  statistic           = "Maximum"
+  period              = 60
+  evaluation_periods  = 15
+  datapoints_to_alarm = 15
+  comparison_operator = "GreaterThanThreshold"
+  threshold           = 90
+  treat_missing_data  = "notBreaching"
+
+  alarm_actions = [aws_sns_topic.alarms["warning"].arn]
+  ok_actions    = [aws_sns_topic.alarms["warning"].arn]
 }

@@ -189,13 +189,19 @@ variable "subscribers" {
 }
 
 variable "database_instance" {
-  description = "The RDS instance that is replicated, for an alarm on the WAL that its slots retain; or null."
+  description = "The RDS instance that is replicated, for alarms on the WAL that its slots retain and on its disk; or null."
   type        = string
   default     = null
 }
 
 variable "retained_wal_gib" {
   description = "WAL that slots may retain before that alarm: well below max_slot_wal_keep_size and the free disk."
+  type        = number
+  default     = 10
+}
+
+variable "free_storage_gib" {
+  description = "Disk that the RDS instance has to have left, or there is an alarm: more than it writes in an hour."
   type        = number
   default     = 10
 }

@@ -246,7 +246,13 @@ impl Sink {
                     let transaction = self.transaction.take().ok_or_else(|| outside("a commit"))?;
                     self.position = self.position.max(*end);
                     self.settle_doubts(None);
-                    self.ledger.commit(*end, transaction.time);
+                    // What was durable before a replay is not late for being delivered again.
+                    let is_new = *end > self.shared.repairing;
+                    if is_new {
+                        self.ledger.commit(*end, transaction.time)
+                    } else {
+                        self.ledger.idle(*end)
+                    }
                     for command in std::mem::take(&mut self.waiting) {
                         self.obey(command).await?;
                     }

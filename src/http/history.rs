@@ -7,7 +7,10 @@
 //! Points are numbered from the start of the process on. Who asks for those after a number that this process has not
 //! reached gets all of them: it is another process than the one that was asked before.
 
-use super::exposition::{Series, series};
+use super::{
+    exposition::{Series, series},
+    rendered,
+};
 use crate::{
     status::{Account, Status},
     telemetry::{self, names},
@@ -133,12 +136,13 @@ impl History {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
-        let (mut before, mut at) = (look(&metrics.render()).counters, Instant::now());
+        let look = async || rendered(metrics.clone(), |page| look(&page)).await.unwrap_or_default();
+        let (mut before, mut at) = (look().await.counters, Instant::now());
         loop {
             ticks.tick().await;
             let seconds = at.elapsed().as_secs_f64();
             at = Instant::now();
-            let look = look(&metrics.render());
+            let look = look().await;
             let counters = look.counters.clone();
             self.add(point(&before, &look, seconds, &status.account()), look.now, &status.account());
             before = counters;

@@ -82,7 +82,7 @@ async fn run(listener: Bounded, router: Router) {
 }
 
 fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>, history: Arc<History>) -> Router {
-    let metrics = move || async move { ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], metrics.render()) };
+    let metrics = move || async move { exposed(metrics).await };
     let ready = move || async move { readiness(&status.account()) };
     Router::new()
         .route("/metrics", get(metrics))
@@ -94,6 +94,23 @@ fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>, history
             (StatusCode::NOT_FOUND, "there are /, /metrics, /healthz, /readyz and /api/v1/openapi.json\n")
         })
         .layer(axum::middleware::map_response(one_request))
+}
+
+/// The metrics, for Prometheus.
+async fn exposed(metrics: PrometheusHandle) -> Response {
+    match rendered(metrics, |page| page).await {
+        Some(page) => ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], page).into_response(),
+        None => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be put into words\n").into_response(),
+    }
+}
+
+/// What `read` makes of the page of metrics. With thousands of tables either takes tens of milliseconds, so it is done beside
+/// the threads on which everything else goes on. `None` if it ended in a panic, or the process ends.
+async fn rendered<T: Send + 'static>(
+    metrics: PrometheusHandle,
+    read: impl FnOnce(String) -> T + Send + 'static,
+) -> Option<T> {
+    tokio::task::spawn_blocking(move || read(metrics.render())).await.ok()
 }
 
 /// Without keep-alive nobody occupies a connection between two requests.
@@ -124,6 +141,10 @@ fn unready(account: &Account) -> Vec<String> {
     }
     if account.copying > 0 {
         reasons.push(format!("copying {}", tables(account.copying)));
+    }
+    if let Some(bytes) = account.replaying {
+        reasons
+            .push(format!("a replay has {bytes} bytes of WAL to deliver again, and new changes wait until it is done"));
     }
     if account.lag_seconds >= READY_LAG_SECONDS {
         reasons.push(format!("{:.1} s behind; ready below {READY_LAG_SECONDS:.0} s", account.lag_seconds));
@@ -208,7 +229,10 @@ mod tests {
         });
         let (code, body) = ask(address, "GET", "/readyz").await;
         assert_eq!((code, body.as_str()), (503, "copying 1 table\n12.3 s behind; ready below 10 s\n"));
-        status.update(|account| (account.copying, account.lag_seconds, account.stopped) = (0, 9.9, 2));
+        status.update(|account| (account.copying, account.lag_seconds, account.replaying) = (0, 0.0, Some(7)));
+        let (code, body) = ask(address, "GET", "/readyz").await;
+        assert!(code == 503 && body.starts_with("a replay has 7 bytes of WAL to deliver again"), "{body}");
+        status.update(|account| (account.replaying, account.lag_seconds, account.stopped) = (None, 9.9, 2));
         let (code, body) = ask(address, "GET", "/readyz").await;
         assert_eq!((code, body.as_str()), (200, "ready\nnote: 2 tables stopped; walhouse verify says why\n"));
     }

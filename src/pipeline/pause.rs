@@ -70,6 +70,9 @@ pub(super) async fn hold(
         return taken_up(&pauses, last.as_ref()).await;
     }
     gauge.set(1.0);
+    // Nothing is received, so nothing that was is late, though the drain may have been cut short.
+    metrics::gauge!(names::LAG_SECONDS).set(0.0);
+    status.update(|account| account.lag_seconds = 0.0);
     // Without it the slot may become idle on a server that minds, and the log has said what becomes of it then.
     let kept = catchup::keep(&config.source, Arc::clone(lock)).await.ok();
     let (mut told, mut measured) = (None::<Instant>, None::<Instant>);

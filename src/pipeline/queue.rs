@@ -32,13 +32,13 @@ pub(super) struct QueueLane {
 }
 
 impl QueueLane {
-    /// `None` without `[queue]`.
+    /// `None` without `[queue]`. Everything before `start` was sent, and what commits before `repeated` is delivered once more.
     pub(super) async fn new(
         config: &Config,
         state: &Arc<State>,
         system_identifier: u64,
         epoch: Epoch,
-        start: Lsn,
+        (start, repeated): (Lsn, Lsn),
     ) -> Option<Self> {
         let queue = config.queue.as_ref()?;
         let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
@@ -47,7 +47,7 @@ impl QueueLane {
         let (again, claims) = (Arc::new(Again::new(config.source.clone())), Arc::new(Claims::new(&config.objects)));
         let ahead = Arc::new(Ceiling(Arc::clone(state)));
         let (to, budget) = ((Arc::clone(&sqs), Arc::clone(&claims)), queue.budget.as_usize());
-        let publisher = Publisher::new(receiver, to, ahead, origin.clone(), start, budget, again);
+        let publisher = Publisher::new(receiver, to, ahead, origin.clone(), (start, repeated), budget, again);
         Some(Self { sender, durable, publisher, sqs, claims, origin })
     }
 }

@@ -4,6 +4,9 @@
 //! lanes make durable of it is below the checkpoint, which stays. The slot acknowledges nothing beyond the start until it is
 //! done, so that a crash can go on with it. What it leaves out by itself is what every replay leaves out: commits from before
 //! the copy of a table, its last TRUNCATE, its last change of shape.
+//!
+//! New commits wait behind it. It has measures of its own; those of lag and latency leave out what it delivers again, which
+//! was on time when it came first.
 
 use super::SessionError;
 use crate::{
@@ -14,8 +17,13 @@ use crate::{
     },
     event::Lsn,
     postgres::{acknowledged::Hold, slot::Server},
+    status::Status,
+    telemetry::{self, names},
 };
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
 use tokio::sync::watch;
 
 /// How often it is looked how far it is.
@@ -34,6 +42,7 @@ pub(super) async fn take_up(
     requests: &Requests,
     server: &Server,
     checkpoint: &Checkpoint,
+    status: &Status,
 ) -> Result<Option<Replay>, SessionError> {
     let mut open: Vec<Request> = requests.open().await?;
     open.retain(|request| request.action == Action::Replay);
@@ -61,7 +70,32 @@ pub(super) async fn take_up(
         tracing::info!("delivering again {order}");
         taken = Some(Replay { request, order });
     }
+    show(
+        status,
+        taken.as_ref().map(|replay| (replay.request.id.as_str(), replay.order.upto.since(replay.order.start()))),
+    );
     Ok(taken)
+}
+
+/// Shows of the replay with this id how many bytes of WAL are left, or that there is none.
+fn show(status: &Status, replay: Option<(&str, u64)>) {
+    /// What is shown, from one session to the next.
+    static SHOWN: Mutex<Option<(String, SystemTime)>> = Mutex::new(None);
+    let mut shown = SHOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (remaining, since) = match replay {
+        Some((id, remaining)) => {
+            let since = shown.take().filter(|(other, _)| other == id).map_or_else(SystemTime::now, |(_, since)| since);
+            *shown = Some((id.to_owned(), since));
+            (remaining, telemetry::seconds(since))
+        }
+        None => {
+            *shown = None;
+            (0, 0.0)
+        }
+    };
+    metrics::gauge!(names::REPLAY_REMAINING).set(remaining as f64);
+    metrics::gauge!(names::REPLAY_START).set(since);
+    status.update(|account| account.replaying = replay.map(|_| remaining));
 }
 
 /// Follows a replay to its end, which lets go of the slot.
@@ -70,6 +104,7 @@ pub(super) async fn follow(
     requests: Requests,
     lanes: Vec<watch::Receiver<Lsn>>,
     hold: Hold,
+    status: Arc<Status>,
 ) -> Result<(), SessionError> {
     let Replay { request, mut order } = replay;
     for looks in 1.. {
@@ -78,6 +113,7 @@ pub(super) async fn follow(
         if at >= order.upto {
             break;
         }
+        show(&status, Some((&request.id, order.upto.since(at))));
         if looks % STORE == 0 && at > order.at {
             order.at = at;
             answer(&requests, &request, &Answer::Begun(order.note())).await?;
@@ -85,6 +121,7 @@ pub(super) async fn follow(
     }
     answer(&requests, &request, &Answer::Done).await?;
     hold.release();
+    show(&status, None);
     tracing::info!("delivered again from {} to {}", order.from, order.upto);
     std::future::pending().await
 }

@@ -137,7 +137,7 @@ async fn prepare(config: &Config, status: &Status, held: &mut Option<Arc<SlotLoc
         );
     }
     let requests = Requests::new(clickhouse.clone(), &source.slot);
-    let replay = replay::take_up(&requests, &server, &checkpoint).await?;
+    let replay = replay::take_up(&requests, &server, &checkpoint, status).await?;
     let queue_start = match &replay {
         Some(Replay { order, .. }) if order.events => order.start(),
         _ => checkpoint.lsn.max(checkpoint.queue_lsn),
@@ -232,7 +232,8 @@ async fn stream(
     let sink = Sink::new(Arc::clone(&shared), limits, epoch, start, receiver, command_receiver, known);
     let (mut senders, mut positions) = (vec![sender], vec![durable]);
     let (mut publisher, mut letters) = (None, None);
-    if let Some(lane) = QueueLane::new(config, &state, ready.system_identifier, epoch, ready.queue_start).await {
+    let queue_start = (ready.queue_start, shared.repairing);
+    if let Some(lane) = QueueLane::new(config, &state, ready.system_identifier, epoch, queue_start).await {
         senders.push(lane.sender);
         positions.push(lane.durable);
         publisher = Some(Task::spawn("queue", lane.publisher.run()));
@@ -243,7 +244,8 @@ async fn stream(
     let acknowledged = Acknowledged::new(watched.clone(), source.replay_window.0, ready.confirmed);
     let mut replay = replay.map(|replay| {
         let hold = acknowledged.hold(replay.order.start());
-        Task::spawn("replay", replay::follow(replay, shared.requests.clone(), positions.clone(), hold))
+        let follow = replay::follow(replay, shared.requests.clone(), positions.clone(), hold, Arc::clone(status));
+        Task::spawn("replay", follow)
     });
     let outlet = Outlet::new(start, senders, Room::new(budget / 8), acknowledged);
     let settings = Settings {

@@ -15,11 +15,16 @@ use std::time::SystemTime;
 #[derive(Debug)]
 pub enum Step {
     /// An event is to be sent.
-    Send(Outgoing),
-    /// Everything up to the end of this commit has come.
-    Commit(Lsn, SystemTime),
+    Send {
+        /// What is to be sent.
+        event: Outgoing,
+        /// Where its transaction committed.
+        commit: Lsn,
+        /// When.
+        time: SystemTime,
+    },
     /// Everything before this position has come.
-    Idle(Lsn),
+    Passed(Lsn),
 }
 
 /// Where a feed begins.
@@ -106,14 +111,14 @@ impl Feed {
                 Event::Commit { end } => {
                     let open = self.open.take().filter(|open| self.counts(*open));
                     self.position = self.position.max(*end);
-                    if let Some(open) = open {
+                    if open.is_some() {
                         self.start.events = 0;
-                        each(Step::Commit(*end, open.time));
+                        each(Step::Passed(*end));
                     }
                 }
                 Event::Idle(position) if *position >= self.start.position => {
                     self.position = self.position.max(*position);
-                    each(Step::Idle(*position));
+                    each(Step::Passed(*position));
                 }
                 _ => {}
             }
@@ -126,7 +131,7 @@ impl Feed {
             let Some(open) = self.open.as_mut().filter(|open| open.commit >= start) else { continue };
             open.events += 1;
             if open.events > self.start.events {
-                each(Step::Send(event));
+                each(Step::Send { event, commit: open.commit, time: open.time });
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::{
 use futures_util::future::BoxFuture;
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 /// So near, the stream waits for the second reading.
@@ -51,6 +51,8 @@ pub(super) struct Intake {
 struct Held {
     pending: Pending,
     ledger: Ledger,
+    /// What committed before was delivered once already, and how long it takes says nothing.
+    repeated: Lsn,
 }
 
 /// A part of the stream that was let go of.
@@ -72,20 +74,20 @@ enum Reading {
 impl Held {
     fn apply(&mut self, step: Step) {
         match step {
-            Step::Send(event) => {
+            Step::Send { event, commit, time } => {
                 metrics::counter!(names::EVENTS, "queue" => event.queue.label()).increment(1);
                 let row = self.ledger.row();
                 self.ledger.open(row);
-                self.pending.push(row, event);
+                self.pending.push(row, event, (commit >= self.repeated).then_some(time));
             }
-            Step::Commit(end, time) => self.ledger.commit(end, time),
-            Step::Idle(position) => self.ledger.idle(position),
+            Step::Passed(position) => self.ledger.idle(position),
         }
     }
 }
 
 impl Intake {
-    pub(super) fn new(origin: Origin, start: Lsn, budget: usize, source: Arc<dyn Reread>) -> Self {
+    /// It begins at `start`, and up to `repeated` everything comes again.
+    pub(super) fn new(origin: Origin, (start, repeated): (Lsn, Lsn), budget: usize, source: Arc<dyn Reread>) -> Self {
         // Whatever an earlier session has left it at.
         metrics::gauge!(names::EVENTS_BEHIND).set(0.0);
         Self {
@@ -93,7 +95,7 @@ impl Intake {
             origin,
             source,
             budget,
-            held: Held { pending: Pending::default(), ledger: Ledger::new(start) },
+            held: Held { pending: Pending::default(), ledger: Ledger::new(start), repeated },
             missing: None,
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
         }
@@ -230,6 +232,10 @@ impl Intake {
     /// An event was confirmed.
     pub(super) fn sent(&mut self, destination: Destination, item: &Item) {
         metrics::counter!(names::EVENTS_SENT, "queue" => destination.queue.label()).increment(1);
+        if let Some(committed) = item.committed {
+            // A clock that runs behind the source's gives no negative latency.
+            metrics::histogram!(names::QUEUE_LATENCY).record(committed.elapsed().unwrap_or_default().as_secs_f64());
+        }
         self.held.pending.sent(destination, item);
         self.held.ledger.close(item.row);
     }
@@ -247,7 +253,8 @@ impl Intake {
     /// An event that is never taken becomes a dead letter.
     pub(super) fn bury(&mut self, destination: Destination, item: Item, code: &str) {
         self.held.pending.sent(destination, &item);
-        self.held.pending.push(item.row, Outgoing { dead: Some(format!("SQS refuses it: {code}")), ..item.event });
+        let dead = Outgoing { dead: Some(format!("SQS refuses it: {code}")), ..item.event };
+        self.held.pending.push(item.row, dead, item.committed);
     }
 
     /// Whether everything that came is sent.
@@ -261,9 +268,9 @@ impl Intake {
         self.held.pending.bytes()
     }
 
-    /// The position before which everything is sent, and the times of the commits for which that is new.
-    pub(super) fn settle(&mut self) -> (Lsn, Vec<SystemTime>) {
-        self.held.ledger.settle()
+    /// The position before which everything is sent.
+    pub(super) fn settle(&mut self) -> Lsn {
+        self.held.ledger.settle().0
     }
 }
 
@@ -383,7 +390,11 @@ mod tests {
             };
             let (stream, room) = (stream.clone(), Room::new(1 << 30));
             let source = Source { stream: stream.clone(), room, open: Mutex::default() };
-            Self { intake: Intake::new(origin, Lsn(1), BUDGET, Arc::new(source)), sent: Vec::new(), stream }
+            Self {
+                intake: Intake::new(origin, (Lsn(1), Lsn::ZERO), BUDGET, Arc::new(source)),
+                sent: Vec::new(),
+                stream,
+            }
         }
 
         /// Has a batch sent, of which the first may fail.
@@ -405,7 +416,7 @@ mod tests {
         fn check(&mut self) {
             // A group is taken as a whole.
             assert!(self.intake.waiting_bytes() < BUDGET + 7 * 700, "{} bytes", self.intake.waiting_bytes());
-            let durable = self.intake.settle().0;
+            let durable = self.intake.settle();
             let whole = self.stream.transactions.iter().enumerate().take_while(|(index, _)| commit(*index) < durable.0);
             let before: usize = whole.map(|(_, events)| events).sum();
             for number in 0..before {
@@ -466,7 +477,7 @@ mod tests {
                 prop_assert!(before.is_none_or(|before| before < *number), "{:?}", lane.sent);
             }
             prop_assert!(lane.intake.missing.is_none());
-            prop_assert_eq!(lane.intake.settle().0, Lsn(commit(stream.transactions.len() - 1) + 1000));
+            prop_assert_eq!(lane.intake.settle(), Lsn(commit(stream.transactions.len() - 1) + 1000));
         }
     }
 }

@@ -122,7 +122,7 @@ async fn next(claims: &Claims, waiting: &mut Vec<Outgoing>, most: usize) -> Resu
             break;
         }
         bytes += size;
-        batch.push(Item { row: 0, event, bytes: size });
+        batch.push(Item { row: 0, event, bytes: size, committed: None });
     }
     Ok(batch)
 }

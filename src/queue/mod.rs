@@ -21,6 +21,7 @@ pub mod messages;
 pub mod outbox;
 pub mod outgoing;
 mod own;
+mod patience;
 pub mod pending;
 pub mod provision;
 pub mod published;

@@ -19,7 +19,7 @@ impl Sqs {
     /// Why SQS does not take it, after some tries. It may be there all the same, if only the answers were lost.
     pub async fn tell(&self, event: Outgoing) -> Result<(), String> {
         let to = Destination { queue: event.queue, dead: false };
-        let items = [Item { row: 0, bytes: event.body.len(), event }];
+        let items = [Item { row: 0, bytes: event.body.len(), event, committed: None }];
         let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         loop {
             let why = match self.send(to, &items).await.map(|sent| sent.into_iter().next()) {

@@ -6,7 +6,10 @@
 
 use super::outgoing::Outgoing;
 use crate::event::envelope::Queue;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::SystemTime,
+};
 
 /// SQS takes so many messages at once.
 pub const MAX_ENTRIES: usize = 10;
@@ -31,6 +34,8 @@ pub struct Item {
     pub event: Outgoing,
     /// What it counts for in a message.
     pub bytes: usize,
+    /// When its transaction committed, if the time that it takes from then on is measured.
+    pub committed: Option<SystemTime>,
 }
 
 /// What waits.
@@ -63,12 +68,12 @@ impl Pending {
     }
 
     /// Adds an event.
-    pub fn push(&mut self, row: u64, event: Outgoing) {
+    pub fn push(&mut self, row: u64, event: Outgoing, committed: Option<SystemTime>) {
         let bytes = size(&event);
         self.bytes += bytes;
         let destination = Destination { queue: event.queue, dead: event.dead.is_some() };
         let line = self.lines.entry(destination).or_default();
-        let item = Item { row, event, bytes };
+        let item = Item { row, event, bytes, committed };
         let Some(key) = &item.event.key else {
             line.ready.push_back(item);
             return;
@@ -165,7 +170,7 @@ mod tests {
     fn of_a_key_only_the_first_is_on_its_way() {
         let mut pending = Pending::default();
         for (row, key) in [(1, Some("a")), (2, Some("a")), (3, Some("b")), (4, None), (5, Some("a")), (6, None)] {
-            pending.push(row, event(key, 1));
+            pending.push(row, event(key, 1), None);
         }
         let (to, mut items) = pending.batch().unwrap();
         assert_eq!(items.iter().map(|item| item.row).collect::<Vec<_>>(), [1, 3, 4, 6]);
@@ -193,9 +198,9 @@ mod tests {
     #[test]
     fn a_batch_is_bounded_in_messages_and_in_bytes() {
         let mut pending = Pending::default();
-        (0..12).for_each(|row| pending.push(row, event(None, 1)));
-        (12..15).for_each(|row| pending.push(row, event(None, MAX_BYTES / 2)));
-        pending.push(15, event(None, 2 * MAX_BYTES));
+        (0..12).for_each(|row| pending.push(row, event(None, 1), None));
+        (12..15).for_each(|row| pending.push(row, event(None, MAX_BYTES / 2), None));
+        pending.push(15, event(None, 2 * MAX_BYTES), None);
         assert_eq!(rows(pending.batch()), (0..10).collect::<Vec<_>>());
         assert_eq!(rows(pending.batch()), [10, 11, 12]);
         assert_eq!(rows(pending.batch()), [13, 14]);
@@ -206,9 +211,9 @@ mod tests {
     fn each_destination_has_its_turn() {
         let mut pending = Pending::default();
         for row in 0..30 {
-            pending.push(row, Outgoing { queue: Queue::ALL[row as usize % 3], ..event(None, 1) });
+            pending.push(row, Outgoing { queue: Queue::ALL[row as usize % 3], ..event(None, 1) }, None);
         }
-        pending.push(30, Outgoing { dead: Some("why".to_owned()), ..event(None, 1) });
+        pending.push(30, Outgoing { dead: Some("why".to_owned()), ..event(None, 1) }, None);
         let mut seen: Vec<_> = std::iter::from_fn(|| pending.batch()).map(|(to, _)| to).collect();
         assert_eq!(seen.len(), 4);
         seen.dedup();
@@ -222,7 +227,7 @@ mod tests {
             let mut pending = Pending::default();
             for (row, key) in keys.iter().enumerate() {
                 let key = (*key > 0).then(|| key.to_string());
-                pending.push(row as u64, event(key.as_deref(), 10));
+                pending.push(row as u64, event(key.as_deref(), 10), None);
             }
             let (mut flying, mut arrived) = (Vec::new(), Vec::new());
             let (mut fates, mut losses) = (fates.into_iter().cycle(), 0);

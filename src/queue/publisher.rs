@@ -13,28 +13,22 @@ use super::{
     intake::Intake,
     outbox::Origin,
     outgoing::Outgoing,
+    patience::{Attempt, Patience, Setback},
     pending::{Destination, Item},
     provision::{Action, provision},
 };
 use crate::{
     event::Lsn,
     lane::{LaneReceiver, Reread, Reserve},
-    retry::{Backoff, Kind, Reminder},
+    retry::Kind,
     store::StoreError,
     telemetry::names,
 };
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::task::JoinSet;
 
 /// Batches that are on their way at once.
 const MAX_RUNNING: usize = 16;
-/// The first and the longest pause before SQS is tried again.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How often it is looked at whether the stream still has to wait.
 const LOOK: Duration = Duration::from_millis(250);
 /// What a queue refuses that is as small as this, it does not refuse for its size.
@@ -67,54 +61,21 @@ pub struct Publisher {
 /// What came back.
 enum Flight {
     /// A batch, from SQS.
-    Batch { destination: Destination, items: Vec<Item>, sent: Result<Sent, QueueError> },
+    Batch { attempt: Attempt, destination: Destination, items: Vec<Item>, sent: Result<Sent, QueueError> },
     /// An event, from the store.
-    Stored { destination: Destination, item: Item, stored: Result<Claim, StoreError> },
-}
-
-/// How long something that is away is left alone, and how often that is told.
-struct Patience {
-    backoff: Backoff,
-    /// It is left alone until then.
-    pause: Option<Instant>,
-    reminder: Reminder,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self { backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE), pause: None, reminder: Reminder::default() }
-    }
-
-    /// It failed: for how long it is left alone now, and whether that is to be told.
-    fn fails(&mut self) -> (Duration, bool) {
-        let (pause, now) = (self.backoff.next_delay(), Instant::now());
-        self.pause = Some(now + pause);
-        (pause, self.reminder.is_due(now))
-    }
-
-    fn succeeds(&mut self) {
-        self.backoff.reset();
-        self.reminder = Reminder::default();
-    }
-
-    /// Ends with the pause; without one it never does.
-    async fn pauses(pause: Option<Instant>) {
-        match pause {
-            Some(until) => tokio::time::sleep_until(until.into()).await,
-            None => std::future::pending().await,
-        }
-    }
+    Stored { attempt: Attempt, destination: Destination, item: Item, stored: Result<Claim, StoreError> },
 }
 
 impl Publisher {
-    /// A lane into queues and, for what is too large for them, the store. It has sent everything before `start`, and holds
-    /// about `budget` bytes of events. Nothing is sent that was not reserved `ahead`.
+    /// A lane into queues and, for what is too large for them, the store. It has sent everything before `start`, what commits
+    /// before `repeated` is delivered once more, and it holds about `budget` bytes of events. Nothing is sent that was not
+    /// reserved `ahead`.
     pub fn new(
         receiver: LaneReceiver,
         (sqs, claims): (Arc<Sqs>, Arc<Claims>),
         ahead: Arc<dyn Reserve>,
         origin: Origin,
-        start: Lsn,
+        (start, repeated): (Lsn, Lsn),
         budget: usize,
         source: Arc<dyn Reread>,
     ) -> Self {
@@ -123,7 +84,7 @@ impl Publisher {
             sqs,
             claims,
             ahead,
-            intake: Intake::new(origin, start, budget, source),
+            intake: Intake::new(origin, (start, repeated), budget, source),
             running: JoinSet::new(),
             large: VecDeque::new(),
             is_storing: false,
@@ -157,8 +118,8 @@ impl Publisher {
                         return Ok(());
                     }
                 }
-                () = Patience::pauses(self.queues.pause) => self.queues.pause = None,
-                () = Patience::pauses(self.store.pause) => self.store.pause = None,
+                () = Patience::passes(self.queues.until()) => self.queues.go_on(),
+                () = Patience::passes(self.store.until()) => self.store.go_on(),
                 delivery = self.receiver.deliveries.recv(), if !draining && !waits => match delivery {
                     Some(delivery) => self.intake.live(&delivery),
                     None => draining = true,
@@ -172,7 +133,7 @@ impl Publisher {
 
     /// Sends what may be sent.
     fn start(&mut self) {
-        while self.queues.pause.is_none()
+        while self.queues.until().is_none()
             && self.running.len() < MAX_RUNNING
             && let Some((destination, items)) = self.intake.batch()
         {
@@ -183,20 +144,21 @@ impl Publisher {
             }
         }
         if !self.is_storing
-            && self.store.pause.is_none()
+            && self.store.until().is_none()
             && let Some((destination, item)) = self.large.pop_front()
         {
             self.is_storing = true;
-            let claims = Arc::clone(&self.claims);
+            let (claims, attempt) = (Arc::clone(&self.claims), self.store.attempt());
             self.running.spawn(async move {
                 let stored = claims.put(&item.event.body).await;
-                Flight::Stored { destination, item, stored }
+                Flight::Stored { attempt, destination, item, stored }
             });
         }
     }
 
     fn fly(&mut self, destination: Destination, items: Vec<Item>) {
         let (sqs, ahead, newest) = (Arc::clone(&self.sqs), Arc::clone(&self.ahead), self.intake.newest());
+        let attempt = self.queues.attempt();
         self.running.spawn(async move {
             let sent = match ahead.reserve(newest).await {
                 Ok(()) => sqs.send(destination, &items).await,
@@ -206,19 +168,25 @@ impl Publisher {
                 Err(error) if error.is_missing && sqs.creates() => create(&sqs).await.and(Err(error)),
                 sent => sent,
             };
-            Flight::Batch { destination, items, sent }
+            Flight::Batch { attempt, destination, items, sent }
         });
     }
 
     /// Takes back what was on its way; `true` if there was trouble.
     fn landed(&mut self, flight: Flight) -> bool {
         match flight {
-            Flight::Batch { destination, items, sent } => self.sent(destination, items, sent),
-            Flight::Stored { destination, item, stored } => self.stored(destination, item, stored),
+            Flight::Batch { attempt, destination, items, sent } => self.sent(attempt, destination, items, sent),
+            Flight::Stored { attempt, destination, item, stored } => self.stored(attempt, destination, item, stored),
         }
     }
 
-    fn stored(&mut self, destination: Destination, mut item: Item, stored: Result<Claim, StoreError>) -> bool {
+    fn stored(
+        &mut self,
+        attempt: Attempt,
+        destination: Destination,
+        mut item: Item,
+        stored: Result<Claim, StoreError>,
+    ) -> bool {
         self.is_storing = false;
         match stored {
             Ok(claim) => {
@@ -228,8 +196,7 @@ impl Publisher {
                 false
             }
             Err(error) => {
-                let (pause, is_told) = self.store.fails();
-                if is_told {
+                if let Some(Setback { pause, is_told: true }) = self.store.fails(attempt) {
                     let (id, waiting) = (&item.event.id, self.intake.waiting_bytes());
                     tracing::warn!(
                         %error,
@@ -247,15 +214,21 @@ impl Publisher {
     }
 
     /// Takes back a batch.
-    fn sent(&mut self, destination: Destination, items: Vec<Item>, sent: Result<Sent, QueueError>) -> bool {
+    fn sent(
+        &mut self,
+        attempt: Attempt,
+        destination: Destination,
+        items: Vec<Item>,
+        sent: Result<Sent, QueueError>,
+    ) -> bool {
         let sent = match sent {
             Ok(sent) => sent,
             Err(error) if error.is_too_much => {
-                self.too_much(destination, items, &error);
+                self.too_much(attempt, destination, items, &error);
                 return false;
             }
             Err(error) => {
-                self.trouble(&error);
+                self.trouble(attempt, &error);
                 // In front of the others, in their order.
                 items.into_iter().rev().for_each(|item| self.intake.again(destination, item));
                 return true;
@@ -287,14 +260,14 @@ impl Publisher {
             Some(Refusal { code, .. }) => {
                 let queue = self.sqs.name(destination);
                 let message = format!("SQS did not take every message of a batch for {queue}: {code}");
-                self.trouble(&QueueError::new(Kind::Transient, message));
+                self.trouble(attempt, &QueueError::new(Kind::Transient, message));
                 true
             }
         }
     }
 
     /// SQS does not take these messages together: it may take each half of them. A queue may allow less than SQS does.
-    fn too_much(&mut self, destination: Destination, mut items: Vec<Item>, error: &QueueError) {
+    fn too_much(&mut self, attempt: Attempt, destination: Destination, mut items: Vec<Item>, error: &QueueError) {
         if items.len() > 1 {
             let second = items.split_off(items.len() / 2);
             self.fly(destination, items);
@@ -305,7 +278,7 @@ impl Publisher {
             if self.can_change(destination, &item) {
                 self.change(destination, item, &error.message);
             } else {
-                self.trouble(error);
+                self.trouble(attempt, error);
                 self.intake.again(destination, item);
             }
         }
@@ -344,25 +317,21 @@ impl Publisher {
         }
     }
 
-    fn trouble(&mut self, error: &QueueError) {
+    fn trouble(&mut self, attempt: Attempt, error: &QueueError) {
         metrics::counter!(names::QUEUE_ERRORS, "kind" => error.kind.label()).increment(1);
-        let (pause, is_told) = self.queues.fails();
-        if is_told {
+        if let Some(Setback { pause, is_told: true }) = self.queues.fails(attempt) {
             let waiting = self.intake.waiting_bytes();
             tracing::warn!(%error, ?pause, waiting, "events are not sent; they wait, and so does the slot");
         }
     }
 
     fn publish(&mut self) {
-        let (durable, times) = self.intake.settle();
+        let durable = self.intake.settle();
         self.receiver.durable.send_if_modified(|position| {
             let rises = durable > *position;
             *position = durable.max(*position);
             rises
         });
-        for time in times {
-            metrics::histogram!(names::QUEUE_LATENCY).record(time.elapsed().unwrap_or_default().as_secs_f64());
-        }
     }
 }
 

@@ -57,9 +57,9 @@ macro_rules! metrics {
 metrics! {
     "Latency and lag" {
         LATENCY = "walhouse_commit_to_durable_seconds", Histogram, [],
-            "Time from a commit at the source until it was durable in ClickHouse";
+            "Time from a commit at the source until it was durable in ClickHouse; what a replay delivers again does not count";
         LAG_SECONDS = "walhouse_lag_seconds", Gauge, [],
-            "Age of the oldest commit that is received and not yet durable; 0 when there is none";
+            "Age of the oldest commit that is received and not yet durable; 0 when there is none. What a replay delivers again does not count";
         LAG_BYTES = "walhouse_source_lag_bytes", Gauge, [],
             "WAL of the source that is not yet durable in ClickHouse: its end minus the stored checkpoint";
         CHECKPOINT = "walhouse_checkpoint_position_bytes", Gauge, [],
@@ -80,6 +80,10 @@ metrics! {
             "Windows of WAL that were read to their end by the catch-up reader";
         CATCH_UP_GIVEN_UP = "walhouse_catch_up_given_up_total", Counter, ["reason"],
             "Times that the catch-up reader left the rest to the stream, by reason";
+        REPLAY_REMAINING = "walhouse_replay_remaining_bytes", Gauge, [],
+            "WAL that a replay has still to deliver again, before what is new; 0 without one";
+        REPLAY_START = "walhouse_replay_start_timestamp_seconds", Gauge, [],
+            "When this process took up the replay that is on its way, as seconds since 1970; 0 without one. New commits wait until it is done";
     }
     "The replication slot" {
         SLOT_STATE = "walhouse_slot_state", Gauge, ["state"],
@@ -153,7 +157,7 @@ metrics! {
         EVENTS_BEHIND = "walhouse_events_behind", Gauge, [],
             "1 while events wait in the WAL because they came faster than they were sent";
         QUEUE_LATENCY = "walhouse_queue_latency_seconds", Histogram, [],
-            "Time from an event's commit until its queue has confirmed it";
+            "Time from an event's commit until its queue has confirmed it, for each event; those that a replay sends again do not count";
         QUEUE_ERRORS = "walhouse_queue_errors_total", Counter, ["kind"],
             "Requests to send to SQS that failed: transient ones are tried again";
     }

@@ -1,5 +1,6 @@
 //! Events: from what applications write in their transactions to SQS.
 
+mod latency;
 mod limits;
 mod outbox;
 

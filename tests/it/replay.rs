@@ -177,6 +177,45 @@ async fn assert_settled_by(db: &TestDb) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_delivered_again_is_not_late_and_the_replay_has_measures_of_its_own() {
+    let clickhouse = ClickHouse::private(ClickHouseOptions::default());
+    let db = TestDb::on(Postgres::shared(), clickhouse.clone(), "replay_measures").await;
+    let (mut daemon, _from) = damaged(&db).await;
+    let streams = daemon.streams();
+    daemon.start();
+    // Taken up, and not done: that it is has to be stored first.
+    daemon.wait_log("delivering again from", 1).await;
+    daemon.wait_streams(streams).await;
+    clickhouse.freeze();
+    eventually(Duration::from_secs(60), async || match daemon.metric("walhouse_rows_received_total", "").await {
+        0.0 => Err("no row has come".to_owned()),
+        _ => Ok(()),
+    })
+    .await;
+    assert!(daemon.metric("walhouse_replay_start_timestamp_seconds", "").await > 0.0);
+    assert!(daemon.metric("walhouse_replay_remaining_bytes", "").await > 0.0);
+    let ready = daemon.get("/readyz").await.expect("walhouse answers");
+    assert!(ready.status == 503 && ready.body.contains("a replay has"), "{}", ready.body);
+    // It is measured four times a second, and these rows are older than that.
+    for _ in 0..10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(daemon.metric("walhouse_lag_seconds", "").await, 0.0);
+    }
+    clickhouse.resume();
+    daemon.wait_log("delivered again from", 1).await;
+    assert_eq!(daemon.metric("walhouse_replay_start_timestamp_seconds", "").await, 0.0);
+    assert_eq!(daemon.metric("walhouse_replay_remaining_bytes", "").await, 0.0);
+    assert_eq!(daemon.metric("walhouse_commit_to_durable_seconds_count", "").await, 0.0);
+    // What is new counts.
+    db.pg.execute("INSERT INTO t VALUES (5000, 'later', 'x')").await;
+    assert_settled_by(&db).await;
+    assert!(daemon.metric("walhouse_commit_to_durable_seconds_count", "").await >= 1.0);
+    daemon.wait_ready().await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_of_shape_and_a_truncate_in_between_are_no_harm() {
     let db = TestDb::new("replay_shape").await;
     tables(&db).await;
