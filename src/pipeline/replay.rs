@@ -14,8 +14,9 @@ use crate::{
     },
     event::Lsn,
     postgres::{acknowledged::Hold, slot::Server},
+    status::Status,
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// How often it is looked how far it is.
@@ -70,6 +71,7 @@ pub(super) async fn follow(
     requests: Requests,
     lanes: Vec<watch::Receiver<Lsn>>,
     hold: Hold,
+    status: Arc<Status>,
 ) -> Result<(), SessionError> {
     let Replay { request, mut order } = replay;
     for looks in 1.. {
@@ -85,6 +87,7 @@ pub(super) async fn follow(
     }
     answer(&requests, &request, &Answer::Done).await?;
     hold.release();
+    status.update(|account| account.replaying = false);
     tracing::info!("delivered again from {} to {}", order.from, order.upto);
     std::future::pending().await
 }

@@ -26,4 +26,5 @@ pub mod provision;
 pub mod published;
 pub mod publisher;
 pub mod redrive;
+mod shape;
 mod walk;
