@@ -11,21 +11,23 @@ const at = (id) => document.getElementById(id);
 
 /** What the person may do; until it is known, nothing. */
 export const role = { mayAct: false };
-/** Buttons' keys that were asked for, and when: nothing that was looked at before shows it. */
+/** The keys of buttons that something was asked for by, and when: nothing that was looked at before shows it. */
 const asked = new Map();
 let known = () => ({});
 let afterwards = () => {};
 /** The deed that is confirmed now, and the button that it belongs to. */
 let open;
 
-const keyOf = (act, subject) => `${act} ${subject}`;
+/** Pause and resume are one button. */
+const keyOf = (act, subject) => `${act.replace(/^(pause|resume)-/, "hold-")} ${subject}`;
 
-/** A button; nothing for those who may not. `about` is said to those who do not see where it stands. */
+/** A button; nothing for those who may not. `about` is said to those who do not see where it stands. One that is disabled can
+ * still have the focus, so that nobody loses their place while something is under way. */
 export function control(act, subject, text, { about = subject, disabled = false, kind } = {}) {
   if (!role.mayAct) return "";
   const key = keyOf(act, subject);
   return element("button", { type: "button", class: kind, "data-act": act, "data-subject": subject, "data-key": key,
-    disabled: disabled || asked.has(key) }, text, element("span", { class: "hidden" }, ` ${about}`));
+    "aria-disabled": disabled || asked.has(key) ? "true" : undefined }, text, element("span", { class: "hidden" }, ` ${about}`));
 }
 
 /** What was looked at from `begun` on shows what was asked for before. */
@@ -42,7 +44,7 @@ export function say(text) {
 
 function confirm(act, subject, button) {
   const made = deed(act, subject, known());
-  open = { ...made, key: keyOf(act, subject), subject, button };
+  open = { ...made, key: keyOf(act, subject), button };
   at("confirm-title").textContent = made.title;
   at("confirm-do").textContent = made.verb;
   fill(at("confirm-text"), ...made.says.map((text) => element("p", {}, text)));
@@ -77,12 +79,12 @@ async function act() {
   afterwards(open);
 }
 
-/** The focus goes back to where it was, also if that has been drawn anew or has become another button. */
-function restore({ button, subject, key }) {
+/** The focus goes back to where it was, also if that has been drawn anew. */
+function restore({ button, key }) {
   const scope = at("letters").open ? at("letters") : document;
-  const same = (name, value) => [...scope.querySelectorAll("button")].find((one) => one.dataset[name] === value && !one.disabled);
-  if (button.isConnected && !button.disabled) button.focus();
-  else (same("key", key) ?? same("subject", subject) ?? (at("letters").open ? at("letters-title") : at("main"))).focus();
+  const same = [...scope.querySelectorAll("button[data-key]")].find((one) => one.dataset.key === key);
+  const fallback = at("letters").open ? at("letters-title") : at("main");
+  (button.isConnected ? button : same ?? fallback).focus();
 }
 
 /** Begins to listen. `knowing` gives what confirmations tell of, `then` is called after each deed. */
@@ -90,7 +92,7 @@ export function listen(knowing, then) {
   [known, afterwards] = [knowing, then];
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button[data-act]");
-    if (button && DOES.has(button.dataset.act)) confirm(button.dataset.act, button.dataset.subject, button);
+    if (button && DOES.has(button.dataset.act) && !button.ariaDisabled) confirm(button.dataset.act, button.dataset.subject, button);
   });
   at("confirm").querySelector("form").addEventListener("submit", (event) => {
     event.preventDefault();

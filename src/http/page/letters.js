@@ -49,6 +49,9 @@ function draw({ count: all, letters }, isSaid) {
   at("letters-count").textContent = all === 0 ? "There are none." : `${count(all)} ${all === 1 ? "letter" : "letters"}${more}.`;
   if (isSaid) say(at("letters-count").textContent);
   fill(at("letter-list"), ...letters.map(letterItem));
+  // The letter that had the focus may be gone.
+  const isLost = at("letters").open && !at("confirm").open && !at("letters").contains(document.activeElement);
+  if (isLost) at("letters-title").focus();
   fill(at("letters-all"), all > 0 ? control("redrive", shown.queue, "Send all home", { about: `: ${shown.name}`, kind: "primary" }) : "");
 }
 
