@@ -16,6 +16,7 @@ use crate::{
         batch::CellError,
         copied::CopiedRows,
         job::{Failure, Shared},
+        presence::presence,
         state::{ChunkRecord, TableRecord, TableStatus},
         table::Table,
     },
@@ -304,7 +305,10 @@ impl Copier {
             match outcome {
                 Err(error) if error.is_of_the_chunk() => {
                     let pause = backoff.next_delay();
-                    tracing::warn!(table = table.spec.full_name(), ?pause, %error, "a chunk was cut short; copying it again");
+                    // While ClickHouse is away the log has been told of that.
+                    if !presence().is_away() {
+                        tracing::warn!(table = table.spec.full_name(), ?pause, %error, "a chunk was cut short; copying it again");
+                    }
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = table.copy_ended() => return Ok(Copied::Over),

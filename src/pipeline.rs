@@ -29,7 +29,7 @@ use crate::{
     },
     retry::{Backoff, Kind},
     setup::SetupError,
-    status::Status,
+    status::{Status, Step},
     telemetry::{self, names},
 };
 use std::{
@@ -85,6 +85,12 @@ impl SessionError {
             Self::Lane(failure) => failure.kind(),
             Self::Gap(_) | Self::Definite(_) | Self::Panic(_) => Kind::Definite,
         }
+    }
+}
+
+impl SessionError {
+    fn is_of_source(&self) -> bool {
+        matches!(self, Self::Sql(_) | Self::Connection(_) | Self::Stream(_))
     }
 }
 
@@ -165,7 +171,10 @@ pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationTok
         }
         let pause = backoff.next_delay().max(FIRST_PAUSE / 2);
         metrics::counter!(names::RECONNECTS).increment(1);
-        status.update(|account| account.phase = format!("waiting to connect again: {error}"));
+        status.update(|account| {
+            account.phase = format!("waiting to connect again: {error}");
+            account.step = if error.is_of_source() { Step::WaitsForPostgreSql } else { Step::Begins };
+        });
         tracing::warn!(%error, ?pause, "the session ended; going on from the checkpoint");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

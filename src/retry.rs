@@ -65,15 +65,27 @@ impl Backoff {
 }
 
 /// Whether it is time to tell of trouble: at once, and then every half a minute for as long as it goes on.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Reminder {
+    every: Duration,
     told: Option<Instant>,
 }
 
+impl Default for Reminder {
+    fn default() -> Self {
+        Self::every(REMIND)
+    }
+}
+
 impl Reminder {
+    /// At once, and then as often as this.
+    pub const fn every(every: Duration) -> Self {
+        Self { every, told: None }
+    }
+
     /// Whether to tell of it now; then it counts as told.
     pub fn is_due(&mut self, now: Instant) -> bool {
-        let is_due = self.told.is_none_or(|told| now.duration_since(told) >= REMIND);
+        let is_due = self.told.is_none_or(|told| now.duration_since(told) >= self.every);
         if is_due {
             self.told = Some(now);
         }

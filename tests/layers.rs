@@ -66,6 +66,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "quote",
             "retry",
             "setup",
+            // The words for where it stands, which the daemon uses of itself.
+            "status",
             "store",
             "verify",
         ],

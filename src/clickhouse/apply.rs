@@ -17,6 +17,7 @@ use super::{
     block::{Block, ColumnSpec},
     client, ddl,
     insert::{insert_once, is_refusal},
+    presence::presence,
     state::{self, Checkpoint, TableRecord},
     table::{TableSpec, VERSION},
     text::DateTimeRange,
@@ -207,6 +208,7 @@ impl Applier {
 const TRUNCATED: &str = "its table was truncated after it";
 
 fn away(error: &Error) -> ApplyError {
+    presence().failed("apply a change that was sent again", error);
     ApplyError::Unavailable(client::describe(error))
 }
 
@@ -216,6 +218,7 @@ fn refused(spec: &TableSpec, error: &Error) -> ApplyError {
         return ApplyError::Definite(format!("{}: ClickHouse refuses the row: {why}", spec.full_name()));
     }
     // A grant, a disk: whatever it is, it is not the row.
+    presence().failed("apply a change that was sent again", error);
     ApplyError::Unavailable(why)
 }
 

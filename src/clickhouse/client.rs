@@ -67,6 +67,17 @@ pub fn kind(error: &Error) -> Kind {
     }
 }
 
+/// Whether nobody has answered, or only somebody in front of it.
+pub fn is_away(error: &Error) -> bool {
+    match error {
+        Error::Network(_) | Error::TimedOut => true,
+        Error::BadResponse(text) => {
+            code(error).is_none() && ["502", "503", "504"].iter().any(|status| text.starts_with(status))
+        }
+        _ => false,
+    }
+}
+
 /// ClickHouse's error code: `Code: 516. DB::Exception: …`.
 pub fn code(error: &Error) -> Option<u32> {
     let Error::BadResponse(text) = error else { return None };
@@ -144,7 +155,12 @@ mod tests {
             let error = bad(text);
             assert_eq!((code(&error), kind(&error)), (expected, kind_expected), "{text}");
         }
-        assert_eq!(kind(&Error::TimedOut), Kind::Transient);
+        for (text, expected) in
+            [("503 Service Unavailable", true), ("429 Too Many Requests", false), ("Code: 210. (NETWORK_ERROR)", false)]
+        {
+            assert_eq!(is_away(&bad(text)), expected, "{text}");
+        }
+        assert_eq!((kind(&Error::TimedOut), is_away(&Error::TimedOut)), (Kind::Transient, true));
         assert_eq!(kind(&Error::RowNotFound), Kind::Definite);
     }
 

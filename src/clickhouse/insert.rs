@@ -10,7 +10,7 @@ mod open;
 
 pub use open::{OpenError, OpenInsert};
 
-use super::{block::Block, client, dead_letters, retrying};
+use super::{block::Block, client, dead_letters, presence::presence, retrying};
 use crate::{
     event::Lsn,
     quote,
@@ -153,6 +153,7 @@ impl Inserter {
             let begun = Instant::now();
             let mut attempt = Attempt::new(self, id);
             let result = self.send(sql, &attempt.id, body).await;
+            let is_away = presence().note(begun, "insert", &result);
             trace_attempt(begun, target, &attempt.id, rows, result.as_ref().err());
             metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
             let Err(error) = result else {
@@ -168,8 +169,16 @@ impl Inserter {
             match class {
                 Class::Transient => {
                     let pause = backoff.next_delay();
-                    let error = client::describe(&error);
-                    tracing::warn!(table = target, rows, ?pause, error, "an insert did not go in; sending it again");
+                    if !is_away {
+                        let error = client::describe(&error);
+                        tracing::warn!(
+                            table = target,
+                            rows,
+                            ?pause,
+                            error,
+                            "an insert did not go in; sending it again"
+                        );
+                    }
                     tokio::time::sleep(pause).await;
                 }
                 Class::Refused => {

@@ -8,7 +8,7 @@
 //! a table without a key is a [`changelog`];
 //! [`sink`] is the lane that drives all of this and keeps the [`ledger`] of what is durable.
 //! [`evolve`] decides what a change of a table's shape means, and [`reshape`] does that to its
-//! target. [`warehouse`] lays a star schema over them, if asked to. [`state`] is what survives, and [`requests`] is what operators ask for.
+//! target. [`presence`] tells the log and the status page when the server is away. [`warehouse`] lays a star schema over them, if asked to. [`state`] is what survives, and [`requests`] is what operators ask for.
 
 pub mod apply;
 pub mod batch;
@@ -25,6 +25,7 @@ pub mod job;
 pub mod landing;
 pub mod letters;
 pub mod pauses;
+pub mod presence;
 pub mod replay;
 pub mod requests;
 pub mod reshape;
@@ -38,7 +39,10 @@ pub mod warehouse;
 
 use crate::retry::{Backoff, Kind};
 use clickhouse::error::Error;
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
 
 /// How long a statement may go without an answer before it is given up and sent again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -63,16 +67,16 @@ pub async fn retrying_within<T, F: Future<Output = Result<T, Error>>>(
 ) -> Result<T, Error> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
+        let begun = Instant::now();
         let answer = tokio::time::timeout(limit, statement()).await.unwrap_or(Err(Error::TimedOut));
+        let is_away = presence::presence().note(begun, doing, &answer);
         match answer {
             Err(error) if client::kind(&error) == Kind::Transient => {
                 let pause = backoff.next_delay();
-                tracing::warn!(
-                    doing,
-                    ?pause,
-                    error = client::describe(&error),
-                    "ClickHouse is not ready; trying again"
-                );
+                if !is_away {
+                    let error = client::describe(&error);
+                    tracing::warn!(doing, ?pause, error, "ClickHouse is not ready; trying again");
+                }
                 tokio::time::sleep(pause).await;
             }
             result => return result,

@@ -4,10 +4,13 @@
 //! A pause is a state and not a request: the process that it concerns may be away, or there may be several. Each of them says
 //! that it has taken it up, so that whoever asked knows that it is in force.
 
-use super::client::code;
+use super::{client::code, presence::presence};
 use clickhouse::{Client, Row, error::Error};
 use serde::{Deserialize, Serialize};
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 /// For one look; ClickHouse may be away.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -191,7 +194,10 @@ fn pause(row: PauseRow) -> Option<Pause> {
 }
 
 async fn bounded<T>(statement: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(PATIENCE, statement).await.unwrap_or(Err(Error::TimedOut))
+    let begun = Instant::now();
+    let answer = tokio::time::timeout(PATIENCE, statement).await.unwrap_or(Err(Error::TimedOut));
+    presence().note(begun, "look what is paused", &answer);
+    answer
 }
 
 /// What this process is called where several may answer.

@@ -2,7 +2,7 @@
 //!
 //! Two bearer tokens, of a viewer and of an operator. Compared are their digests, in constant time and always both, so that no
 //! answer's time says anything of either. A token is in a header and never in a cookie: no page of another site can make a
-//! browser send it.
+//! browser send it. Nor is any other site allowed to read or send anything (CORS): see [`super::page`].
 //!
 //! Without any token, whoever is on this machine may look, as with `/metrics`. A page in a browser here could have its own name
 //! resolved to a loopback address and then read the answers as its own: so the request's host has to be one of this machine's.

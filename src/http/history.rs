@@ -12,7 +12,8 @@ use super::{
     rendered,
 };
 use crate::{
-    status::{Account, Status},
+    clickhouse::presence::Absence,
+    status::{Account, State, Status},
     telemetry::{self, names},
 };
 use axum::{
@@ -114,10 +115,35 @@ struct Kept {
     now: Now,
 }
 
+/// Where the process stands at this moment, and not only at the last point.
+#[derive(Debug, Serialize)]
+struct Stands {
+    state: State,
+    /// What there is to say of it, for people.
+    text: String,
+    /// Tables that are being copied.
+    copying: usize,
+    /// Since when ClickHouse is away, in seconds since 1970.
+    clickhouse_away_since: Option<f64>,
+}
+
+impl Stands {
+    fn new(account: &Account, absence: Option<&Absence>) -> Self {
+        let state = account.state(absence.is_some());
+        let text = match (state, absence) {
+            (State::WaitingForClickHouse, Some(absence)) => absence.error.clone(),
+            _ => account.phase.clone(),
+        };
+        let clickhouse_away_since = absence.map(|absence| telemetry::seconds(absence.since));
+        Self { state, text, copying: account.copying, clickhouse_away_since }
+    }
+}
+
 #[derive(Serialize)]
 struct Answer<'a> {
     version: &'static str,
     started: f64,
+    state: Stands,
     interval_seconds: u64,
     now: &'a Now,
     points: Vec<&'a Point>,
@@ -162,7 +188,7 @@ impl History {
     }
 
     /// `GET /api/v1/history?since=NUMBER`: the points after that one, or all of them.
-    pub(super) fn answer(&self, query: Option<&str>) -> Response {
+    pub(super) fn answer(&self, query: Option<&str>, account: &Account, absence: Option<&Absence>) -> Response {
         let Some(since) = since(query) else {
             let what = "since: give the number of a point, as in /api/v1/history?since=17, or leave it out";
             return (StatusCode::BAD_REQUEST, json(&serde_json::json!({ "error": what }))).into_response();
@@ -172,6 +198,7 @@ impl History {
         let answer = Answer {
             version: env!("CARGO_PKG_VERSION"),
             started: self.started,
+            state: Stands::new(account, absence),
             interval_seconds: INTERVAL.as_secs(),
             now: &kept.now,
             points: kept.points.iter().filter(|point| point.number > since).collect(),

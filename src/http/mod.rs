@@ -36,6 +36,7 @@ use self::{
     limits::{Bounded, Peer},
 };
 use crate::{
+    clickhouse::presence::presence,
     status::{Account, Status},
     telemetry::recent,
 };
@@ -68,8 +69,10 @@ pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc
 }
 
 /// What the status page shows beside what the API has anyway.
-fn shown(history: Arc<History>) -> Vec<Route> {
-    let history = move |RawQuery(query): RawQuery| async move { history.answer(query.as_deref()) };
+fn shown(history: Arc<History>, status: Arc<Status>) -> Vec<Route> {
+    let history = move |RawQuery(query): RawQuery| async move {
+        history.answer(query.as_deref(), &status.account(), presence().absence().as_ref())
+    };
     let log = || async { history::json(&serde_json::json!({ "lines": recent::lines() })) };
     vec![Route::look("/history", get(history)), Route::look("/log", get(log))]
 }
@@ -83,13 +86,14 @@ async fn run(listener: Bounded, router: Router) {
 
 fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>, history: Arc<History>) -> Router {
     let metrics = move || async move { exposed(metrics).await };
+    let shown = shown(history, Arc::clone(&status));
     let ready = move || async move { readiness(&status.account()) };
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .merge(page::routes())
-        .merge(api.router(shown(history)))
+        .merge(api.router(shown))
         .fallback(|| async {
             (StatusCode::NOT_FOUND, "there are /, /metrics, /healthz, /readyz and /api/v1/openapi.json\n")
         })

@@ -2,6 +2,14 @@
 //!
 //! It loads nothing from elsewhere and runs nothing that is not one of these files; the policy that goes with them says so to the
 //! browser. The files hold no data and need no token: what is shown comes from `/api/v1`, which does.
+//!
+//! An operator acts from it too, and what another site's page could make a browser do is nothing. The token is in this tab's
+//! session storage, which belongs to this origin alone, and these scripts put it into a header: a browser adds it to no
+//! request by itself, as it would a cookie. Such a header, and JSON as the body, make a browser ask first (`OPTIONS`) whether
+//! another site may, and the API never says that it may: it takes no such request and sends no `Access-Control-Allow-…`. The
+//! page can not be put into a frame, so nobody can be led to press its buttons unseen. Without a token in the configuration
+//! nobody may act, from wherever. Whoever can run a script in this origin could use the token: the policy above all keeps
+//! that out, and nothing that a server says becomes HTML.
 
 use axum::{
     Router,
@@ -18,6 +26,10 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/", include_str!("page/index.html"), "text/html; charset=utf-8"),
     ("/page/style.css", include_str!("page/style.css"), "text/css; charset=utf-8"),
     ("/page/page.js", include_str!("page/page.js"), "text/javascript; charset=utf-8"),
+    ("/page/act.js", include_str!("page/act.js"), "text/javascript; charset=utf-8"),
+    ("/page/ask.js", include_str!("page/ask.js"), "text/javascript; charset=utf-8"),
+    ("/page/deeds.js", include_str!("page/deeds.js"), "text/javascript; charset=utf-8"),
+    ("/page/letters.js", include_str!("page/letters.js"), "text/javascript; charset=utf-8"),
     ("/page/chart.js", include_str!("page/chart.js"), "text/javascript; charset=utf-8"),
     ("/page/text.js", include_str!("page/text.js"), "text/javascript; charset=utf-8"),
     ("/page/icon.svg", include_str!("page/icon.svg"), "image/svg+xml"),

@@ -15,7 +15,7 @@ use crate::{
     },
     config::Config,
     postgres::{catchup, lock::SlotLock, retention::retention, sql},
-    status::Status,
+    status::{Status, Step},
     telemetry::names,
 };
 use std::{
@@ -77,7 +77,10 @@ pub(super) async fn hold(
     let kept = catchup::keep(&config.source, Arc::clone(lock)).await.ok();
     let (mut told, mut measured) = (None::<Instant>, None::<Instant>);
     while let Some(pause) = last.as_ref().filter(|pause| pause.is_paused) {
-        status.update(|account| account.phase = format!("paused {pause}; walhouse resume goes on"));
+        status.update(|account| {
+            account.phase = format!("paused {pause}; walhouse resume goes on");
+            account.step = Step::Paused;
+        });
         if measured.is_none_or(|at| at.elapsed() > MEASURE) {
             measured = Some(Instant::now());
             let kept = measure(config, status).await;
@@ -102,6 +105,7 @@ pub(super) async fn hold(
         kept.finish().await;
     }
     gauge.set(0.0);
+    status.update(|account| account.step = Step::Begins);
     tracing::info!("the pipeline is resumed");
     taken_up(&pauses, last.as_ref()).await
 }

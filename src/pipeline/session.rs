@@ -34,7 +34,7 @@ use crate::{
     },
     queue::publisher::PublishError,
     setup,
-    status::Status,
+    status::{Status, Step},
     telemetry::names,
 };
 use clickhouse::{Client, Compression};
@@ -105,12 +105,14 @@ async fn prepare(config: &Config, status: &Status, held: &mut Option<Arc<SlotLoc
     phase("connecting to PostgreSQL");
     let control = sql::connect(source, "walhouse").await?;
     setup::fit(&control, config).await?;
+    status.update(|account| account.step = Step::WaitsForLock);
     phase("waiting for the slot's lock");
     let lock = match held.take() {
         Some(lock) if lock.is_held().await => lock,
         _ => Arc::new(SlotLock::take(sql::connect(source, "walhouse lock").await?, &source.slot).await?),
     };
     *held = Some(Arc::clone(&lock));
+    status.update(|account| account.step = Step::Begins);
     phase("connecting to ClickHouse");
     let server = client::client(&config.clickhouse).with_compression(compression(&config.clickhouse.url));
     let clickhouse = server.clone().with_database(&config.clickhouse.database);
@@ -291,7 +293,7 @@ async fn stream(
 
     // A stop was asked for, or a pause. In this order: nothing more comes in, what is in is made durable, what
     // is durable is stored, what is stored is reported.
-    status.update(|account| account.phase = "stopping".to_owned());
+    status.update(|account| (account.phase, account.step) = ("stopping".to_owned(), Step::Stops));
     tracing::info!("stopping: sending what is in memory");
     drop((tables, monitor, letters, replay));
     reader.release_lanes();
@@ -343,12 +345,12 @@ fn compression(url: &str) -> Compression {
 /// What is told of a reader that begins.
 fn reading(status: Arc<Status>) -> impl Fn(Reader) {
     move |reader| {
-        let phase = match reader {
-            Reader::Streaming => "streaming",
-            Reader::CatchUp => "catching up",
+        let (phase, step) = match reader {
+            Reader::Streaming => ("streaming", Step::Streams),
+            Reader::CatchUp => ("catching up", Step::CatchesUp),
         };
         status.update(|account| {
-            account.phase = phase.to_owned();
+            (account.phase, account.step) = (phase.to_owned(), step);
             account.streaming = true;
         });
     }

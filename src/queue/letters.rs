@@ -7,10 +7,11 @@ use super::{
     claim::Referred,
     messages::{MAX_ATTRIBUTES, Message},
     outgoing::is_legal,
+    shape::shape,
 };
 use serde::Serialize;
 use serde_json::Value;
-use std::time::SystemTime;
+use std::{collections::BTreeMap, time::SystemTime};
 
 /// What the attributes of dead letters begin with. A letter that is sent home loses them.
 const MARK: &str = "deadLetter";
@@ -20,6 +21,8 @@ const TRIES: &str = "deadLetterTries";
 const TIME: &str = "deadLetterTime";
 /// What a letter that was sent home has instead: when that was.
 const REDRIVEN: &str = "redriven";
+/// Attributes that walhouse gives its events.
+const OWN: [&str; 5] = ["correlationId", "eventType", "eventVersion", "routingKey", "traceparent"];
 /// Who makes letters of what an application wrote: nobody has tried to handle it.
 pub(super) const OUTBOX: &str = "outbox";
 /// The longest reason that is kept.
@@ -63,6 +66,18 @@ pub struct Letter {
     pub payload_location: Option<String>,
     /// How many bytes that has.
     pub payload_bytes: Option<u64>,
+    /// What its message is made of, where that is asked for.
+    #[serde(flatten)]
+    pub made_of: Option<MadeOf>,
+}
+
+/// What a message is made of, without anything of its payload.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MadeOf {
+    /// The names of the fields of its body, each with the type of its value.
+    pub shape: Value,
+    /// Its attributes. Of those that walhouse does not write itself the names alone.
+    pub attributes: BTreeMap<String, Option<String>>,
 }
 
 impl Letter {
@@ -89,7 +104,18 @@ impl Letter {
             time: named(TIME).or_else(sent),
             payload_location: referred.as_ref().map(|referred| referred.reference().location.clone()),
             payload_bytes: referred.as_ref().map(|referred| referred.reference().bytes),
+            made_of: None,
         }
+    }
+
+    /// The same, with what its message is made of.
+    pub(super) fn looked_into(self, message: &Message) -> Self {
+        let value = |name: &str, value: &str| {
+            let is_own = name.starts_with(MARK) || name == REDRIVEN || OWN.contains(&name);
+            is_own.then(|| value.to_owned())
+        };
+        let attributes = message.attributes.iter().map(|(name, text)| (name.clone(), value(name, text))).collect();
+        Self { made_of: Some(MadeOf { shape: shape(&message.body), attributes }), ..self }
     }
 }
 
@@ -134,11 +160,22 @@ pub(super) fn was_dead(message: &Message) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     fn message(body: &str, attributes: &[(&str, &str)]) -> Message {
         let attributes = attributes.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Message { id: "m1".to_owned(), body: body.to_owned(), attributes: attributes.collect(), ..Message::default() }
+    }
+
+    #[test]
+    fn what_a_letter_is_made_of_has_no_value_of_somebody_else() {
+        let attributes = [("routingKey", "audit.security"), ("deadLetterTries", "4"), ("theirs", "canary")];
+        let message = message(r#"{"metadata": {"eventId": "e1"}, "payload": {"who": "canary"}}"#, &attributes);
+        let told = serde_json::to_value(Letter::of(&message).looked_into(&message)).unwrap();
+        assert!(!told.to_string().contains("canary"), "{told}");
+        assert_eq!(told["shape"]["payload"]["who"], "string");
+        let attributes = &told["attributes"];
+        assert_eq!((&attributes["routingKey"], &attributes["theirs"]), (&"audit.security".into(), &Value::Null));
+        assert!(attributes.as_object().unwrap().contains_key("theirs"));
     }
 
     #[test]

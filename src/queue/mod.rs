@@ -27,4 +27,5 @@ pub mod provision;
 pub mod published;
 pub mod publisher;
 pub mod redrive;
+mod shape;
 mod walk;

@@ -122,10 +122,10 @@ pub async fn list(sqs: &Sqs, queue: Queue, filter: &Filter, limit: usize) -> Res
                 break;
             }
             for (letter, message) in found {
-                walk.keep(message);
                 if filter.takes(&letter) && listed.letters.len() < limit {
-                    listed.letters.push(letter);
+                    listed.letters.push(letter.looked_into(&message));
                 }
+                walk.keep(message);
             }
         }
         Ok(())

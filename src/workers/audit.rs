@@ -5,7 +5,10 @@ use super::{
     together::{self, Together},
 };
 use crate::{
-    clickhouse::client::{code, describe, kind},
+    clickhouse::{
+        client::{code, describe, kind},
+        presence::presence,
+    },
     event::schema,
     queue::consumer::{Event, HandleError, Handler, more_time},
     retry::Kind,
@@ -99,6 +102,10 @@ impl Handler for Audit {
         .boxed()
     }
 
+    fn is_told(&self) -> bool {
+        presence().is_away()
+    }
+
     fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>> {
         async {
             let row = row(event)?;
@@ -153,6 +160,7 @@ async fn insert(client: &Client, rows: Bytes, limit: Duration) -> Result<(), Ref
     };
     sent.await.map_err(|error: Error| {
         let why = describe(&error);
+        presence().failed("write the audit log", &error);
         match (code(&error), kind(&error)) {
             (Some(code), _) if OF_THE_ROW.contains(&code) => Refused::Rows(why),
             (Some(_), Kind::Definite) => Refused::Perhaps(why),

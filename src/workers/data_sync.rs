@@ -8,6 +8,7 @@ use crate::{
     clickhouse::{
         apply::{Applied, Applier, ApplyError, Resent, Row},
         client::describe,
+        presence::presence,
     },
     config::Config,
     event::Epoch,
@@ -82,6 +83,10 @@ impl Handler for DataSync {
             }
         }
         .boxed()
+    }
+
+    fn is_told(&self) -> bool {
+        presence().is_away()
     }
 
     fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>> {

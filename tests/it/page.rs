@@ -1,5 +1,9 @@
 //! The status page, in a real browser.
 
+mod controls;
+mod letters;
+mod roles;
+
 use std::fs;
 use std::path::Path;
 
@@ -100,6 +104,11 @@ async fn stop_one(db: &TestDb) {
         .await;
 }
 
+/// Whether the header says where replication stands, in this word.
+fn state(word: &str) -> String {
+    format!("/^\\W*{word}/.test(document.querySelector('#state').innerText)")
+}
+
 fn row(table: &str) -> String {
     format!(
         "[...document.querySelectorAll('#tables tr')].find((row) => row.textContent.includes('{table}'))?.innerText ?? ''"
@@ -163,7 +172,14 @@ async fn the_page_says_what_does_not_answer_and_goes_on_by_itself() {
     browser.until(&format!("/streaming/.test({})", row("public.customer"))).await;
     browser.until("/All is well/.test(document.body.innerText)").await;
 
+    let warnings =
+        |log: &str| log.lines().filter(|line| line.contains(" WARN ")).map(str::to_owned).collect::<Vec<_>>();
+    let before = warnings(&daemon.log()).len();
     db.clickhouse.kill9();
+    browser.until(&state("waiting for ClickHouse")).await;
+    db.pg.execute("INSERT INTO customer VALUES (5000, 'a'); INSERT INTO sales_order VALUES (5000, 1)").await;
+    browser.until("/nothing lands since/.test(document.querySelector('#node-lanes').innerText)").await;
+    browser.until("/not known/.test(document.querySelector('#chart-lag_seconds figcaption').innerText)").await;
     browser.until("/ClickHouse: it can not be reached/.test(document.querySelector('#finding-list').innerText)").await;
     browser.until("/not reached/.test(document.querySelector('#node-target').innerText)").await;
     // What was known stays, with its time.
@@ -173,6 +189,15 @@ async fn the_page_says_what_does_not_answer_and_goes_on_by_itself() {
     browser.picture("clickhouse-away").await;
     db.clickhouse.start();
     browser.until("/All is well/.test(document.body.innerText)").await;
+    browser.until(&state("streaming")).await;
+    assert_equal(&db, "customer").await;
+    // One warning when it goes, however many tables, tries and workers there are, and one line when it comes back.
+    let told = warnings(&daemon.log()).split_off(before);
+    assert!(
+        told.len() == 1 && told[0].contains("ClickHouse is away") && told[0].contains("walhouse check"),
+        "{told:#?}"
+    );
+    assert_eq!(daemon.log().matches("ClickHouse is back").count(), 1);
 
     daemon.kill9();
     browser

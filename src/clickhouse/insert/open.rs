@@ -5,7 +5,7 @@
 //! what it had may have landed or not, and whoever has the rows' source begins again.
 
 use super::{
-    Attempt, CLIENT_TIMEOUT, Class, InsertError, Inserter, SERVER_TIMEOUT, client, trace_attempt, write_block,
+    Attempt, CLIENT_TIMEOUT, Class, InsertError, Inserter, SERVER_TIMEOUT, client, presence, trace_attempt, write_block,
 };
 use crate::{clickhouse::block::Block, event::Lsn, quote, telemetry::names};
 use clickhouse::insert_formatted::InsertFormatted;
@@ -63,6 +63,10 @@ impl OpenInsert<'_> {
         self.bytes += block.data_bytes();
         self.rows += block.rows();
         let sent = write_block(&mut self.insert, block).await;
+        if sent.is_err() {
+            // What was taken is no answer yet.
+            presence().note(self.begun, "insert", &sent);
+        }
         sent.map_err(|error| failed(&mut self.attempt, &self.target, error))
     }
 
@@ -80,6 +84,7 @@ impl OpenInsert<'_> {
     pub async fn end(self) -> Result<usize, OpenError> {
         let Self { insert, mut attempt, target, begun, rows, .. } = self;
         let ended = insert.end().await;
+        presence().note(begun, "insert", &ended);
         metrics::histogram!(names::INSERT_SECONDS).record(begun.elapsed().as_secs_f64());
         trace_attempt(begun, &target, &attempt.id, rows, ended.as_ref().err());
         ended.map_err(|error| failed(&mut attempt, &target, error))?;

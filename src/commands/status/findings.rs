@@ -1,6 +1,6 @@
 //! What needs a person, and what to do about it.
 
-use super::{Report, Source, Stored};
+use super::{MUCH, Report, Source, Stored};
 use crate::{
     clickhouse::requests::Request,
     postgres::retention::{Retention, size},
@@ -9,7 +9,6 @@ use serde::Serialize;
 
 /// A checkpoint that is older than this while much WAL lies ahead is one that does not move.
 const STUCK_SECONDS: f64 = 60.0;
-const MUCH: u64 = 16 << 20;
 /// Of what the server may keep for the slot, so much is left at least.
 const LEAST: u64 = 10;
 /// A daemon that runs takes up a request within seconds.

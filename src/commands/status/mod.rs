@@ -14,12 +14,22 @@ pub use queues::{Depth, Workers};
 pub use source::{LeftOut, Source};
 pub use stored::{Copying, Letters, Standing, Stored, TableReport};
 
-use crate::{cli::exit, config::Config};
+use crate::{
+    cli::exit,
+    clickhouse::{
+        pauses::Subject,
+        requests::{Action, Request},
+    },
+    config::Config,
+    status::State,
+};
 use serde::Serialize;
 use std::time::Duration;
 
 /// How long each part may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// So many bytes of WAL are more than what happens to be on its way.
+const MUCH: u64 = 16 << 20;
 
 /// What a look gave, or why it gave nothing.
 #[derive(Clone, Debug, Serialize)]
@@ -66,6 +76,8 @@ impl<T> Part<T> {
 pub struct Report {
     /// The slot's name.
     pub slot: String,
+    /// Where replication stands, as far as the two servers show it.
+    pub state: State,
     /// What needs a person.
     pub findings: Vec<Finding>,
     /// PostgreSQL.
@@ -87,13 +99,39 @@ pub async fn look(config: &Config) -> Report {
         futures_util::future::join(Box::pin(servers), Box::pin(queues::look(config))).await;
     let workers = config.queue.as_ref().map(|_| Workers::of(config));
     let slot = config.source.slot.clone();
-    let mut report = Report { slot, findings: Vec::new(), source, stored, queues, workers };
+    let state = State::default();
+    let mut report = Report { slot, state, findings: Vec::new(), source, stored, queues, workers };
     report.join();
+    report.state = report.state();
     report.findings = findings::of(&report);
     report
 }
 
 impl Report {
+    /// In a word. What keeps everything else waiting comes first.
+    fn state(&self) -> State {
+        let Part::Known(source) = &self.source else { return State::WaitingForPostgreSql };
+        if source.held_by.is_none() {
+            return State::Down;
+        }
+        let Part::Known(stored) = &self.stored else { return State::WaitingForClickHouse };
+        let is_replay = |request: &Request| request.begun && request.action == Action::Replay;
+        if stored.paused.iter().any(|pause| pause.subject == Subject::Pipeline) {
+            State::Paused
+        } else if stored.requests.iter().any(is_replay) {
+            State::Replaying
+        } else if stored.tables.iter().any(|table| table.copying.is_some()) {
+            State::Copying
+        } else {
+            match &source.slot {
+                Some(slot) if slot.active => State::Streaming,
+                // The slot itself is not active while copies of it are read.
+                Some(slot) if slot.lag_bytes > MUCH => State::CatchingUp,
+                _ => State::Starting,
+            }
+        }
+    }
+
     /// What one part knows of the other's.
     fn join(&mut self) {
         let (Part::Known(source), Part::Known(stored)) = (&mut self.source, &mut self.stored) else { return };

@@ -16,6 +16,7 @@ fn healthy() -> Report {
     let stored = Stored { checkpoint: Some(checkpoint), tables: vec![table], ..Stored::default() };
     Report {
         slot: "walhouse".to_owned(),
+        state: State::Streaming,
         findings: Vec::new(),
         source: Part::Known(source),
         stored: Part::Known(stored),
@@ -45,6 +46,31 @@ fn where_all_is_well_nobody_has_to_do_anything() {
     assert!(report.to_string().ends_with("tables       1 known, 1 streaming\n\nAll is well."), "{report}");
     assert_eq!(report.json()["healthy"], true);
     assert_eq!(report.json()["stored"]["checkpoint"]["position"], "0/100");
+}
+
+#[test]
+fn what_keeps_everything_else_waiting_is_the_state() {
+    let mut report = healthy();
+    let state = |report: &Report| report.state().to_string();
+    assert_eq!(state(&report), "streaming");
+    let change = |report: &mut Report, change: fn(&mut Source, &mut Stored)| {
+        let (Part::Known(source), Part::Known(stored)) = (&mut report.source, &mut report.stored) else { panic!() };
+        change(source, stored);
+    };
+    change(&mut report, |source, _| slot(source).active = false);
+    assert_eq!(state(&report), "starting");
+    change(&mut report, |source, _| slot(source).lag_bytes = 1 << 30);
+    assert_eq!(state(&report), "catching up");
+    change(&mut report, |_, stored| stored.tables[0].copying = Some(Copying::default()));
+    assert_eq!(state(&report), "copying");
+    report.stored = Part::Unknown { unreachable: "refused".to_owned() };
+    assert_eq!(state(&report), "waiting for ClickHouse");
+    if let Part::Known(source) = &mut report.source {
+        source.held_by = None;
+    }
+    assert_eq!(state(&report), "down");
+    report.source = Part::Unknown { unreachable: "refused".to_owned() };
+    assert_eq!(state(&report), "waiting for PostgreSQL");
 }
 
 #[test]

@@ -8,6 +8,7 @@ const UNKNOWN: &str = "can not be reached";
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "state        {}", self.state)?;
         match &self.source {
             Part::Known(source) => source_lines(f, source, &self.slot)?,
             Part::Unknown { unreachable } => writeln!(f, "PostgreSQL   {UNKNOWN}: {unreachable}")?,

@@ -142,6 +142,7 @@ pub(super) async fn act(
         };
         match tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| late()) {
             Ok(mut answer) => {
+                api.looks.changed();
                 answer["asked_by"] = json!(visitor.actor);
                 answer["audit_event_id"] = json!(heard.event_id);
                 Ok((status, Json(answer)).into_response())

@@ -98,6 +98,7 @@ impl Route {
 fn routes() -> Vec<Route> {
     vec![
         Route::look("/openapi.json", get(look::openapi)),
+        Route::look("/role", get(look::role)),
         Route::look("/status", get(look::status)),
         Route::look("/tables", get(look::tables)),
         Route::look("/queues", get(look::queues)),
@@ -216,7 +217,7 @@ mod tests {
     use super::*;
 
     fn all() -> Vec<Route> {
-        routes().into_iter().chain(crate::http::shown(Arc::default())).collect()
+        routes().into_iter().chain(crate::http::shown(Arc::default(), Arc::default())).collect()
     }
 
     #[test]

@@ -2,7 +2,7 @@ use super::*;
 use serde_json::Value;
 
 async fn asked(history: &History, query: Option<&str>) -> (u16, Value) {
-    let answer = history.answer(query);
+    let answer = history.answer(query, &Account::default(), None);
     let status = answer.status().as_u16();
     let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
     (status, serde_json::from_slice(&body).unwrap_or_default())
@@ -65,4 +65,24 @@ fn a_point_is_what_has_happened_since_the_last_one() {
 fn what_took_longer_than_the_last_bound_counts_as_that() {
     assert_eq!(quantile(&[(0.1, 0.0), (900.0, 1.0), (f64::INFINITY, 100.0)], 0.95), Some(900.0));
     assert_eq!(quantile(&[], 0.5), None);
+}
+
+#[tokio::test]
+async fn where_it_stands_is_said_of_this_moment() {
+    let absence = Absence { since: SystemTime::UNIX_EPOCH + Duration::from_secs(7), error: "refused".to_owned() };
+    let account = Account { step: crate::status::Step::Streams, phase: "streaming".to_owned(), ..Account::default() };
+    for (absence, expected) in [
+        (
+            None,
+            serde_json::json!({"state": "streaming", "text": "streaming", "copying": 0, "clickhouse_away_since": null}),
+        ),
+        (
+            Some(&absence),
+            serde_json::json!({"state": "waiting for ClickHouse", "text": "refused", "copying": 0, "clickhouse_away_since": 7.0}),
+        ),
+    ] {
+        let answer = History::default().answer(None, &account, absence);
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["state"], expected);
+    }
 }

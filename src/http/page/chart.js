@@ -81,8 +81,8 @@ export class Chart {
     return legend;
   }
 
-  /** Draws the points, in the order of their time. */
-  draw(points, interval) {
+  /** Draws the points, in the order of their time. `instead` is said where the latest value would be, if that means nothing now. */
+  draw(points, interval, instead = "") {
     this.points = points;
     const until = points.length ? points[points.length - 1].time : Date.now() / 1000;
     // A process that is young has no hour behind it.
@@ -93,8 +93,8 @@ export class Chart {
     const last = points[points.length - 1];
     const write = (value) => (value === null || value === undefined ? "–" : this.format(value));
     const idle = !last || this.series.every((one) => last[one.key] === null);
-    this.latest.textContent = idle ? "–" : this.series.map((one) => write(last[one.key])).join(" · ");
-    const now = last ? this.series.map((one) => `${one.name} ${write(last[one.key])}`).join(", ") : "no points yet";
+    this.latest.textContent = instead || (idle ? "–" : this.series.map((one) => write(last[one.key])).join(" · "));
+    const now = instead || (last ? this.series.map((one) => `${one.name} ${write(last[one.key])}`).join(", ") : "no points yet");
     this.svg.setAttribute("aria-label", `${this.title}: now ${now}; the highest of the last hour ${this.format(most)}`);
     const floor = HEIGHT - BOTTOM;
     // As wide as it is shown, so that its text has the size that the style gives it.

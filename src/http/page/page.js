@@ -3,19 +3,22 @@
 // `history` is answered from memory, so it also tells whether the process is there; `status` has the process ask PostgreSQL,
 // ClickHouse and SQS, and may take its time. Neither waits for the other.
 
+import { control, heardOf, listen, role } from "/page/act.js";
+import { Unauthorized, ask, hasToken, keepToken, why } from "/page/ask.js";
 import { Chart } from "/page/chart.js";
+import { look, refresh, shown } from "/page/letters.js";
 import { badge, bytes, clock, count, element, facts, fill, rate, span } from "/page/text.js";
 
 /** Between two questions, in milliseconds. */
 const HISTORY_PAUSE = 3000;
 const STATUS_PAUSE = 5000;
-/** So long may an answer take, in milliseconds. */
-const PATIENCE = 20000;
 const HOUR = 3600;
 /** Rows of tables at once; the filter finds the others. */
 const MOST_TABLES = 200;
-const TOKEN = "walhouse-token";
 const STATES = { streaming: "good", stopped: "bad", paused: "warn", "not replicated": "warn" };
+/** Where replication may stand; what is not here is on its way to one of these. */
+const STANDS = { streaming: "good", "catching up": "good", copying: "good", replaying: "good", paused: "warn",
+  "waiting for PostgreSQL": "bad", "waiting for ClickHouse": "bad", "waiting for the slot": "warn" };
 /** Those that need a look come first. */
 const ORDER = ["stopped", "paused", "copying", "resync", "not replicated", "streaming"];
 const WORKER_OF = { "audit-log": "audit", "async-operations": "operation", "data-sync": "data-sync" };
@@ -25,27 +28,16 @@ const known = (part) => (part?.unreachable === undefined ? part : undefined);
 
 /** What was heard last. */
 const heard = { history: undefined, points: [], status: undefined, stored: undefined, storedAt: 0, when: 0, failure: "" };
-let token = sessionStorage.getItem(TOKEN) ?? "";
 let refused = false;
-
-class Unauthorized extends Error {}
-
-async function ask(path) {
-  const headers = token ? { authorization: `Bearer ${token}` } : {};
-  const answer = await fetch(path, { headers, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
-  if (answer.status === 401) throw new Unauthorized();
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error ?? `it answers ${answer.status}`);
-  return body;
-}
 
 // What is asked for.
 
 async function askHistory() {
   const since = heard.points.length ? heard.points[heard.points.length - 1].number : 0;
-  const answer = await ask(`/api/v1/history?since=${since}`);
-  // A process that was started meanwhile counts anew.
-  if (heard.history && heard.history.started !== answer.started) heard.points = [];
+  const answer = await ask(`/history?since=${since}`);
+  const isAnother = heard.history?.started !== answer.started;
+  // A process that was started meanwhile counts anew, and may take other tokens.
+  if (isAnother) heard.points = [];
   heard.history = answer;
   heard.points.push(...answer.points);
   const last = heard.points[heard.points.length - 1];
@@ -56,10 +48,27 @@ async function askHistory() {
   if (answer.points.length) drawCharts();
   if (heard.status) drawTables();
   drawQueues();
+  if (isAnother) await askRole();
+}
+
+async function askRole() {
+  const answer = await ask("/role");
+  role.mayAct = answer.may_act;
+  at("role").textContent = answer.may_act ? "With this token you may act." : `You may look. To act: ${answer.why_not}.`;
+  for (const one of document.querySelectorAll(".acts")) one.hidden = !role.mayAct;
+  drawControls();
+}
+
+function drawControls() {
+  drawPipeline();
+  drawTables();
+  drawQueues();
 }
 
 async function askStatus() {
-  const answer = await ask("/api/v1/status");
+  const begun = Date.now();
+  const answer = await ask("/status");
+  heardOf(begun);
   heard.status = answer;
   if (known(answer.stored)) Object.assign(heard, { stored: answer.stored, storedAt: Date.now() / 1000 });
   drawState();
@@ -70,7 +79,7 @@ async function askStatus() {
 }
 
 async function askLog() {
-  const { lines } = await ask("/api/v1/log");
+  const { lines } = await ask("/log");
   at("no-lines").hidden = lines.length > 0;
   at("no-lines").textContent = "None since the process has started.";
   fill(at("log"), ...lines.map((line) => element("li", {},
@@ -83,8 +92,7 @@ async function askLog() {
 
 function failed(error) {
   if (error instanceof Unauthorized) return wantToken();
-  const why = error.name === "TimeoutError" ? "no answer in time" : error.message;
-  heard.failure ||= `${clock(Date.now() / 1000)} (${why})`;
+  heard.failure ||= `${clock(Date.now() / 1000)} (${why(error)})`;
   drawState();
 }
 
@@ -96,20 +104,17 @@ function statusFailed(error) {
 }
 
 function drawState() {
-  const { history, status, points, failure } = heard;
+  const { history, status, failure } = heard;
   const alarm = at("alarm");
   const text = failure ? `walhouse does not answer since ${failure}. What is shown is from before; this page goes on asking.` : "";
   if (alarm.textContent !== text) alarm.textContent = text;
   alarm.hidden = !failure;
   at("slot").textContent = status?.slot ?? "";
   at("version").textContent = history?.version ?? "";
-  const last = points[points.length - 1];
   const findings = status?.findings.length ?? 0;
   let state = ["starting", ""];
   if (failure) state = ["does not answer", "bad"];
-  else if (last?.paused) state = ["paused", "warn"];
-  else if (last?.streaming) state = [history.now.reader === "catch_up" ? "catching up" : "streaming", "good"];
-  else if (last) state = [history.now.phase || "not streaming", "warn"];
+  else if (history) state = stands(history.state);
   if (state[1] === "good" && findings) state = [`${state[0]}, ${findings} to do`, "warn"];
   const made = badge(...state);
   if (at("state").textContent !== made.textContent) at("state").textContent = made.textContent;
@@ -118,6 +123,11 @@ function drawState() {
   // Nothing is well that nobody can ask.
   if (failure) at("well").textContent = "Not known while walhouse does not answer.";
   drawHeard();
+}
+
+function stands({ state, copying }) {
+  const tables = state === "copying" ? ` ${count(copying)} ${copying === 1 ? "table" : "tables"}` : "";
+  return [state + tables, STANDS[state] ?? ""];
 }
 
 function drawHeard() {
@@ -142,15 +152,32 @@ function drawPipeline() {
   if (!status || !history) return;
   const last = points[points.length - 1];
   fill(at("node-source"), sourceNode(status));
+  const { state, text } = history.state;
+  const [said, kind] = stands(history.state);
   fill(at("node-lanes"), facts([
-    ["Reads by", { streaming: "stream", catch_up: "windows of WAL" }[history.now.reader] ?? history.now.phase],
-    ["Behind", last && `${span(last.lag_seconds)}, ${bytes(last.lag_bytes)}`],
+    ["State", badge(said, kind)],
+    ["Why", kind === "good" || text === state ? "" : text],
+    ["Reads by", { streaming: "stream", catch_up: "windows of WAL" }[history.now.reader]],
+    ["Behind", behind(last)],
     ["Received", last && rate(last.received_per_second)],
     ["In memory", last && `${bytes(last.memory_bytes)} of ${bytes(history.now.memory_budget_bytes)}`],
   ]));
   fill(at("node-target"), targetNode(status, last));
+  const paused = heard.stored?.paused.some((pause) => pause.subject === "pipeline");
+  fill(at("pipeline-acts"), paused ? control("resume-pipeline", "pipeline", "Resume", { about: "the pipeline", disabled: !known(status.stored) })
+    : control("pause-pipeline", "pipeline", "Pause", { about: "the pipeline", disabled: !known(status.stored) }));
   at("events").hidden = status.queues.length === 0;
   if (status.queues.length) drawEvents(status, last);
+}
+
+/** How far behind it is. What waits for a server is further behind with every second, whether there is anything to do or not. */
+function behind(last) {
+  if (!last) return "";
+  const { state, clickhouse_away_since: since } = heard.history.state;
+  const wal = bytes(last.lag_bytes);
+  if (state === "waiting for ClickHouse") return since ? `nothing lands since ${clock(since)}; ${wal} wait` : "not known";
+  if (state === "waiting for PostgreSQL") return "not known while PostgreSQL is away";
+  return state === "paused" ? `${wal} wait` : `${span(last.lag_seconds)}, ${wal}`;
 }
 
 function sourceNode({ source }) {
@@ -186,8 +213,12 @@ function drawEvents(status, last) {
   fill(at("node-queues"), unreached ? facts([["State", badge("not reached", "bad")]])
     : facts([["Messages", count(sum("messages"))], ["Dead letters", sum("dead_letters") ? badge(count(sum("dead_letters")), "bad") : "0"]]));
   const workers = status.workers?.workers ?? [];
-  fill(at("node-workers"), facts(workers.map((one) => [one.worker, paused.has(one.worker) ? badge("paused", "warn")
-    : one.enabled ? `${count(heard.history.now.in_hand[one.worker] ?? 0)} of ${one.concurrency} in hand` : "off in this process"])));
+  const options = (one) => ({ about: `the worker ${one.worker}`, disabled: !known(status.stored) });
+  fill(at("node-workers"), facts(workers.map((one) => [one.worker, element("span", { class: "acting" },
+    paused.has(one.worker) ? badge("paused", "warn")
+      : one.enabled ? `${count(heard.history.now.in_hand[one.worker] ?? 0)} of ${one.concurrency} in hand` : "off in this process",
+    paused.has(one.worker) ? control("resume-worker", one.worker, "Resume", options(one))
+      : control("pause-worker", one.worker, "Pause", options(one)))])));
 }
 
 let charts;
@@ -201,7 +232,8 @@ function drawCharts() {
     { title: "Events sent", series: [{ key: "events_per_second", name: "events" }], format: rate },
     { title: "Memory in flight", series: [{ key: "memory_bytes", name: "memory" }], format: bytes, binary: true },
   ].map((one) => new Chart(at("charts"), one));
-  for (const chart of charts) chart.draw(heard.points, heard.history.interval_seconds);
+  const waits = /^waiting/.test(heard.history.state.state);
+  for (const chart of charts) chart.draw(heard.points, heard.history.interval_seconds, waits && chart.series[0].key === "lag_seconds" ? "not known" : "");
 }
 
 function tableRows() {
@@ -233,15 +265,31 @@ function tableRow(table, letters) {
   const counters = heard.history?.now.tables[table.table];
   const left = table.state === "not replicated";
   const number = (value) => (left ? "–" : count(value ?? 0));
+  const request = requested(table.table);
   const state = [badge(table.state, STATES[table.state])];
+  if (request) state.push(element("p", { class: "reason" }, `${request.action} ${request.begun ? "is under way" : "is asked for"}`));
   if (table.copying) state.push(copying(table));
   if (table.reason) state.push(element("p", { class: "reason" }, table.reason));
-  return element("tr", { role: "row" },
+  return element("tr", { role: "row", "data-key": table.table },
     element("th", { role: "rowheader", scope: "row" }, table.table),
     cell("State", "", ...state),
     cell("Changes received", "number", number(counters?.received)),
     cell("Rows written", "number", number(counters && counters.written + counters.copied)),
-    cell("Dead letters", "number", left ? "–" : letters ? badge(count(letters), "bad") : "0"));
+    cell("Dead letters", "number", left ? "–" : letters ? badge(count(letters), "bad") : "0"),
+    role.mayAct ? cell("", "acting", ...(left ? [] : tableControls(table, request))) : "");
+}
+
+/** What was asked of a table and is not answered yet. */
+function requested(table) {
+  return known(heard.status?.stored)?.requests.find((one) => `${one.schema}.${one.name}` === table);
+}
+
+function tableControls({ table, state }, request) {
+  const disabled = Boolean(request) || !known(heard.status?.stored);
+  const one = (act, text) => control(act, table, text, { disabled });
+  if (state === "paused") return [one("resume-table", "Resume")];
+  const anew = one("resync-table", "Copy anew");
+  return state === "stopped" ? [anew] : [one("pause-table", "Pause"), anew];
 }
 
 function copying({ table, copying: { done, rows, beside } }) {
@@ -260,47 +308,64 @@ function drawQueues() {
     const front = history.now.queue_fronts[queue.queue];
     const oldest = messages === 0 ? "nothing waits" : front && now ? span(Math.max(0, now - front)) : "not known";
     const why = queue.messages.unreachable ?? queue.dead_letters.unreachable;
-    return element("tr", { role: "row" },
+    return element("tr", { role: "row", "data-key": queue.queue },
       element("th", { role: "rowheader", scope: "row" }, queue.name, why ? element("p", { class: "reason" }, why) : ""),
       cell("Messages", "number", count(messages)),
       cell("Oldest waits at most", "", messages === undefined ? "not known" : oldest),
-      cell("Dead letters", "number", dead ? badge(count(dead), "bad") : count(dead)));
+      cell("Dead letters", "number", dead ? badge(count(dead), "bad") : count(dead)),
+      role.mayAct ? cell("", "acting", control("look", queue.queue, "Dead letters", { about: `of ${queue.name}` })) : "");
   }));
+}
+
+// What can be done.
+
+/** What confirmations tell of. */
+function knowing() {
+  const queueOf = (name) => heard.status.queues.find((one) => one.queue === name || WORKER_OF[one.queue] === name)?.name ?? name;
+  const worker = WORKER_OF[shown.queue];
+  const isPaused = heard.stored?.paused.some((pause) => pause.subject === worker);
+  const pausedWorker = isPaused ? [`The worker ${worker} is paused: what goes home waits there until it is resumed.`] : [];
+  return { status: heard.status, queueOf, queue: shown.queue, letters: shown.count, pausedWorker };
+}
+
+function done({ path }) {
+  drawControls();
+  wake();
+  if (path.startsWith("/dlq/")) void refresh();
 }
 
 // The token.
 
 function wantToken() {
   const dialog = at("token-dialog");
-  if (token) {
+  if (hasToken()) {
     at("token-why").textContent = "walhouse does not take the token that was given. Another one is needed.";
     keepToken("");
   }
   refused = true;
   at("state").textContent = "A token is needed";
-  at("sign-out").hidden = false;
-  at("sign-out").textContent = "Give a token";
+  offer("Give a token");
+  for (const one of [at("confirm"), at("letters")]) one.close();
   if (!dialog.open) dialog.showModal();
 }
 
-function keepToken(text) {
-  token = text;
-  if (text) sessionStorage.setItem(TOKEN, text);
-  else sessionStorage.removeItem(TOKEN);
-  at("sign-out").hidden = !text;
-  at("sign-out").textContent = "Forget the token";
+function offer(text) {
+  at("sign-out").hidden = text === "";
+  at("sign-out").textContent = text;
 }
 
 at("token-dialog").querySelector("form").addEventListener("submit", (event) => {
   event.preventDefault();
   keepToken(at("token").value.trim());
+  offer("Forget the token");
   at("token").value = "";
   refused = false;
   at("token-dialog").close();
+  void askRole().catch(failed);
   wake();
 });
-at("sign-out").addEventListener("click", () => (token ? (keepToken(""), location.reload()) : wantToken()));
-keepToken(token);
+at("sign-out").addEventListener("click", () => (hasToken() ? (keepToken(""), location.reload()) : wantToken()));
+offer(hasToken() ? "Forget the token" : "");
 
 // Asking again and again.
 
@@ -326,6 +391,11 @@ async function again(question, pause, onFailure) {
 document.addEventListener("visibilitychange", () => document.hidden || wake());
 addEventListener("resize", () => charts && drawCharts());
 at("filter").addEventListener("input", drawTables);
+listen(knowing, done);
+document.addEventListener("click", (event) => {
+  const button = event.target.closest('button[data-act="look"]');
+  if (button) look(button.dataset.subject, heard.status.queues.find((one) => one.queue === button.dataset.subject).name);
+});
 setInterval(drawHeard, 1000);
 again(askHistory, HISTORY_PAUSE, failed);
 again(askStatus, STATUS_PAUSE, statusFailed);

@@ -27,13 +27,34 @@ export function facts(pairs) {
   return list;
 }
 
-/** Replaces what is in an element, unless it is the same: so a reader's place and selection stay. */
+/** Makes what is in an element the same as this, and leaves alone what is so already: a reader's place, a selection and the
+ * focus stay. What has a `data-key` is itself only under the same one. */
 export function fill(target, ...children) {
   const made = document.createElement(target.tagName);
   made.append(...children);
-  const same = made.childNodes.length === target.childNodes.length
-    && [...made.childNodes].every((child, index) => child.isEqualNode(target.childNodes[index]));
-  if (!same) target.replaceChildren(...made.childNodes);
+  const focused = target.contains(document.activeElement) ? document.activeElement : undefined;
+  const key = focused?.dataset.key;
+  patch(target, made);
+  if (key !== undefined && document.activeElement !== focused) {
+    [...target.querySelectorAll("[data-key]")].find((one) => one.dataset.key === key)?.focus({ preventScroll: true });
+  }
+}
+
+function patch(old, made) {
+  const [was, wanted] = [[...old.childNodes], [...made.childNodes]];
+  wanted.forEach((child, index) => {
+    const before = was[index];
+    if (!before) old.append(child);
+    else if (before.nodeName !== child.nodeName || before.dataset?.key !== child.dataset?.key) before.replaceWith(child);
+    else if (before.nodeType === Node.TEXT_NODE) before.data === child.data || (before.data = child.data);
+    else if (!before.isEqualNode(child)) {
+      // What a person has opened stays open.
+      for (const { name } of [...before.attributes]) if (!child.hasAttribute(name) && name !== "open") before.removeAttribute(name);
+      for (const { name, value } of child.attributes) if (before.getAttribute(name) !== value) before.setAttribute(name, value);
+      patch(before, child);
+    }
+  });
+  for (const gone of was.slice(wanted.length)) gone.remove();
 }
 
 const whole = new Intl.NumberFormat("en");

@@ -56,13 +56,18 @@ impl Circuit {
         Self { worker, open: watch::Sender::new(true), record: Mutex::new(record) }
     }
 
-    /// The dependency failed.
-    pub(super) fn trip(&self, why: &str) {
+    /// The dependency failed; `is_told` if the log knows that it is away.
+    pub(super) fn trip(&self, why: &str, is_told: bool) {
         let mut record = self.record();
         record.is_failing = true;
         let was_open = self.open.send_replace(true);
-        if !was_open && record.reminder.is_due(Instant::now()) {
-            tracing::warn!(worker = self.worker, why, "events wait until this is over; none of their tries is used up");
+        if was_open || !record.reminder.is_due(Instant::now()) {
+            return;
+        }
+        const WAIT: &str = "events wait until this is over; none of their tries is used up";
+        match is_told {
+            true => tracing::info!(worker = self.worker, why, "{WAIT}"),
+            false => tracing::warn!(worker = self.worker, why, "{WAIT}"),
         }
     }
 

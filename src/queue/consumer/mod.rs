@@ -87,6 +87,11 @@ pub trait Handler: Send + Sync + 'static {
     /// Whether what it depends on is there; if not, what is missing.
     fn ready(&self) -> BoxFuture<'_, Result<(), String>>;
 
+    /// Whether the log has been told that what it depends on is away.
+    fn is_told(&self) -> bool {
+        false
+    }
+
     /// Acts on an event. May be dropped at any moment, and called again with the same event afterwards.
     fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>>;
 }
@@ -365,7 +370,7 @@ impl Consumer {
                     if by_itself == BY_ITSELF {
                         return Outcome::Failed(HandleError::Transient(why));
                     }
-                    self.circuit.trip(&why);
+                    self.circuit.trip(&why, self.handler.is_told());
                     self.circuit.closed().await;
                 }
                 Err(error) => return Outcome::Failed(error),

@@ -15,7 +15,10 @@ mod request;
 mod rows;
 
 use crate::{
-    clickhouse::client::{code, describe, kind},
+    clickhouse::{
+        client::{code, describe, kind},
+        presence::presence,
+    },
     config::{Config, CsvFormulas, OperationConfig, ReportConfig, reports},
     queue::{
         client::Sqs,
@@ -258,6 +261,7 @@ impl Operation {
     /// What an error of ClickHouse means for a request.
     async fn clickhouse_failed(&self, request: &Request, error: &Error, begun: bool) -> HandleError {
         let (code, report) = (code(error), &request.report);
+        presence().failed("run a report", error);
         match code {
             Some(code) if TOO_LARGE.contains(&code) => {
                 HandleError::Definite(too_large(request, &self.config.operation))
@@ -312,6 +316,10 @@ impl Handler for Operation {
             }
         }
         .boxed()
+    }
+
+    fn is_told(&self) -> bool {
+        presence().is_away()
     }
 
     fn handle<'a>(&'a self, event: &'a Event) -> BoxFuture<'a, Result<(), HandleError>> {

@@ -4,7 +4,7 @@
 
 use super::request::Request;
 use crate::{
-    clickhouse::client::describe,
+    clickhouse::{client::describe, presence::presence},
     queue::consumer::{Event, HandleError},
 };
 use bytes::Bytes;
@@ -128,6 +128,7 @@ impl Record {
 }
 
 fn away(error: Error) -> HandleError {
+    presence().failed("note how a request is getting on", &error);
     HandleError::Unavailable(describe(&error))
 }
 

@@ -91,8 +91,14 @@ impl Browser {
 
     /// Light or dark, as the person's system would have it.
     pub(crate) async fn scheme(&self, scheme: &str) {
-        let feature = json!({ "name": "prefers-color-scheme", "value": scheme });
-        self.tool("Emulation.setEmulatedMedia", json!({ "features": [feature] })).await;
+        self.media(&[("prefers-color-scheme", scheme)]).await;
+    }
+
+    /// What the person's system would have it like.
+    pub(crate) async fn media(&self, features: &[(&str, &str)]) {
+        let feature = |(name, value): &(&str, &str)| json!({ "name": name, "value": value });
+        let features: Vec<Value> = features.iter().map(feature).collect();
+        self.tool("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
     /// A screen so wide, in CSS pixels.
@@ -112,10 +118,29 @@ impl Browser {
 
     /// Presses Tab.
     pub(crate) async fn tab(&self) {
+        self.press("Tab").await;
+    }
+
+    /// Presses one of the keys that do something by themselves.
+    pub(crate) async fn press(&self, key: &str) {
+        let (code, text) = match key {
+            "Tab" => (9, ""),
+            "Enter" => (13, "\r"),
+            "Escape" => (27, ""),
+            _ => panic!("{key} is no key that is known here"),
+        };
         for kind in ["keyDown", "keyUp"] {
-            let key = json!({ "type": kind, "key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9 });
-            self.tool("Input.dispatchKeyEvent", key).await;
+            let mut event = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code });
+            if !text.is_empty() && kind == "keyDown" {
+                event["text"] = json!(text);
+            }
+            self.tool("Input.dispatchKeyEvent", event).await;
         }
+    }
+
+    /// Types a text into what has the focus.
+    pub(crate) async fn write(&self, text: &str) {
+        self.tool("Input.insertText", json!({ "text": text })).await;
     }
 
     /// What came since the last call, in `browser` (the console) or `performance` (requests).
