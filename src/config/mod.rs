@@ -15,6 +15,7 @@ mod parameter;
 mod queue;
 mod reports;
 mod tables;
+mod tls;
 mod traces;
 mod url;
 mod value;
@@ -40,8 +41,9 @@ pub use parameter::{Parameter, ParameterType};
 pub use queue::{QueueConfig, WorkerConfig, WorkersConfig};
 pub use reports::{CsvFormulas, MERCHANT, OperationConfig, ReportConfig, WarehouseConfig, reports};
 pub use tables::{Glob, TableFilter};
+pub use tls::{ChannelBinding, SslMode, TlsConfig};
 pub use traces::TracingConfig;
-pub use url::{Endpoint, SourceUrl, SslMode, check_loopback};
+pub use url::{Endpoint, SourceUrl, is_loopback};
 pub use value::{ByteSize, LogFormat, REDACTED, Timespan, Unrepresentable};
 use value::{NotYet, secret};
 
@@ -110,6 +112,21 @@ pub struct SourceConfig {
     /// A file whose content is the password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
+    /// How much its connections have to be protected; [`SourceUrl::tls`] has what applies, from here or from the URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sslmode: Option<SslMode>,
+    /// A file of certificates in PEM form whose signature is trusted; the system's roots if it is absent, or `system`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sslrootcert: Option<PathBuf>,
+    /// A file with the client's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sslcert: Option<PathBuf>,
+    /// A file with its private key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sslkey: Option<PathBuf>,
+    /// Whether the password's exchange is bound to the server's certificate; `prefer` if it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel_binding: Option<ChannelBinding>,
     /// The replication slot.
     #[serde(default = "walhouse")]
     pub slot: String,
@@ -170,6 +187,18 @@ pub struct ClickHouseConfig {
     /// A file whose content is the password.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
+    /// How much its connections have to be protected over https; `verify-full` if it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslmode: Option<SslMode>,
+    /// A file of certificates in PEM form whose signature is trusted; the system's roots if it is absent, or `system`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslrootcert: Option<PathBuf>,
+    /// A file with the client's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslcert: Option<PathBuf>,
+    /// A file with its private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslkey: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<NotYet>,
 }
@@ -267,6 +296,7 @@ impl Config {
         self.source.check_catch_up()?;
         within(self.source.snapshot.workers, 1, 64).map_err(at("source.snapshot.workers"))?;
         http_url(&self.clickhouse.url).map_err(at("clickhouse.url"))?;
+        self.clickhouse.check_tls().map_err(|(key, why)| (Cow::from(format!("clickhouse.{key}")), why))?;
         database_name(&self.clickhouse.database).map_err(at("clickhouse.database"))?;
         let (shortest, longest) = (Timespan(Duration::from_millis(1)), Timespan(Duration::from_secs(300)));
         within(self.batch.max_delay, shortest, longest).map_err(at("batch.max_delay"))?;
@@ -335,6 +365,11 @@ impl SourceConfig {
             url,
             password: None,
             password_file: None,
+            sslmode: None,
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
+            channel_binding: None,
             slot: walhouse(),
             publication: walhouse(),
             tables: public(),
@@ -349,8 +384,7 @@ impl SourceConfig {
         }
     }
 
-    /// How many sessions catch up. Unless it is configured, as many as this machine has cores, up to four: whatever can
-    /// be connected to is on this machine.
+    /// How many sessions catch up. Unless it is configured, as many as this machine has cores, up to four.
     pub fn sessions(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.catch_up_sessions.unwrap_or_else(|| cores().min(DEFAULT_SESSIONS))
@@ -412,6 +446,10 @@ impl Default for ClickHouseConfig {
             user: "default".to_owned(),
             password: None,
             password_file: None,
+            sslmode: None,
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
             cluster: None,
         }
     }
