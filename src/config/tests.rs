@@ -375,7 +375,7 @@ fn no_output_shows_a_secret() {
 fn no_error_shows_a_secret() {
     for text in [
         "source = \"postgres://w:canary@localhost/shop\"",
-        "[source]\nurl = \"postgres://w:canary@10.0.0.1/shop\"",
+        "[source]\nurl = \"postgres://w:canary@10.0.0.1/shop?sslmode=canary\"",
         "[source]\nurl = \"postgres://w:canary@localhost/shop",
         "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = \"canary",
         "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = canary",

@@ -49,15 +49,15 @@ const SYSTEM: &str = "system";
 
 /// The settings as they were given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TlsKeys {
+pub(super) struct TlsKeys {
     /// `sslmode`
-    pub mode: Option<SslMode>,
+    pub(super) mode: Option<SslMode>,
     /// `sslrootcert`: a file of certificates in PEM form, or `system`.
-    pub roots: Option<PathBuf>,
+    pub(super) roots: Option<PathBuf>,
     /// `sslcert`: a file with the client's certificate, and those between it and its root.
-    pub certificate: Option<PathBuf>,
+    pub(super) certificate: Option<PathBuf>,
     /// `sslkey`: a file with its private key.
-    pub key: Option<PathBuf>,
+    pub(super) key: Option<PathBuf>,
 }
 
 /// The settings that apply.

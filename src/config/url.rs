@@ -156,7 +156,7 @@ impl FromStr for SourceUrl {
         for (key, value) in &parts.parameters {
             let file = || unescaped(value).map(|path| Some(PathBuf::from(path)));
             match *key {
-                "sslmode" => tls.mode = Some(value.parse().map_err(|why| format!("sslmode: {why}"))?),
+                "sslmode" => tls.mode = Some(value.parse().map_err(|_| NO_MODE)?),
                 "sslrootcert" => tls.roots = file()?,
                 "sslcert" => tls.certificate = file()?,
                 "sslkey" => tls.key = file()?,
@@ -177,6 +177,7 @@ impl FromStr for SourceUrl {
     }
 }
 
+const NO_MODE: &str = "sslmode is none of disable, prefer, require, verify-ca and verify-full";
 /// What tokio-postgres would take, and the sockets are not opened by it.
 const OURS: [&str; 7] = [
     "tcp_user_timeout",

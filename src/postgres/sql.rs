@@ -239,6 +239,17 @@ impl Place {
             "28P01" => {
                 format!("{name} does not take the password of role {user:?}; correct source.password_file or the URL")
             }
+            // The words, where the server speaks English: only then is the remedy known.
+            "28000" if said.contains("channel binding") => format!(
+                "PostgreSQL at {name}: {said}; whoever answers shows another certificate than PostgreSQL's own: look at what \
+                 is in between, and if it is meant to be there, such as a pooler, set channel_binding=disable"
+            ),
+            "28000" if said.contains("client certificate") => {
+                format!("PostgreSQL at {name}: {said}; set source.sslcert and source.sslkey")
+            }
+            "28000" if said.contains("no encryption") => {
+                format!("{name} lets role {user:?} in over TLS alone ({said}); set sslmode=verify-full in source.url")
+            }
             "28000" => {
                 format!("{name} does not let role {user:?} in ({said}); add a pg_hba.conf entry for it, or create it")
             }

@@ -52,6 +52,7 @@ mod startup;
 mod status;
 mod stream;
 mod support;
+mod tls;
 mod traces;
 mod types;
 mod verify;

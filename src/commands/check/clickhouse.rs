@@ -4,7 +4,7 @@ use std::{future::Future, time::Duration};
 
 use clickhouse::{Client, error::Error};
 
-use super::{Found, Report, failed, fine, warning};
+use super::{Found, Report, failed, fine, protection::of_clickhouse, warning};
 use crate::{
     clickhouse::{
         client::{client, code, describe},
@@ -42,6 +42,7 @@ pub(super) async fn check(config: &ClickHouseConfig) -> Report {
         }
     };
     report.push(AREA, "connection", fine(format!("{} as {}", config.url, config.user)));
+    report.push(AREA, "protection", of_clickhouse(config));
     report.push(AREA, "version", version_found(&version));
     let database = quote::clickhouse(&config.database);
     let engine = client.query("SELECT engine FROM system.databases WHERE name = ?").bind(&config.database);
