@@ -175,6 +175,9 @@ pub fn refusal(error: &(dyn std::error::Error + 'static), section: &str) -> Opti
         if let Some(error) = error.downcast_ref::<Error>() {
             return Some(words(error, section));
         }
+        if let Some(error) = error.downcast_ref::<TlsError>() {
+            return Some(error.to_string());
+        }
         // An input/output error does not name what it was made of as its source, but that one's.
         if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
             return refusal(inner, section);

@@ -112,6 +112,11 @@ pub fn describe(error: &Error) -> String {
     }
 }
 
+/// Whether it is TLS that does not come about; [`describe`] says why.
+pub fn is_of_tls(error: &Error) -> bool {
+    matches!(error, Error::Network(cause) if tls::refusal(cause.as_ref(), "clickhouse").is_some())
+}
+
 /// The last parenthesis that holds a code's name: `… (TYPE_MISMATCH) (version …)`.
 fn name(text: &str) -> Option<&str> {
     let is_name = |word: &&str| {

@@ -97,7 +97,9 @@ impl TlsKeys {
         }
         match (&self.certificate, &self.key) {
             (Some(_), None) => Err(("sslcert", "its private key is missing; set sslkey too".to_owned())),
-            (None, Some(_)) => Err(("sslkey", "the certificate that it belongs to is missing; set sslcert too".to_owned())),
+            (None, Some(_)) => {
+                Err(("sslkey", "the certificate that it belongs to is missing; set sslcert too".to_owned()))
+            }
             _ => Ok(()),
         }
     }
@@ -177,7 +179,9 @@ impl ClickHouseConfig {
                 Err(("sslmode", "the URL says https; give require, verify-ca or verify-full, or no sslmode".to_owned()))
             }
             (None, None | Some(SslMode::Disable)) if keys.roots.is_none() && keys.certificate.is_none() => Ok(()),
-            (None, _) => Err(("url", "sslmode, sslrootcert and sslcert need https; write https://host:8443".to_owned())),
+            (None, _) => {
+                Err(("url", "sslmode, sslrootcert and sslcert need https; write https://host:8443".to_owned()))
+            }
             (Some(_), _) => keys.check(),
         }
     }
@@ -215,7 +219,8 @@ mod tests {
 
     #[test]
     fn clickhouse_is_verified_over_https_and_nothing_is_said_in_vain_over_http() {
-        let clickhouse = |url: &str, sslmode| ClickHouseConfig { url: url.to_owned(), sslmode, ..ClickHouseConfig::default() };
+        let clickhouse =
+            |url: &str, sslmode| ClickHouseConfig { url: url.to_owned(), sslmode, ..ClickHouseConfig::default() };
         assert_eq!(clickhouse("https://ch:8443", None).tls().map(|tls| tls.mode), Some(SslMode::VerifyFull));
         assert_eq!(clickhouse("HTTPS://ch:8443", None).tls().map(|tls| tls.mode), Some(SslMode::VerifyFull));
         assert_eq!(clickhouse("http://ch:8123", None).tls(), None);

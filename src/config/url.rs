@@ -162,7 +162,9 @@ impl FromStr for SourceUrl {
                 "sslkey" => tls.key = file()?,
                 "sslpassword" => return Err("the parameter sslpassword is not taken; decrypt the key".to_owned()),
                 "password" => return Err("the parameter password is not taken; use source.password_file".to_owned()),
-                key if OURS.contains(&key) => return Err(format!("the parameter {key} is not taken; remove it: walhouse decides this")),
+                key if OURS.contains(&key) => {
+                    return Err(format!("the parameter {key} is not taken; remove it: walhouse decides this"));
+                }
                 key => {
                     binds |= key == "channel_binding";
                     kept.push(format!("{key}={value}"));
@@ -371,7 +373,9 @@ mod tests {
         }
         assert_eq!(mode("postgres://w@localhost/shop?hostaddr=10.0.0.5"), SslMode::VerifyFull);
         assert_eq!(mode("postgres://w@/shop?host=/run/postgresql&sslmode=verify-full"), SslMode::Disable);
-        for (word, expected) in [("disable", SslMode::Disable), ("require", SslMode::Require), ("verify-ca", SslMode::VerifyCa)] {
+        for (word, expected) in
+            [("disable", SslMode::Disable), ("require", SslMode::Require), ("verify-ca", SslMode::VerifyCa)]
+        {
             assert_eq!(mode(&format!("postgres://w@db.internal/shop?sslmode={word}")), expected);
         }
         for word in ["allow", "nonsense", ""] {

@@ -70,7 +70,10 @@ fn files_that_can_not_be_used_are_named_by_their_key_with_what_to_do() {
     let broken = directory.write("broken.key", &key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"), 0o600);
     refused(&settings(Some(&root), Some((&certificate, &broken))), &["source.sslkey: ", "openssl pkey"]);
     let other = directory.write("other.key", &KeyPair::generate().expect("a key").serialize_pem(), 0o600);
-    refused(&settings(Some(&root), Some((&certificate, &other))), &["source.sslkey: ", "does not belong", "client.pem"]);
+    refused(
+        &settings(Some(&root), Some((&certificate, &other))),
+        &["source.sslkey: ", "does not belong", "client.pem"],
+    );
 }
 
 #[test]
@@ -80,7 +83,9 @@ fn a_key_that_others_may_read_is_refused() {
     let root = directory.write("ca.pem", &root, 0o644);
     let certificate = directory.write("client.pem", &certificate, 0o644);
     let is_roots = fs::metadata(&root).expect("it is there").uid() == 0;
-    for (mode, fine) in [(0o600, true), (0o400, true), (0o640, is_roots), (0o660, false), (0o644, false), (0o604, false)] {
+    for (mode, fine) in
+        [(0o600, true), (0o400, true), (0o640, is_roots), (0o660, false), (0o644, false), (0o604, false)]
+    {
         let key = directory.write("client.key", &key, mode);
         let tls = settings(Some(&root), Some((&certificate, &key)));
         match client_config(&tls, &[]) {

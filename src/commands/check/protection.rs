@@ -38,7 +38,10 @@ pub(super) fn of_postgres(source: &SourceConfig, transport: &Transport) -> Found
     let days = left.map_or(u64::MAX, |left| left.as_secs() / DAY.as_secs());
     if days < SOON && tls.verifies() {
         let days = plural(usize::try_from(days).unwrap_or_default(), "day");
-        return warning(what, format!("renew the certificate within {days}: walhouse does not connect to one that has expired"));
+        return warning(
+            what,
+            format!("renew the certificate within {days}: walhouse does not connect to one that has expired"),
+        );
     }
     let local = matches!(transport.endpoint(), Endpoint::Tcp { host, .. } if is_local(host));
     if tls.verifies() || local {

@@ -67,7 +67,10 @@ fn hash(algorithm: ObjectIdentifier, parameters: &[u8], certificate: &[u8]) -> O
     }
     Some(match algorithm.to_string().as_str() {
         // RSA with MD5, SHA-1 or SHA-256; ECDSA with SHA-1 or SHA-256.
-        "1.2.840.113549.1.1.4" | "1.2.840.113549.1.1.5" | "1.2.840.113549.1.1.11" | "1.2.840.10045.4.1"
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
         | "1.2.840.10045.4.3.2" => Sha256::digest(certificate).to_vec(),
         "1.2.840.113549.1.1.14" | "1.2.840.10045.4.3.1" => Sha224::digest(certificate).to_vec(),
         "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Sha384::digest(certificate).to_vec(),

@@ -110,9 +110,11 @@ impl OpenError {
                 if passing { Kind::Transient } else { Kind::Definite }
             }
             Self::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Kind::Definite,
-            Self::NotLocal { .. } | Self::Foreign { .. } | Self::Early { .. } | Self::NoName { .. } | Self::Files(_) => {
-                Kind::Definite
-            }
+            Self::NotLocal { .. }
+            | Self::Foreign { .. }
+            | Self::Early { .. }
+            | Self::NoName { .. }
+            | Self::Files(_) => Kind::Definite,
             _ => Kind::Transient,
         }
     }

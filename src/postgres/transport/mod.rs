@@ -176,9 +176,10 @@ async fn handshake(
     if url.begins_with_tls() && session.alpn_protocol() != Some(PROTOCOL) {
         return Err(OpenError::Foreign { endpoint: endpoint.clone() });
     }
-    let peer = session.peer_certificates().and_then(<[_]>::first).map(|certificate| {
-        Peer::new(certificate, session.protocol_version(), tls.identity.is_some())
-    });
+    let peer = session
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .map(|certificate| Peer::new(certificate, session.protocol_version(), tls.identity.is_some()));
     Ok(Transport {
         stream: Stream::Tls(Box::new(stream)),
         guard: Guard::off(),
@@ -298,4 +299,3 @@ impl TlsConnect<Transport> for Established {
         ready(Ok(transport))
     }
 }
-

@@ -13,13 +13,13 @@ use walhouse::postgres::sql;
 async fn a_server_that_asks_for_a_certificate_gets_the_right_one_or_none() {
     let hba = [
         "hostssl all certified 127.0.0.1/32 cert",
-        "hostssl all both 127.0.0.1/32 scram-sha-256 clientcert=verify-full",
-        "host all certified,both 127.0.0.1/32 reject",
+        "hostssl all twofold 127.0.0.1/32 scram-sha-256 clientcert=verify-full",
+        "host all certified,twofold 127.0.0.1/32 reject",
     ];
     let (db, authority, ca) = server("tls_certified", hba.map(str::to_owned).to_vec()).await;
     db.pg
         .execute(&format!(
-            "CREATE ROLE certified SUPERUSER LOGIN; CREATE ROLE both SUPERUSER LOGIN PASSWORD '{CANARY}'"
+            "CREATE ROLE certified SUPERUSER LOGIN; CREATE ROLE twofold SUPERUSER LOGIN PASSWORD '{CANARY}'"
         ))
         .await;
     let secure = format!("sslmode=verify-full&sslrootcert={ca}");
@@ -30,17 +30,20 @@ async fn a_server_that_asks_for_a_certificate_gets_the_right_one_or_none() {
     refused(connect(&url(&db, "certified", "localhost", &secure)).await, &["valid client certificate"]);
     refused(connect(&url(&db, "certified", "localhost", "sslmode=disable")).await, &["pg_hba.conf rejects"]);
     // It is for another role.
-    refused(connect(&url(&db, &format!("both:{CANARY}"), "localhost", &own)).await, &["\"both\""]);
-    let (other, other_key) = authority.issue_client("both").write(&db.directory, "both");
-    let both = with(&path(&other), &path(&other_key));
-    encrypted(connect(&url(&db, &format!("both:{CANARY}"), "localhost", &both)).await, true);
-    refused(connect(&url(&db, &format!("both:wrong{CANARY}"), "localhost", &both)).await, &["both"]);
+    refused(connect(&url(&db, &format!("twofold:{CANARY}"), "localhost", &own)).await, &["\"twofold\""]);
+    let (other, other_key) = authority.issue_client("twofold").write(&db.directory, "twofold");
+    let twofold = with(&path(&other), &path(&other_key));
+    encrypted(connect(&url(&db, &format!("twofold:{CANARY}"), "localhost", &twofold)).await, true);
+    refused(connect(&url(&db, &format!("twofold:wrong{CANARY}"), "localhost", &twofold)).await, &["\"twofold\""]);
 
     let (foreign, foreign_key) = Authority::new("nobody").issue_client("certified").write(&db.directory, "foreign");
     let said = ["does not take the client's certificate", "set source.sslcert"];
     refused(connect(&url(&db, "certified", "localhost", &with(&path(&foreign), &path(&foreign_key)))).await, &said);
     let said = ["source.sslkey: ", "does not belong to the certificate"];
-    assert!(!refused(connect(&url(&db, "certified", "localhost", &with(&path(&certificate), &path(&other_key)))).await, &said));
+    assert!(!refused(
+        connect(&url(&db, "certified", "localhost", &with(&path(&certificate), &path(&other_key)))).await,
+        &said
+    ));
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("a file's mode can be set");
     refused(connect(&url(&db, "certified", "localhost", &own)).await, &["others may read it", "chmod 06"]);
     db.cleanup().await;
@@ -122,7 +125,8 @@ async fn a_request_to_cancel_goes_over_tls_too() {
     let client = sql::connect(&source, "test cancel").await.expect("a session");
     let slow = client.batch_execute("SELECT pg_sleep(600)");
     let cancel = async {
-        let running = "SELECT count(*)::text FROM pg_stat_activity WHERE application_name = 'test cancel' AND state = 'active'";
+        let running =
+            "SELECT count(*)::text FROM pg_stat_activity WHERE application_name = 'test cancel' AND state = 'active'";
         while db.pg.value(running).await != "1" {}
         sql::cancel(&source.url, &client).await.expect("the request can be sent");
     };

@@ -4,7 +4,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::{path, protection};
-use crate::support::{Authority, Daemon, Front, Pair, Sqs, TestDb, assert_equal, free_port, put, self_signed, write_config};
+use crate::support::{
+    Authority, Daemon, Front, Pair, Sqs, TestDb, assert_equal, free_port, put, self_signed, write_config,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clickhouse_has_to_prove_itself_as_postgres_has() {
@@ -22,19 +24,26 @@ async fn clickhouse_has_to_prove_itself_as_postgres_has() {
     says(at("localhost", &trusted), &["ok: TLS, the certificate is trusted and names the host (verify-full)"]).await;
     says(at("127.0.0.1", &trusted), &["ok: TLS, ", "(verify-full)"]).await;
     says(at("localhost", "sslmode = \"require\"\n"), &["ok: TLS, nothing is known of who answers (require)"]).await;
-    let unknown = ["failed: TLS to ClickHouse: ", "signed by nobody who is trusted here", "set clickhouse.sslrootcert"];
+    let unknown =
+        ["failed: TLS to ClickHouse: ", "signed by nobody who is trusted here", "→ set clickhouse.sslrootcert"];
     says(at("localhost", ""), &unknown).await;
-    says(at("localhost", "sslrootcert = \"/no/such.pem\"\n"), &["failed: ", "clickhouse.sslrootcert", "can not be read"]).await;
+    says(
+        at("localhost", "sslrootcert = \"/no/such.pem\"\n"),
+        &["failed: ", "clickhouse.sslrootcert", "can not be read"],
+    )
+    .await;
 
     front.show(&authority.issue(&["ch.internal"]));
     says(at("localhost", &trusted), &["failed: ", "is for ch.internal and not for localhost", "clickhouse.url"]).await;
-    says(at("localhost", &format!("{trusted}sslmode = \"verify-ca\"\n")), &["ok: TLS, ", "whatever host it names"]).await;
+    says(at("localhost", &format!("{trusted}sslmode = \"verify-ca\"\n")), &["ok: TLS, ", "whatever host it names"])
+        .await;
     front.show(&authority.issue_expired(&["localhost"]));
     says(at("localhost", &trusted), &["failed: ", "has expired on 2021-02-03", "renew it"]).await;
     front.show(&self_signed(&["localhost"]));
     says(at("localhost", &trusted), &["failed: TLS to ClickHouse: its certificate is"]).await;
     let plain = format!("[clickhouse]\nurl = \"https://localhost:{}\"\n{trusted}", db.clickhouse.port());
-    says(plain, &["failed: TLS to ClickHouse: it does not answer as TLS does", "correct the port in clickhouse.url"]).await;
+    says(plain, &["failed: TLS to ClickHouse: it does not answer as TLS does", "correct the port in clickhouse.url"])
+        .await;
 
     front.show(&authority.issue(&["localhost"]));
     let mut daemon = Daemon::spawn(&db, &at("localhost", &trusted));
@@ -80,7 +89,7 @@ async fn queues_and_buckets_are_reached_over_tls_with_an_authority_of_ones_own()
     );
     let config = write_config(&db, &extra, free_port(), "services.toml");
     let found = checked(&config, &ca);
-    assert!(found.contains(&format!("✓ queue       SQS")) && found.contains("can be written"), "{found}");
+    assert!(found.contains(&"✓ queue       SQS") && found.contains("can be written"), "{found}");
     let found = checked(&config, &other);
     assert!(found.contains("can not be reached") && found.contains("can not be used"), "{found}");
     db.cleanup().await;

@@ -31,7 +31,10 @@ async fn at(port: u16, mode: &str) -> Result<bool, ([String; 2], bool)> {
 async fn whoever_is_not_postgres_is_named_as_such() {
     for mode in ["prefer", "require", "verify-full"] {
         let http = stranger(b"HTTP/1.1 400 Bad Request\r\n\r\n", b"").await;
-        assert!(!refused(at(http, mode).await, &["does not answer as PostgreSQL does", "correct the port in source.url"]));
+        assert!(!refused(
+            at(http, mode).await,
+            &["does not answer as PostgreSQL does", "correct the port in source.url"]
+        ));
         let nonsense = stranger(b"S", b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
         refused(at(nonsense, mode).await, &["does not answer as TLS does", "correct the port in source.url"]);
         let silent = stranger(b"S", b"").await;
