@@ -42,8 +42,8 @@
 //!
 //! # Who may import whom
 //!
-//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`], [`trace`] and
-//! [`store`], where the results of reports and large payloads go, know the configuration alone. `postgres` and `clickhouse`
+//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`], [`trace`], [`tls`]
+//! and [`store`], where the results of reports and large payloads go, know the configuration alone. `postgres` and `clickhouse`
 //! stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know each other; nor does
 //! `queue`. `setup` and `copy` join the two, `workers` join ClickHouse and the queues, `pipeline` composes
 //! everything, `commands` stand on top, and `http` on them; `probe` asks PostgreSQL, ClickHouse and SQS for what the metrics say of
@@ -70,6 +70,7 @@ pub mod setup;
 pub mod status;
 pub mod store;
 pub mod telemetry;
+pub mod tls;
 pub mod trace;
 pub mod verify;
 pub mod workers;

@@ -3,17 +3,23 @@
 //! An error's text may quote the row that it stumbled over, so only its code and that code's name
 //! are for logs: [`describe`].
 
+mod https;
+
 use clickhouse::{Client, error::Error};
 use secrecy::ExposeSecret;
 
-use crate::{config::ClickHouseConfig, retry::Kind};
+use crate::{config::ClickHouseConfig, retry::Kind, tls};
 
 /// A client for the configured server and user.
 ///
 /// It names no database, which may not exist yet: statements name theirs, or callers add
 /// `with_database`.
 pub fn client(config: &ClickHouseConfig) -> Client {
-    let client = Client::default().with_url(&config.url).with_user(&config.user);
+    let client = match config.tls() {
+        Some(tls) => https::client(tls),
+        None => Client::default(),
+    };
+    let client = client.with_url(&config.url).with_user(&config.user);
     match &config.password {
         Some(password) => client.with_password(password.expose_secret()),
         None => client,
@@ -107,11 +113,19 @@ pub fn describe(error: &Error) -> String {
             None => format!("ClickHouse: code {code}"),
         },
         (Error::BadResponse(_), None) => "ClickHouse: an answer that is not ClickHouse's".to_owned(),
-        (Error::Network(cause), _) => format!("ClickHouse can not be reached: {}", innermost(cause.as_ref())),
+        (Error::Network(cause), _) => match tls::refusal(cause.as_ref(), "clickhouse") {
+            Some(why) => format!("TLS to ClickHouse: {why}"),
+            None => format!("ClickHouse can not be reached: {}", innermost(cause.as_ref())),
+        },
         (Error::TimedOut, _) => "ClickHouse has not answered in time".to_owned(),
         (Error::SchemaMismatch(what), _) => format!("ClickHouse: an answer of another shape than asked for: {what}"),
         _ => "ClickHouse: the answer can not be read".to_owned(),
     }
+}
+
+/// Whether it is TLS that does not come about; [`describe`] says why.
+pub fn is_of_tls(error: &Error) -> bool {
+    matches!(error, Error::Network(cause) if tls::refusal(cause.as_ref(), "clickhouse").is_some())
 }
 
 /// The last parenthesis that holds a code's name: `… (TYPE_MISMATCH) (version …)`.

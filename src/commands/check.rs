@@ -9,6 +9,7 @@ mod ddl;
 mod objects;
 mod outbox;
 mod postgres;
+mod protection;
 mod queue;
 mod workers;
 

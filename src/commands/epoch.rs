@@ -158,7 +158,7 @@ pub async fn begin(config: &Config, dry_run: bool) -> Result<NewEpoch, Error> {
     let listing = catalog::tables(&control, source).await?;
     let carried = carry(state.tables().await, &listing.tables);
     let found = publication::publication(&control, &source.publication).await?;
-    let mut replication = ReplicationConnection::connect(source.url.connection(), "walhouse provision").await;
+    let mut replication = ReplicationConnection::connect(&source.url, "walhouse provision").await;
     let replication = replication.as_mut().map_err(|error| SetupError::Definite(error.to_string()))?;
     let server = Server::ask(&control, replication, &source.slot, found.as_ref()).await.map_err(SetupError::from)?;
     if let Some(misfit) = server.slot.as_ref().and_then(|slot| slot.misfit(&source.slot)) {

@@ -151,7 +151,7 @@ impl Report {
         let (server, target) = self.clickhouse(config).await?;
         let found = publication::publication(&control, &source.publication).await;
         let found = found.map_err(|error| (POSTGRES, "publication", error.to_string()))?;
-        let connected = ReplicationConnection::connect(source.url.connection(), "walhouse provision").await;
+        let connected = ReplicationConnection::connect(&source.url, "walhouse provision").await;
         let mut replication = connected.map_err(|error| (POSTGRES, "replication", error.to_string()))?;
         let asked = Server::ask(&control, &mut replication, &source.slot, found.as_ref()).await;
         let asked = asked.map_err(|error| (POSTGRES, "slot", SetupError::from(error).to_string()))?;

@@ -39,7 +39,7 @@ pub(super) fn database_name(name: &str) -> Result<(), String> {
 
 /// A URL of ClickHouse's HTTP interface. Never quotes it: where it is wrong, it may hold a password.
 pub(super) fn http_url(text: &str) -> Result<(), String> {
-    let form = "it is not a URL of the form http://host:8123";
+    let form = "it is not a URL of the form http://host:8123 or https://host:8443";
     let url: axum::http::Uri = text.parse().map_err(|_| form.to_owned())?;
     if url.authority().is_some_and(|authority| authority.as_str().contains('@')) {
         return Err("it holds credentials; use clickhouse.user and clickhouse.password_file".to_owned());
@@ -48,8 +48,7 @@ pub(super) fn http_url(text: &str) -> Result<(), String> {
         return Err("it holds parameters; only host, port and path are taken".to_owned());
     }
     match url.scheme_str() {
-        Some("http") if url.host().is_some_and(|host| !host.is_empty()) => Ok(()),
-        Some("https") => Err("this version of walhouse does not support TLS to ClickHouse yet; use http://".to_owned()),
+        Some("http" | "https") if url.host().is_some_and(|host| !host.is_empty()) => Ok(()),
         _ => Err(form.to_owned()),
     }
 }

@@ -83,6 +83,7 @@ pub(super) fn load_with(
         .map_err(|error| loader.refused(None, &error))?;
     let mut config = Config::deserialize(merged.cache).map_err(|error| loader.refused(None, &error))?;
     loader.resolve_secrets(&mut config)?;
+    config.source.hand_tls_to_url().map_err(|(key, message)| loader.value(&key, message))?;
     config.source.outbox = config.queue.as_ref().map(super::QueueConfig::outbox);
     config.check().map_err(|(key, message)| loader.value(&key, message))?;
     Ok(config)

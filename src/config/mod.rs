@@ -17,6 +17,7 @@ mod parameter;
 mod queue;
 mod reports;
 mod tables;
+mod tls;
 mod traces;
 mod url;
 mod value;
@@ -43,8 +44,9 @@ pub use parameter::{Parameter, ParameterType};
 pub use queue::{QueueConfig, WorkerConfig, WorkersConfig};
 pub use reports::{CsvFormulas, MERCHANT, OperationConfig, ReportConfig, WarehouseConfig, reports};
 pub use tables::{Glob, TableFilter};
+pub use tls::{ChannelBinding, SslMode, TlsConfig};
 pub use traces::TracingConfig;
-pub use url::{Endpoint, SourceUrl, SslMode, check_loopback};
+pub use url::{Endpoint, SourceUrl, is_loopback};
 pub use value::{ByteSize, LogFormat, REDACTED, Timespan, Unrepresentable};
 use value::{NotYet, secret};
 
@@ -120,6 +122,21 @@ pub struct SourceConfig {
     /// Set it wherever the role has a password. It is read at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
+    /// How much its connections have to be protected; [`SourceUrl::tls`] has what applies, from here or from the URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sslmode: Option<SslMode>,
+    /// A file of certificates in PEM form whose signature is trusted; the system's roots if it is absent, or `system`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sslrootcert: Option<PathBuf>,
+    /// A file with the client's certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sslcert: Option<PathBuf>,
+    /// A file with its private key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sslkey: Option<PathBuf>,
+    /// Whether the password's exchange is bound to the server's certificate; `prefer` if it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub channel_binding: Option<ChannelBinding>,
     /// The replication slot; created when it is absent. One slot feeds one ClickHouse database.
     ///
     /// Change it where several pipelines read one PostgreSQL, before the first start. Another name is another pipeline:
@@ -217,6 +234,18 @@ pub struct ClickHouseConfig {
     /// Set it wherever the user has a password. It is read at the start.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
+    /// How much its connections have to be protected over https; `verify-full` if it is absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslmode: Option<SslMode>,
+    /// A file of certificates in PEM form whose signature is trusted; the system's roots if it is absent, or `system`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslrootcert: Option<PathBuf>,
+    /// A file with the client's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslcert: Option<PathBuf>,
+    /// A file with its private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sslkey: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     cluster: Option<NotYet>,
 }
@@ -280,6 +309,7 @@ impl Config {
         self.source.check_catch_up()?;
         within(self.source.snapshot.workers, 1, 64).map_err(at("source.snapshot.workers"))?;
         http_url(&self.clickhouse.url).map_err(at("clickhouse.url"))?;
+        self.clickhouse.check_tls().map_err(|(key, why)| (Cow::from(format!("clickhouse.{key}")), why))?;
         database_name(&self.clickhouse.database).map_err(at("clickhouse.database"))?;
         self.batch.check(&self.memory)?;
         self.log.check()?;
@@ -324,6 +354,11 @@ impl SourceConfig {
             url,
             password: None,
             password_file: None,
+            sslmode: None,
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
+            channel_binding: None,
             slot: walhouse(),
             publication: walhouse(),
             tables: public(),
@@ -338,8 +373,7 @@ impl SourceConfig {
         }
     }
 
-    /// How many sessions catch up. Unless it is configured, as many as this machine has cores, up to four: whatever can
-    /// be connected to is on this machine.
+    /// How many sessions catch up. Unless it is configured, as many as this machine has cores, up to four.
     pub fn sessions(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         self.catch_up_sessions.unwrap_or_else(|| cores().min(DEFAULT_SESSIONS))
@@ -401,6 +435,10 @@ impl Default for ClickHouseConfig {
             user: "default".to_owned(),
             password: None,
             password_file: None,
+            sslmode: None,
+            sslrootcert: None,
+            sslcert: None,
+            sslkey: None,
             cluster: None,
         }
     }

@@ -170,7 +170,11 @@ fn an_error_names_the_file_the_key_and_what_is_accepted() {
         ("[log]\nlevel = \"warning\"", ["log.level: ", "warn, info"]),
         ("[log]\nlevel = \"info,verbose\"", ["log.level: ", "info"]),
         ("[clickhouse]\nurl = \"localhost:8123\"", ["clickhouse.url: ", "http://host:8123"]),
-        ("[clickhouse]\nurl = \"https://ch:8443\"", ["clickhouse.url: ", "does not support TLS"]),
+        ("[clickhouse]\nsslmode = \"require\"", ["clickhouse.url: ", "https://host:8443"]),
+        ("[clickhouse]\nurl = \"https://ch\"\nsslmode = \"prefer\"", ["clickhouse.sslmode: ", "verify-full"]),
+        ("sslmode = \"allow\"", ["source.sslmode: ", "\"verify-full\""]),
+        ("sslcert = \"/c.pem\"", ["source.sslcert: ", "set sslkey"]),
+        ("channel_binding = \"always\"", ["source.channel_binding: ", "\"require\""]),
         ("[clickhouse]\nurl = \"http://u:canary@ch\"", ["clickhouse.url: ", "clickhouse.user"]),
         ("[clickhouse]\ndatabase = \"system\"", ["clickhouse.database: ", "of its own"]),
         ("[clickhouse]\ndatabase = \"\"", ["clickhouse.database: ", "1 to 200"]),
@@ -372,7 +376,7 @@ fn no_output_shows_a_secret() {
 fn no_error_shows_a_secret() {
     for text in [
         "source = \"postgres://w:canary@localhost/shop\"",
-        "[source]\nurl = \"postgres://w:canary@10.0.0.1/shop\"",
+        "[source]\nurl = \"postgres://w:canary@10.0.0.1/shop?sslmode=canary\"",
         "[source]\nurl = \"postgres://w:canary@localhost/shop",
         "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = \"canary",
         "[source]\nurl = \"postgres://w@localhost/shop\"\npassword = canary",

@@ -7,9 +7,12 @@
 
 use std::{error::Error, fmt, net::IpAddr, path::PathBuf, str::FromStr};
 
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{Host, SslNegotiation};
 
-use super::value::{REDACTED, as_text};
+use super::{
+    tls::{ChannelBinding, SslMode, TlsConfig, TlsKeys},
+    value::{REDACTED, as_text},
+};
 
 /// The source's address and credentials.
 #[derive(Clone)]
@@ -17,20 +20,9 @@ pub struct SourceUrl {
     /// The URL without its password.
     redacted: String,
     connection: tokio_postgres::Config,
-    ssl_mode: SslMode,
-}
-
-/// How the connection is protected. No mode falls back to plain text by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SslMode {
-    /// Not encrypted: for Unix sockets and loopback addresses only.
-    Disable,
-    /// Encrypted, whoever answers.
-    Require,
-    /// Encrypted, by a server whose certificate is trusted.
-    VerifyCa,
-    /// Encrypted, by a server whose certificate is trusted and names the host.
-    VerifyFull,
+    tls: TlsKeys,
+    /// Whether `channel_binding` is in the URL.
+    binds: bool,
 }
 
 /// What to connect to.
@@ -38,7 +30,7 @@ pub enum SslMode {
 pub enum Endpoint {
     /// The socket itself (`…/.s.PGSQL.5432`), not its directory.
     Unix(PathBuf),
-    /// A host by name or address. Whatever it resolves to must pass [`check_loopback`].
+    /// A host by name or address.
     Tcp {
         /// A name or an address.
         host: String,
@@ -71,9 +63,61 @@ impl SourceUrl {
         self.connection.get_dbname().unwrap_or_default()
     }
 
-    /// How the connection is protected.
-    pub fn ssl_mode(&self) -> SslMode {
-        self.ssl_mode
+    /// How the connection is protected. A Unix socket leaves the machine to nobody, and knows no TLS.
+    pub fn tls(&self) -> TlsConfig {
+        match self.endpoint() {
+            Endpoint::Unix(_) => TlsKeys::default().resolve(SECTION, SslMode::Disable),
+            Endpoint::Tcp { .. } if self.is_local_by_name() => self.tls.resolve(SECTION, SslMode::Prefer),
+            Endpoint::Tcp { .. } => self.tls.resolve(SECTION, SslMode::VerifyFull),
+        }
+    }
+
+    /// Whether nothing but an address of this machine will do: nobody has said how it is to be protected elsewhere.
+    pub fn must_be_local(&self) -> bool {
+        self.tls.mode.is_none() && self.tls().mode == SslMode::Prefer
+    }
+
+    /// The name that the server's certificate has to have: the host's, or where only an address is given, that.
+    pub fn server_name(&self) -> String {
+        match (self.connection.get_hosts().first(), self.endpoint()) {
+            (Some(Host::Tcp(host)), _) => host.clone(),
+            (_, Endpoint::Tcp { host, .. }) => host,
+            (_, Endpoint::Unix(_)) => "localhost".to_owned(),
+        }
+    }
+
+    fn is_local_by_name(&self) -> bool {
+        let Endpoint::Tcp { host, .. } = self.endpoint() else { return true };
+        host == "localhost" || host.parse().is_ok_and(is_loopback)
+    }
+
+    /// Whether the first bytes are those of TLS already, without a word of PostgreSQL's before.
+    pub fn begins_with_tls(&self) -> bool {
+        self.connection.get_ssl_negotiation() == SslNegotiation::Direct
+    }
+
+    pub(super) fn tls_keys(&mut self) -> &mut TlsKeys {
+        &mut self.tls
+    }
+
+    /// Fails with the key if the URL has it too.
+    pub(super) fn set_channel_binding(&mut self, binding: ChannelBinding) -> Result<(), &'static str> {
+        if self.binds {
+            return Err("channel_binding");
+        }
+        self.connection.channel_binding(binding.into());
+        Ok(())
+    }
+
+    /// What is wrong about the protection, and at which key.
+    pub(super) fn check_tls(&self) -> Result<(), (&'static str, String)> {
+        self.tls.check()?;
+        let mode = self.tls().mode;
+        if self.begins_with_tls() && mode < SslMode::Require {
+            let why = "sslnegotiation=direct needs require, verify-ca or verify-full: there is no way back from it";
+            return Err(("sslmode", why.to_owned()));
+        }
+        Ok(())
     }
 
     /// For tokio-postgres, with the password that applies. Its `Debug` keeps the password to itself.
@@ -86,16 +130,20 @@ impl SourceUrl {
     }
 }
 
-/// Refuses an address to which the connection would cross a network unencrypted.
-pub fn check_loopback(address: IpAddr) -> Result<(), String> {
+/// Whether an address is this machine's own.
+pub fn is_loopback(address: IpAddr) -> bool {
     // ::ffff:127.0.0.1 is how a dual-stack resolver may write 127.0.0.1.
-    if address.to_canonical().is_loopback() {
-        return Ok(());
+    address.to_canonical().is_loopback()
+}
+
+impl From<ChannelBinding> for tokio_postgres::config::ChannelBinding {
+    fn from(binding: ChannelBinding) -> Self {
+        match binding {
+            ChannelBinding::Disable => Self::Disable,
+            ChannelBinding::Prefer => Self::Prefer,
+            ChannelBinding::Require => Self::Require,
+        }
     }
-    Err(format!(
-        "{address} is not a loopback address: the connection would not be encrypted, since this version of walhouse \
-         does not support TLS to PostgreSQL yet; use a Unix socket, 127.0.0.1, or a local tunnel"
-    ))
 }
 
 impl FromStr for SourceUrl {
@@ -103,26 +151,61 @@ impl FromStr for SourceUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let parts = Parts::split(text)?;
-        let mut ssl_mode = SslMode::Disable;
+        let (mut tls, mut binds) = (TlsKeys::default(), false);
         let mut kept = Vec::new();
         for (key, value) in &parts.parameters {
+            let file = || unescaped(value).map(|path| Some(PathBuf::from(path)));
             match *key {
-                "sslmode" => ssl_mode = value.parse()?,
-                "sslrootcert" => return Err(tls_later("sslrootcert")),
+                "sslmode" => tls.mode = Some(value.parse().map_err(|_| NO_MODE)?),
+                "sslrootcert" => tls.roots = file()?,
+                "sslcert" => tls.certificate = file()?,
+                "sslkey" => tls.key = file()?,
+                "sslpassword" => return Err("the parameter sslpassword is not taken; decrypt the key".to_owned()),
                 "password" => return Err("the parameter password is not taken; use source.password_file".to_owned()),
-                _ => kept.push(format!("{key}={value}")),
+                key if OURS.contains(&key) => {
+                    return Err(format!("the parameter {key} is not taken; remove it: walhouse decides this"));
+                }
+                key => {
+                    binds |= key == "channel_binding";
+                    kept.push(format!("{key}={value}"));
+                }
             }
         }
-        if ssl_mode != SslMode::Disable {
-            return Err(tls_later(&format!("sslmode={ssl_mode}")));
-        }
         let parameters = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
-        let mut connection = parse_connection(&format!("{}{parameters}", parts.address))?;
-        connection.ssl_mode(tokio_postgres::config::SslMode::Disable);
-        let url = Self { redacted: parts.redacted(), connection, ssl_mode };
+        let connection = parse_connection(&format!("{}{parameters}", parts.address))?;
+        let url = Self { redacted: parts.redacted(), connection, tls, binds };
         url.check()?;
         Ok(url)
     }
+}
+
+const NO_MODE: &str = "sslmode is none of disable, prefer, require, verify-ca and verify-full";
+/// What tokio-postgres would take, and the sockets are not opened by it.
+const OURS: [&str; 7] = [
+    "tcp_user_timeout",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+    "target_session_attrs",
+    "load_balance_hosts",
+];
+/// The section of the configuration.
+const SECTION: &str = "source";
+
+/// A parameter's value with its escapes (`%20`) undone.
+fn unescaped(value: &str) -> Result<String, String> {
+    let wrong = || "a path has an escape that is none; write % as %25".to_owned();
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let Some((plain, escaped)) = rest.split_once('%') {
+        bytes.extend_from_slice(plain.as_bytes());
+        let digits = escaped.get(..2).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        bytes.push(u8::from_str_radix(digits.ok_or_else(wrong)?, 16).map_err(|_| wrong())?);
+        rest = &escaped[2..];
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    String::from_utf8(bytes).map_err(|_| wrong())
 }
 
 impl SourceUrl {
@@ -136,18 +219,8 @@ impl SourceUrl {
         if self.connection.get_hosts().len() > 1 || self.connection.get_hostaddrs().len() > 1 {
             return Err("it names several hosts; a replication slot lives on one server, so give one".to_owned());
         }
-        match self.endpoint() {
-            Endpoint::Tcp { host, .. } => host.parse().map_or(Ok(()), check_loopback),
-            Endpoint::Unix(_) => Ok(()),
-        }
+        self.check_tls().map_err(|(key, why)| format!("{key}: {why}"))
     }
-}
-
-fn tls_later(what: &str) -> String {
-    format!(
-        "{what}: this version of walhouse does not support TLS to PostgreSQL yet; use a Unix socket or a loopback \
-         address, with sslmode=disable or without sslmode"
-    )
 }
 
 fn parse_connection(text: &str) -> Result<tokio_postgres::Config, String> {
@@ -157,31 +230,13 @@ fn parse_connection(text: &str) -> Result<tokio_postgres::Config, String> {
     })
 }
 
-impl FromStr for SslMode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Ok(match text {
-            "disable" => Self::Disable,
-            "require" => Self::Require,
-            "verify-ca" => Self::VerifyCa,
-            "verify-full" => Self::VerifyFull,
-            "allow" | "prefer" => {
-                return Err(format!("sslmode={text} may fall back to plain text; use disable or verify-full"));
-            }
-            _ => return Err("sslmode is none of disable, require, verify-ca, verify-full".to_owned()),
-        })
-    }
-}
-
-impl fmt::Display for SslMode {
+impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Disable => "disable",
-            Self::Require => "require",
-            Self::VerifyCa => "verify-ca",
-            Self::VerifyFull => "verify-full",
-        })
+        match self {
+            Self::Unix(path) => path.display().fmt(f),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+        }
     }
 }
 
@@ -305,25 +360,49 @@ mod tests {
     }
 
     #[test]
-    fn tls_is_refused_until_it_is_there() {
-        for parameter in ["sslmode=require", "sslmode=verify-ca", "sslmode=verify-full", "sslrootcert=/ca.pem"] {
-            let error = format!("postgres://w@localhost/shop?{parameter}").parse::<SourceUrl>().expect_err(parameter);
-            assert!(error.contains("does not support TLS to PostgreSQL yet"), "{error}");
+    fn what_leaves_the_machine_is_verified_unless_somebody_says_otherwise() {
+        let mode = |url: &str| read(url).tls().mode;
+        for host in ["db.internal", "10.0.0.5", "[2001:db8::1]", "0.0.0.0", "localhost.example"] {
+            assert_eq!(mode(&format!("postgres://w@{host}/shop")), SslMode::VerifyFull, "{host}");
+            assert!(!read(&format!("postgres://w@{host}/shop")).must_be_local());
         }
-        for mode in ["allow", "prefer", "nonsense"] {
-            format!("postgres://w@localhost/shop?sslmode={mode}").parse::<SourceUrl>().expect_err(mode);
+        for host in ["localhost", "127.0.0.1", "127.8.9.1", "[::1]", "[::ffff:127.0.0.1]"] {
+            let url = read(&format!("postgres://w@{host}/shop"));
+            assert!(url.tls().mode == SslMode::Prefer && url.must_be_local(), "{host}");
+            assert!(!read(&format!("postgres://w@{host}/shop?sslmode=prefer")).must_be_local(), "{host}");
+        }
+        assert_eq!(mode("postgres://w@localhost/shop?hostaddr=10.0.0.5"), SslMode::VerifyFull);
+        assert_eq!(mode("postgres://w@/shop?host=/run/postgresql&sslmode=verify-full"), SslMode::Disable);
+        for (word, expected) in
+            [("disable", SslMode::Disable), ("require", SslMode::Require), ("verify-ca", SslMode::VerifyCa)]
+        {
+            assert_eq!(mode(&format!("postgres://w@db.internal/shop?sslmode={word}")), expected);
+        }
+        for word in ["allow", "nonsense", ""] {
+            let error = format!("postgres://w@db/shop?sslmode={word}").parse::<SourceUrl>().expect_err(word);
+            assert!(error.contains("verify-full"), "{error}");
         }
     }
 
     #[test]
-    fn an_address_beyond_this_machine_is_refused_because_nothing_would_be_encrypted() {
-        for host in ["10.0.0.5", "[2001:db8::1]", "0.0.0.0"] {
-            let error = format!("postgres://w@{host}/shop").parse::<SourceUrl>().expect_err(host);
-            assert!(error.contains("would not be encrypted"), "{error}");
-        }
-        "postgres://w@localhost/shop?hostaddr=10.0.0.5".parse::<SourceUrl>().expect_err("hostaddr decides");
-        for address in ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"] {
-            assert_eq!(check_loopback(address.parse().expect(address)), Ok(()));
+    fn the_files_and_the_name_are_read_as_libpq_reads_them() {
+        let url = read("postgres://w@db/shop?hostaddr=10.0.0.5&sslrootcert=/a%20b/ca.pem&sslcert=c.pem&sslkey=c.key");
+        let tls = url.tls();
+        assert_eq!(tls.roots, Some(PathBuf::from("/a b/ca.pem")));
+        assert_eq!(tls.identity, Some((PathBuf::from("c.pem"), PathBuf::from("c.key"))));
+        assert_eq!((url.endpoint(), url.server_name().as_str()), (tcp("10.0.0.5", 5432), "db"));
+        assert_eq!(read("postgres://w@[::1]/shop").server_name(), "::1");
+        assert_eq!(read("postgres:///shop?user=w&hostaddr=10.0.0.5").server_name(), "10.0.0.5");
+        for (parameters, words) in [
+            ("sslrootcert=/ca.pem&sslmode=disable", "sslrootcert: "),
+            ("sslcert=/c.pem", "sslkey"),
+            ("sslpassword=canary", "decrypt the key"),
+            ("sslmode=prefer&sslnegotiation=direct", "sslmode: "),
+            ("keepalives=0", "keepalives is not taken"),
+            ("sslrootcert=%zz", "%25"),
+        ] {
+            let error = format!("postgres://w@db/shop?{parameters}").parse::<SourceUrl>().expect_err(parameters);
+            assert!(error.contains(words) && !error.contains("canary"), "{error}");
         }
     }
 

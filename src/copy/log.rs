@@ -151,8 +151,7 @@ impl Copier {
 
     /// Takes a snapshot, and finds the heaps as they are in it; `None` if one was rewritten since.
     async fn snapshot(&self, source: &SourceTable) -> Result<Option<(AsOf, Vec<Leaf>)>, CopyError> {
-        let mut replication =
-            ReplicationConnection::connect(self.config.url.connection(), "walhouse copy snapshot").await?;
+        let mut replication = ReplicationConnection::connect(&self.config.url, "walhouse copy snapshot").await?;
         let (position, exported) = exported(&mut replication, source).await?;
         let keeper = self.sessions.client(&self.config).await?;
         keeper.batch_execute(&snapshot::begin_as_of(&exported)).await?;

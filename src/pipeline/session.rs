@@ -122,7 +122,7 @@ async fn prepare(config: &Config, status: &Status, held: &mut Option<Arc<SlotLoc
     let state = Arc::new(State::load(clickhouse.clone(), &source.slot).await?);
     phase("checking the slot");
     let found = publication::publication(&control, &source.publication).await?;
-    let mut replication = ReplicationConnection::connect(source.url.connection(), "walhouse").await?;
+    let mut replication = ReplicationConnection::connect(&source.url, "walhouse").await?;
     let server = Server::ask(&control, &mut replication, &source.slot, found.as_ref()).await?;
     let (checkpoint, publication) = match state.checkpoint().await {
         Some(stored) => {

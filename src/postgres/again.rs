@@ -43,7 +43,7 @@ impl Reread for Again {
 
 async fn open(source: &SourceConfig, from: Lsn, room: Room) -> Result<Replay, ConnectionError> {
     const DOING: &str = "to read events once more";
-    let mut connection = ReplicationConnection::connect(source.url.connection(), APPLICATION).await?;
+    let mut connection = ReplicationConnection::connect(&source.url, APPLICATION).await?;
     let rows = connection.command(DOING, "SELECT pg_backend_pid()").await?;
     let pid = rows.into_iter().flatten().next().flatten().unwrap_or_default();
     // Slots share one name space, of all databases.

@@ -60,7 +60,7 @@ impl ChunkReader {
     /// # Errors
     /// Transient when the network or a starting server is in the way.
     pub async fn connect(source: &SourceConfig) -> Result<Self, ConnectionError> {
-        let connection = ReplicationConnection::connect_for_copy(source.url.connection(), APPLICATION).await?;
+        let connection = ReplicationConnection::connect_for_copy(&source.url, APPLICATION).await?;
         Ok(Self { connection })
     }
 

@@ -4,49 +4,39 @@
 //! It is ours because tokio-postgres as published has no CopyBoth mode. The library alternative
 //! (`pgwire-replication`) hands out one event per row and owns the acknowledgement; both are what
 //! walhouse exists for. Everything that can be shared is: messages towards the server and SCRAM
-//! are `postgres-protocol`'s, SQL and COPY go through tokio-postgres.
+//! are `postgres-protocol`'s, SQL and COPY go through tokio-postgres, and all of them over the same
+//! [`transport`](super::transport), with TLS where it is to be.
 //!
 //! The session pins every setting that shapes text, because pgoutput writes values with the output
 //! functions of this very session, and a role or a database may have other defaults.
 
 mod error;
-mod socket;
+mod login;
 
 pub use error::{ConnectionError, stream_error};
 
-use super::wire;
-use crate::event::Lsn;
+use super::{
+    transport::{self, Transport},
+    wire,
+};
+use crate::{config::SourceUrl, event::Lsn};
 use bytes::{Buf, BytesMut};
 use error::server_error;
 use fallible_iterator::FallibleIterator;
-use postgres_protocol::{
-    authentication::{
-        md5_hash,
-        sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256},
-    },
-    message::{backend::Message, frontend},
-};
-use socket::Socket;
-use socket2::{SockRef, TcpKeepalive};
+use postgres_protocol::message::{backend::Message, frontend};
 use std::{io, time::Duration};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UnixStream},
-};
-use tokio_postgres::config::Host;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// How long connecting and authenticating may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long authenticating may take.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How much is read at once, at most. Larger rows make the buffer grow to their size.
 const GULP: usize = 512 * 1024;
-/// After so much silence the system asks whether the other end is still there.
-const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long a command of replication mode may take. Creating a slot is not one of them.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An authenticated session in replication mode.
 pub struct ReplicationConnection {
-    stream: Socket,
+    stream: Transport,
     endpoint: String,
     buffer: BytesMut,
 }
@@ -60,111 +50,29 @@ pub fn field(rows: &[Row], index: usize) -> &str {
 }
 
 impl ReplicationConnection {
-    /// Connects and authenticates as `config` says, with `replication=database`.
+    /// Connects and authenticates as `url` says, with `replication=database`.
     ///
     /// # Errors
-    /// Transient when the network or a starting server is in the way, definite for credentials,
+    /// Transient when the network, a starting server or its certificate is in the way, definite for credentials,
     /// unknown databases and hosts.
-    pub async fn connect(config: &tokio_postgres::Config, application: &str) -> Result<Self, ConnectionError> {
-        Self::session(config, application, true).await
+    pub async fn connect(url: &SourceUrl, application: &str) -> Result<Self, ConnectionError> {
+        Self::session(url, application, true).await
     }
 
     /// As [`connect`](Self::connect), but an ordinary session: it reads the slot with a COPY.
-    pub async fn connect_for_copy(config: &tokio_postgres::Config, application: &str) -> Result<Self, ConnectionError> {
-        Self::session(config, application, false).await
+    pub async fn connect_for_copy(url: &SourceUrl, application: &str) -> Result<Self, ConnectionError> {
+        Self::session(url, application, false).await
     }
 
-    async fn session(
-        config: &tokio_postgres::Config,
-        application: &str,
-        replication: bool,
-    ) -> Result<Self, ConnectionError> {
-        let (stream, endpoint) = within("connecting", "source.url", CONNECT_TIMEOUT, open(config)).await?;
+    async fn session(url: &SourceUrl, application: &str, replication: bool) -> Result<Self, ConnectionError> {
+        let stream = transport::open(url).await?;
+        let endpoint = stream.endpoint().to_string();
         let mut connection = Self { stream, endpoint, buffer: BytesMut::with_capacity(8 * 1024) };
         let endpoint = connection.endpoint.clone();
-        within("authenticating", &endpoint, CONNECT_TIMEOUT, connection.start(config, application, replication))
-            .await?;
+        let login = connection.log_in(url.connection(), application, replication);
+        within("authenticating", &endpoint, LOGIN_TIMEOUT, login).await?;
         connection.command("to set up the session", super::sql::ADAPT).await?;
         Ok(connection)
-    }
-
-    async fn start(
-        &mut self,
-        config: &tokio_postgres::Config,
-        application: &str,
-        replication: bool,
-    ) -> Result<(), ConnectionError> {
-        let user = config.get_user().unwrap_or("postgres").to_owned();
-        let database = config.get_dbname().unwrap_or(&user).to_owned();
-        let mut parameters =
-            vec![("user", user.as_str()), ("database", database.as_str()), ("application_name", application)];
-        if replication {
-            parameters.push(("replication", "database"));
-        }
-        parameters.extend_from_slice(&super::sql::PINNED);
-        let mut out = BytesMut::new();
-        frontend::startup_message(parameters, &mut out).map_err(|source| self.io(source))?;
-        self.write(&mut out).await?;
-        self.authenticate(&user, config.get_password()).await?;
-        loop {
-            match self.message("the connection").await? {
-                Message::ReadyForQuery(_) => return Ok(()),
-                Message::BackendKeyData(_) | Message::ParameterStatus(_) => {}
-                _ => return Err(ConnectionError::Protocol("an unexpected message before it was ready")),
-            }
-        }
-    }
-
-    async fn authenticate(&mut self, user: &str, password: Option<&[u8]>) -> Result<(), ConnectionError> {
-        let password = || password.ok_or(ConnectionError::NoPassword);
-        let mut out = BytesMut::new();
-        match self.message("the connection").await? {
-            Message::AuthenticationOk => return Ok(()),
-            Message::AuthenticationCleartextPassword => {
-                frontend::password_message(password()?, &mut out).map_err(|source| self.io(source))?;
-            }
-            Message::AuthenticationMd5Password(body) => {
-                let hash = md5_hash(user.as_bytes(), password()?, body.salt());
-                frontend::password_message(hash.as_bytes(), &mut out).map_err(|source| self.io(source))?;
-            }
-            Message::AuthenticationSasl(body) => {
-                if !body.mechanisms().any(|mechanism| Ok(mechanism == SCRAM_SHA_256)).unwrap_or(false) {
-                    return Err(ConnectionError::Authentication("a SASL mechanism other than SCRAM-SHA-256"));
-                }
-                return self.scram(password()?).await;
-            }
-            Message::AuthenticationGss | Message::AuthenticationSspi => {
-                return Err(ConnectionError::Authentication("GSSAPI or SSPI"));
-            }
-            _ => return Err(ConnectionError::Authentication("an unknown authentication method")),
-        }
-        self.write(&mut out).await?;
-        self.authentication_ok().await
-    }
-
-    async fn scram(&mut self, password: &[u8]) -> Result<(), ConnectionError> {
-        let mut out = BytesMut::new();
-        let mut scram = ScramSha256::new(password, ChannelBinding::unsupported());
-        frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), &mut out).map_err(|source| self.io(source))?;
-        self.write(&mut out).await?;
-        match self.message("the password").await? {
-            Message::AuthenticationSaslContinue(body) => scram.update(body.data()).map_err(|source| self.io(source))?,
-            _ => return Err(ConnectionError::Protocol("no SCRAM challenge after the first SASL message")),
-        }
-        frontend::sasl_response(scram.message(), &mut out).map_err(|source| self.io(source))?;
-        self.write(&mut out).await?;
-        match self.message("the password").await? {
-            Message::AuthenticationSaslFinal(body) => scram.finish(body.data()).map_err(|source| self.io(source))?,
-            _ => return Err(ConnectionError::Protocol("no SCRAM proof of the server")),
-        }
-        self.authentication_ok().await
-    }
-
-    async fn authentication_ok(&mut self) -> Result<(), ConnectionError> {
-        match self.message("the password").await? {
-            Message::AuthenticationOk => Ok(()),
-            _ => Err(ConnectionError::Protocol("authentication did not end")),
-        }
     }
 
     /// Runs a command that answers with rows, such as IDENTIFY_SYSTEM.
@@ -368,7 +276,7 @@ impl ReplicationConnection {
     }
 
     fn io(&self, source: io::Error) -> ConnectionError {
-        ConnectionError::Io { endpoint: self.endpoint.clone(), source }
+        ConnectionError::of_io(self.stream.endpoint(), source)
     }
 }
 
@@ -383,65 +291,15 @@ async fn within<T>(
         .unwrap_or_else(|_| Err(ConnectionError::TimedOut { endpoint: endpoint.to_owned(), doing, limit }))
 }
 
-/// Opens the first host of `config` that answers.
-async fn open(config: &tokio_postgres::Config) -> Result<(Socket, String), ConnectionError> {
-    let mut failure = None;
-    for (index, host) in config.get_hosts().iter().enumerate() {
-        let port = config.get_ports().get(index).or(config.get_ports().first()).copied().unwrap_or(5432);
-        match host {
-            Host::Unix(directory) => {
-                let path = directory.join(format!(".s.PGSQL.{port}"));
-                let endpoint = path.display().to_string();
-                match UnixStream::connect(&path).await {
-                    Ok(stream) => return Ok((Socket::Unix(stream), endpoint)),
-                    Err(source) => failure = Some(ConnectionError::Io { endpoint, source }),
-                }
-            }
-            Host::Tcp(name) => match open_tcp(name, port).await {
-                Ok((stream, endpoint)) => return Ok((Socket::Tcp(stream), endpoint)),
-                Err(error) => failure = Some(error),
-            },
-        }
-    }
-    Err(failure.unwrap_or(ConnectionError::Protocol("source.url names no host")))
-}
-
-async fn open_tcp(name: &str, port: u16) -> Result<(TcpStream, String), ConnectionError> {
-    let endpoint = format!("{name}:{port}");
-    let io = |source| ConnectionError::Io { endpoint: endpoint.clone(), source };
-    let mut failure = io(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
-    // A session that waits for a lock or for rows has no other way to learn that the server's machine is gone.
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE / 3);
-    // Whether the name is wrong was found out by the session that came before this one.
-    for address in tokio::net::lookup_host((name, port)).await.map_err(io)? {
-        if !address.ip().is_loopback() {
-            failure = ConnectionError::NotLoopback(address);
-            continue;
-        }
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                // Status updates are small and urgent.
-                stream
-                    .set_nodelay(true)
-                    .and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&keepalive))
-                    .map_err(|source| ConnectionError::Io { endpoint: endpoint.clone(), source })?;
-                return Ok((stream, endpoint));
-            }
-            Err(source) => failure = ConnectionError::Io { endpoint: endpoint.clone(), source },
-        }
-    }
-    Err(failure)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
     async fn the_room_of_a_large_row_is_given_back_and_what_is_behind_it_is_kept() {
-        let (near, _far) = UnixStream::pair().unwrap();
-        let mut connection =
-            ReplicationConnection { stream: Socket::Unix(near), endpoint: String::new(), buffer: BytesMut::new() };
+        let (near, _far) = tokio::net::UnixStream::pair().unwrap();
+        let stream = Transport::of_unix(near);
+        let mut connection = ReplicationConnection { stream, endpoint: String::new(), buffer: BytesMut::new() };
         connection.buffer.reserve(8 * GULP);
         connection.buffer.extend_from_slice(b"the beginning of the next");
         connection.give_room_back(2 * GULP);

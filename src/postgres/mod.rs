@@ -21,4 +21,5 @@ pub mod snapshot;
 pub mod source;
 pub mod sql;
 pub mod streaming;
+pub mod transport;
 pub mod wire;

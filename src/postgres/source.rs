@@ -92,8 +92,8 @@ impl Source {
                 Some(Active::Streaming(streaming)) => self.run_streaming(streaming, stop).await?,
                 Some(Active::CatchUp(ready)) => self.run_catch_up(*ready, stop).await?,
                 None => {
-                    let connection = self.settings.source.url.connection();
-                    let connection = ReplicationConnection::connect(connection, "walhouse").await?;
+                    let url = &self.settings.source.url;
+                    let connection = ReplicationConnection::connect(url, "walhouse").await?;
                     self.stream(connection).await?;
                 }
             }

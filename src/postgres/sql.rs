@@ -3,16 +3,22 @@
 //! Every session pins the settings that change how values are printed or that could cut it short:
 //! a role or a database may have its own, and then the stream and the copy would disagree. They go
 //! into the startup packet, where they win over `ALTER ROLE … SET`.
-//! Nothing is sent to an address beyond this machine: the connection is not encrypted.
+//! What they are opened over is a [`transport`]; here is what PostgreSQL has to say then.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{io, time::Duration};
 
-use tokio_postgres::{Client, Config, NoTls, error::SqlState};
+use tokio_postgres::{
+    Client,
+    config::{SslMode, SslNegotiation},
+    error::SqlState,
+};
 
+use super::transport::{self, Cleartext, Established, OpenError, Transport};
 use crate::{
-    config::{Endpoint, SourceConfig, check_loopback},
+    config::{SourceConfig, SourceUrl},
     quote,
     retry::Kind,
+    tls,
 };
 
 /// What every session sets, wherever it comes from: also the replication connection.
@@ -46,8 +52,8 @@ pub(super) const ADAPT: &str = "SELECT set_config(name, CASE name WHEN 'client_e
     FROM pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout') \
     OR name = 'client_encoding' AND current_setting('server_encoding') = 'SQL_ASCII'";
 
-/// A server that has neither answered nor refused by then is taken to be absent.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A server that has not let us in by then is taken to be absent.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A statement or a connection failed.
 ///
@@ -102,42 +108,58 @@ impl From<tokio_postgres::Error> for SqlError {
     }
 }
 
+impl From<OpenError> for SqlError {
+    fn from(error: OpenError) -> Self {
+        Self::new(error.kind(), error.to_string())
+    }
+}
+
 /// Opens a session. A task of its own drives the connection until the client is dropped.
 pub async fn connect(source: &SourceConfig, application_name: &str) -> Result<Client, SqlError> {
+    connect_over(transport::open(&source.url).await?, source, application_name).await
+}
+
+/// As [`connect`], over what is open already.
+pub async fn connect_over(
+    transport: Transport,
+    source: &SourceConfig,
+    application_name: &str,
+) -> Result<Client, SqlError> {
     let place = Place::of(source);
-    let opening = open(source, &place, application_name);
-    // tokio-postgres bounds only the socket's connect, not a server that accepts and then is silent.
-    match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
+    // tokio-postgres bounds nothing here: a server may accept and then be silent.
+    match tokio::time::timeout(LOGIN_TIMEOUT, log_in(transport, source, &place, application_name)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(place.silent()),
     }
 }
 
-async fn open(source: &SourceConfig, place: &Place, application_name: &str) -> Result<Client, SqlError> {
+async fn log_in(
+    transport: Transport,
+    source: &SourceConfig,
+    place: &Place,
+    application_name: &str,
+) -> Result<Client, SqlError> {
     let mut config = source.url.connection().clone();
     let options = startup_options(config.get_options());
     config.application_name(application_name).options(options);
-    let mut outcome = Err(SqlError::new(Kind::Transient, format!("{} has no address", place.name)));
-    // A name such as localhost has several addresses, and the server may listen on one of them only.
-    for candidate in candidates(source, &config).await? {
-        match candidate.connect(NoTls).await {
-            Ok((client, connection)) => {
-                tokio::spawn(async move {
-                    if let Err(error) = connection.await {
-                        tracing::debug!(error = %SqlError::from(error), "a session ended");
-                    }
-                });
-                client.batch_execute(ADAPT).await?;
-                return Ok(client);
-            }
-            Err(error) => outcome = Err(place.refused(&error)),
+    // There is nothing more to negotiate.
+    config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+    let opened = config.connect_raw(transport, Established).await;
+    let (client, connection) = opened.map_err(|error| place.refused(&error))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error = %SqlError::from(error), "a session ended");
         }
-        // Who refuses for a reason has answered for the other addresses too.
-        if outcome.as_ref().is_err_and(|error| error.kind() == Kind::Definite) {
-            break;
-        }
-    }
-    outcome
+    });
+    client.batch_execute(ADAPT).await?;
+    Ok(client)
+}
+
+/// Asks the server to end what `client` is waiting for. It fails when nothing runs, too.
+pub async fn cancel(url: &SourceUrl, client: &Client) -> Result<(), SqlError> {
+    let transport = transport::open(url).await?;
+    client.cancel_token().cancel_query_raw(transport, Established).await?;
+    Ok(())
 }
 
 /// The URL's own options come first, so that ours win.
@@ -145,45 +167,6 @@ fn startup_options(given: Option<&str>) -> String {
     // A space ends an option, unless a backslash is before it.
     let pinned = PINNED.iter().map(|(name, value)| format!("-c {name}={}", value.replace(' ', "\\ ")));
     given.map(str::to_owned).into_iter().chain(pinned).collect::<Vec<_>>().join(" ")
-}
-
-/// One configuration for each address, each checked to be on this machine.
-async fn candidates(source: &SourceConfig, config: &Config) -> Result<Vec<Config>, SqlError> {
-    if !config.get_hostaddrs().is_empty() || matches!(source.url.endpoint(), Endpoint::Unix(_)) {
-        return Ok(vec![config.clone()]);
-    }
-    let at = |address: IpAddr| {
-        let mut config = config.clone();
-        if config.get_hosts().is_empty() {
-            config.host(address.to_string());
-        }
-        config.hostaddr(address);
-        config
-    };
-    Ok(resolve(source).await?.into_iter().map(at).collect())
-}
-
-/// The addresses of the source's host, each checked to be on this machine; none for a Unix socket.
-pub async fn resolve(source: &SourceConfig) -> Result<Vec<IpAddr>, SqlError> {
-    let Endpoint::Tcp { host, port } = source.url.endpoint() else { return Ok(Vec::new()) };
-    let addresses = tokio::net::lookup_host((host.as_str(), port)).await.map_err(|error| {
-        // The resolver's errors have no kind of their own; glibc's and musl's texts begin alike.
-        let text = error.to_string();
-        let passing = ["Temporary failure", "Try again"].iter().any(|start| text.contains(start));
-        let kind = if passing { Kind::Transient } else { Kind::Definite };
-        SqlError::new(
-            kind,
-            format!(
-                "the host {host:?} of source.url can not be resolved ({text}); correct the name, or use an address"
-            ),
-        )
-    })?;
-    addresses
-        .map(|address| {
-            check_loopback(address.ip()).map_err(|why| SqlError::definite(format!("{host}: {why}")))?;
-            Ok(address.ip())
-        })
-        .collect()
 }
 
 /// The words for who was asked for what.
@@ -195,16 +178,12 @@ struct Place {
 
 impl Place {
     fn of(source: &SourceConfig) -> Self {
-        let name = match source.url.endpoint() {
-            Endpoint::Unix(path) => path.display().to_string(),
-            Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
-            Endpoint::Tcp { host, port } => format!("{host}:{port}"),
-        };
+        let name = source.url.endpoint().to_string();
         Self { name, user: source.url.user().to_owned(), database: source.url.database().to_owned() }
     }
 
     fn silent(&self) -> SqlError {
-        let seconds = CONNECT_TIMEOUT.as_secs();
+        let seconds = LOGIN_TIMEOUT.as_secs();
         SqlError::new(Kind::Transient, format!("PostgreSQL at {} has not answered for {seconds} s", self.name))
     }
 
@@ -213,6 +192,9 @@ impl Place {
         if let Some(db) = error.as_db_error() {
             let message = self.remedy(db);
             return SqlError { kind: kind_of(db.code()), code: Some(db.code().clone()), message };
+        }
+        if let Some(why) = tls::refusal(error, "source") {
+            return SqlError::new(Kind::Transient, format!("TLS to PostgreSQL at {}: {why}", self.name));
         }
         if let Some(io) = io_error(error) {
             return self.unreachable(io);
@@ -225,6 +207,13 @@ impl Place {
                 self.name
             ));
         }
+        if cause.contains("channel binding") {
+            return SqlError::definite(format!(
+                "PostgreSQL at {} does not bind the password to its certificate, and channel_binding=require asks for it; \
+                 use scram-sha-256 in pg_hba.conf over TLS, or channel_binding=prefer",
+                self.name
+            ));
+        }
         let kind = if error.is_closed() { Kind::Transient } else { Kind::Definite };
         SqlError::new(kind, format!("PostgreSQL at {}: {cause}", self.name))
     }
@@ -233,17 +222,7 @@ impl Place {
         use io::ErrorKind as E;
         let name = &self.name;
         match error.kind() {
-            E::ConnectionRefused => SqlError::new(
-                Kind::Transient,
-                format!("{name} refuses connections; is PostgreSQL running, and does it listen there?"),
-            ),
-            E::NotFound => SqlError::new(
-                Kind::Transient,
-                format!("there is no socket {name}; is PostgreSQL running, and is this its unix_socket_directories?"),
-            ),
-            E::PermissionDenied => {
-                SqlError::definite(format!("{name} may not be opened by this user; see unix_socket_permissions"))
-            }
+            _ if Cleartext::is_in(error) => SqlError::definite(format!("PostgreSQL at {name}: {Cleartext}")),
             E::TimedOut => self.silent(),
             // How tokio-postgres tells of bytes that are no message.
             E::InvalidInput | E::InvalidData | E::Other => {
@@ -259,6 +238,17 @@ impl Place {
         match error.code().code() {
             "28P01" => {
                 format!("{name} does not take the password of role {user:?}; correct source.password_file or the URL")
+            }
+            // The words, where the server speaks English: only then is the remedy known.
+            "28000" if said.contains("channel binding") => format!(
+                "PostgreSQL at {name}: {said}; whoever answers shows another certificate than PostgreSQL's own: look at what \
+                 is in between, and if it is meant to be there, such as a pooler, set channel_binding=disable"
+            ),
+            "28000" if said.contains("client certificate") => {
+                format!("PostgreSQL at {name}: {said}; set source.sslcert and source.sslkey")
+            }
+            "28000" if said.contains("no encryption") => {
+                format!("{name} lets role {user:?} in over TLS alone ({said}); set sslmode=verify-full in source.url")
             }
             "28000" => {
                 format!("{name} does not let role {user:?} in ({said}); add a pg_hba.conf entry for it, or create it")

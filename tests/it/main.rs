@@ -54,6 +54,7 @@ mod status;
 mod stream;
 mod support;
 mod switchover;
+mod tls;
 mod traces;
 mod types;
 mod verify;

@@ -62,12 +62,14 @@ async fn with_passwords(label: &str) -> TestDb {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_postgres_refuses_is_named_with_its_remedy() {
     let db = with_passwords("start_refused").await;
-    for role in ["scram", "digest", "plain"] {
+    for role in ["scram", "digest"] {
         let words = [&format!("does not take the password of role \"{role}\"")[..], "correct source.password_file"];
         assert_refused(&db, &with_url(&db.pg.url_as(&format!("{role}:wrong{CANARY}"))), 3, &words).await;
         let words = [&format!("asks for the password of role \"{role}\"")[..], "set source.password_file"];
         assert_refused(&db, &with_url(&db.pg.url_as(role)), 3, &words).await;
     }
+    let words = ["asks for the password in the clear", "it was not sent", "scram-sha-256"];
+    assert_refused(&db, &with_url(&db.pg.url_as(&format!("plain:{CANARY}"))), 3, &words).await;
     for (role, words) in [
         ("ghost", ["does not let role \"ghost\" in", "add a pg_hba.conf entry for it, or create it"]),
         ("shut", ["does not let role \"shut\" in", "add a pg_hba.conf entry for it, or create it"]),
@@ -90,18 +92,8 @@ async fn what_postgres_refuses_is_named_with_its_remedy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_beyond_this_machine_is_refused_without_a_packet() {
+async fn a_host_that_can_not_be_found_is_named_with_its_remedy() {
     let db = TestDb::new("start_host").await;
-    for host in ["192.0.2.1", "[2001:db8::1]"] {
-        let began = std::time::Instant::now();
-        let words = ["is not a loopback address", "does not support TLS", "use a Unix socket"];
-        assert_refused(&db, &with_url(&format!("postgres://postgres:{CANARY}@{host}/shop")), 2, &words).await;
-        // A connection attempt would wait for an answer that never comes.
-        assert!(began.elapsed() < Duration::from_secs(5));
-    }
-    let words = ["sslmode=require", "does not support TLS"];
-    assert_refused(&db, &with_url(&format!("{}?sslmode=require", db.pg.url())), 2, &words).await;
-
     let mut daemon = Daemon::spawn(&db, &with_url("postgres://postgres@no-such-host.invalid/shop"));
     let words = "the host \"no-such-host.invalid\" of source.url can not be resolved";
     eventually(Duration::from_secs(30), async || if daemon.log().contains(words) { Ok(()) } else { Err(daemon.log()) })
@@ -141,7 +133,7 @@ async fn every_way_to_log_in_works_and_no_output_has_the_password() {
     for (at, extra) in [
         with_url(&db.pg.url_as(&format!("scram:{CANARY}"))),
         with_url(&db.pg.url_as("digest")) + &format!("password = \"{CANARY}\"\n"),
-        with_url(&db.pg.url_as("plain")) + &format!("password_file = \"{}\"\n", file.display()),
+        with_url(&db.pg.url_as("scram")) + &format!("password_file = \"{}\"\n", file.display()),
         with_url(&socket("scram")),
         with_url(&socket("digest")),
         with_url(&socket("plain")),

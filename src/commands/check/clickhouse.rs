@@ -4,10 +4,10 @@ use std::{future::Future, time::Duration};
 
 use clickhouse::{Client, error::Error};
 
-use super::{Found, Report, failed, fine, warning};
+use super::{Found, Report, failed, failed_as_told, fine, protection::of_clickhouse, warning};
 use crate::{
     clickhouse::{
-        client::{client, code, describe},
+        client::{client, code, describe, is_of_tls},
         ddl::HAS_TIME64,
     },
     config::ClickHouseConfig,
@@ -42,6 +42,7 @@ pub(super) async fn check(config: &ClickHouseConfig) -> Report {
         }
     };
     report.push(AREA, "connection", fine(format!("{} as {}", config.url, config.user)));
+    report.push(AREA, "protection", of_clickhouse(config));
     report.push(AREA, "version", version_found(&version));
     let database = quote::clickhouse(&config.database);
     let engine = client.query("SELECT engine FROM system.databases WHERE name = ?").bind(&config.database);
@@ -83,6 +84,7 @@ fn refused(config: &ClickHouseConfig, error: &Error) -> Found {
             "correct clickhouse.user and clickhouse.password_file",
         ),
         Some(_) => failed(format!("{url}: {}", describe(error)), "see the server's log"),
+        None if is_of_tls(error) => failed_as_told(&describe(error)),
         None => failed(
             format!("{url}: {}", describe(error)),
             "is ClickHouse running, and is clickhouse.url its HTTP interface (8123, not 9000)?",

@@ -4,7 +4,7 @@ use tokio_postgres::{Client, Row};
 
 use super::{
     Found, Report, columns::look_at_columns, ddl::look_at_trigger, failed, failed_as_told, fine,
-    outbox::look_at_outbox, plural, warning,
+    outbox::look_at_outbox, plural, protection::of_postgres, warning,
 };
 use crate::{
     clickhouse::table::TableSpec,
@@ -12,7 +12,8 @@ use crate::{
     event::{SourceTable, TableKind},
     postgres::{
         catalog::tables,
-        sql::{SqlError, connect},
+        sql::{SqlError, connect_over},
+        transport,
     },
     quote,
 };
@@ -25,18 +26,25 @@ const SUPPORTED: std::ops::RangeInclusive<i32> = 14..=18;
 pub(super) async fn check(config: &Config, time64: bool) -> Report {
     let source = &config.source;
     let mut report = Report::default();
-    let client = match connect(source, "walhouse check").await {
-        Ok(client) => client,
+    let (protection, client) = match enter(source).await {
+        Ok(entered) => entered,
         Err(error) => {
             report.push(AREA, "connection", failed_as_told(&error.to_string()));
             return report;
         }
     };
     report.push(AREA, "connection", fine(source.url.to_string()));
+    report.push(AREA, "protection", protection);
     if let Err(error) = look(&client, config, time64, &mut report).await {
         report.push(AREA, "catalog", failed(error.to_string(), "mend this, then check again"));
     }
     report
+}
+
+async fn enter(source: &SourceConfig) -> Result<(Found, Client), SqlError> {
+    let transport = transport::open(&source.url).await?;
+    let protection = of_postgres(source, &transport);
+    Ok((protection, connect_over(transport, source, "walhouse check").await?))
 }
 
 async fn look(client: &Client, config: &Config, time64: bool, report: &mut Report) -> Result<(), SqlError> {

@@ -7,12 +7,17 @@
 
 use super::GivenUp;
 use crate::{
+    config::SourceConfig,
     event::Lsn,
-    postgres::{acknowledged::Acknowledged, lock::SlotLock, sql::SqlError},
+    postgres::{
+        acknowledged::Acknowledged,
+        lock::SlotLock,
+        sql::{self, SqlError},
+    },
 };
 use std::{sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 /// The longest time between two uses of the slot.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -28,21 +33,21 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// A session of its own that moves the main slot.
 pub(super) struct Keeper {
     client: Arc<Client>,
-    slot: String,
+    source: SourceConfig,
     acknowledged: Acknowledged,
     lock: Arc<SlotLock>,
     task: Option<JoinHandle<SqlError>>,
 }
 
 impl Keeper {
-    pub(super) fn new(client: Client, slot: &str, acknowledged: Acknowledged, lock: Arc<SlotLock>) -> Self {
-        Self { client: Arc::new(client), slot: slot.to_owned(), acknowledged, lock, task: None }
+    pub(super) fn new(client: Client, source: &SourceConfig, acknowledged: Acknowledged, lock: Arc<SlotLock>) -> Self {
+        Self { client: Arc::new(client), source: source.clone(), acknowledged, lock, task: None }
     }
 
     /// Begins to move the slot, at once and then at intervals.
     pub(super) fn start(&mut self) {
         let (client, slot, acknowledged, lock) =
-            (Arc::clone(&self.client), self.slot.clone(), self.acknowledged.clone(), Arc::clone(&self.lock));
+            (Arc::clone(&self.client), self.source.slot.clone(), self.acknowledged.clone(), Arc::clone(&self.lock));
         self.task = Some(tokio::spawn(async move {
             let mut pause = FIRST;
             loop {
@@ -77,7 +82,7 @@ impl Keeper {
             if let Some(task) = self.task.take() {
                 task.abort();
                 // It fails when nothing runs, which is as good.
-                let _ = self.client.cancel_token().cancel_query(NoTls).await;
+                let _ = sql::cancel(&self.source.url, &self.client).await;
             }
             loop {
                 match self.end_and_move(sessions).await {
@@ -90,7 +95,7 @@ impl Keeper {
         match tokio::time::timeout(END, finish).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "the slot was not moved after catching up"),
-            Err(_) => _ = self.client.cancel_token().cancel_query(NoTls).await,
+            Err(_) => _ = sql::cancel(&self.source.url, &self.client).await,
         }
     }
 
@@ -98,7 +103,7 @@ impl Keeper {
         end(&self.client, sessions).await?;
         if self.lock.is_held().await {
             let to = self.acknowledged.position();
-            advance(&self.client, &self.slot, to).await?;
+            advance(&self.client, &self.source.slot, to).await?;
         }
         Ok(())
     }

@@ -166,7 +166,7 @@ impl CatchUp {
             }
         }
         let pids = idle.iter().map(|session| session.pid).collect();
-        let keeper = Keeper::new(client, &source.slot, stored, lock);
+        let keeper = Keeper::new(client, source, stored, lock);
         let window = source.catch_up_window.0;
         Ok(Self { keeper, pids, idle, turns: VecDeque::new(), front: None, repeated, window, grow })
     }
@@ -298,7 +298,7 @@ pub(crate) async fn acknowledge(
     lock: Arc<SlotLock>,
 ) -> Result<(), SqlError> {
     let client = sql::connect(source, "walhouse slot").await?;
-    Keeper::new(client, &source.slot, stored, lock).finish(&[]).await;
+    Keeper::new(client, source, stored, lock).finish(&[]).await;
     Ok(())
 }
 
@@ -310,7 +310,7 @@ pub(crate) async fn acknowledge(
 pub async fn keep(source: &SourceConfig, lock: Arc<SlotLock>) -> Result<Kept, SqlError> {
     let client = sql::connect(source, "walhouse slot").await?;
     let nothing = watch::channel(Lsn::ZERO).1;
-    let mut keeper = Keeper::new(client, &source.slot, nothing.into(), lock);
+    let mut keeper = Keeper::new(client, source, nothing.into(), lock);
     keeper.start();
     Ok(Kept(keeper))
 }

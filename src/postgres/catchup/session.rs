@@ -52,7 +52,7 @@ impl Session {
     /// Connects and copies the slot.
     pub(super) async fn open(source: &SourceConfig) -> Result<Self, ConnectionError> {
         const DOING: &str = "to open a session that catches up";
-        let mut connection = ReplicationConnection::connect_for_copy(source.url.connection(), APPLICATION).await?;
+        let mut connection = ReplicationConnection::connect_for_copy(&source.url, APPLICATION).await?;
         let rows = connection.command(DOING, "SELECT pg_backend_pid()").await?;
         let pid: i32 = field(&rows, 0).parse().map_err(|_| ConnectionError::Protocol("a process without a number"))?;
         // Slots share one name space, of all databases.

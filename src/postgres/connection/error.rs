@@ -1,6 +1,6 @@
 //! What can go wrong with a connection, and whether another try can help.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator;
@@ -8,8 +8,14 @@ use postgres_protocol::message::backend::{ErrorFields, Message};
 use tokio_postgres::error::SqlState;
 
 use crate::{
-    postgres::{sql, wire::WireError},
+    config::Endpoint,
+    postgres::{
+        sql,
+        transport::{Cleartext, OpenError},
+        wire::WireError,
+    },
     retry::Kind,
+    tls,
 };
 
 /// The replication connection failed.
@@ -23,12 +29,12 @@ pub enum ConnectionError {
         /// What the system said.
         source: io::Error,
     },
-    /// TLS is not there yet.
-    #[error(
-        "{0} is not a loopback address, and this version has no TLS towards PostgreSQL: it refuses to send data over a \
-         network in the clear; connect through a Unix socket, loopback or a tunnel"
-    )]
-    NotLoopback(SocketAddr),
+    /// None came about, or TLS has ended it.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The server wants the password itself, and anybody could read it.
+    #[error("PostgreSQL at {0}: {Cleartext}")]
+    Cleartext(Endpoint),
     /// The server answered with an error.
     #[error("PostgreSQL refused {doing}: {message} (SQLSTATE {code})")]
     Server {
@@ -53,6 +59,12 @@ pub enum ConnectionError {
     /// No password where one is needed.
     #[error("the server asks for a password: set it in source.url, source.password or source.password_file")]
     NoPassword,
+    /// The server does not bind SCRAM to its certificate, and it is to.
+    #[error(
+        "the server does not bind the password to its certificate, and channel_binding=require asks for it; use \
+         scram-sha-256 in pg_hba.conf over TLS, or channel_binding=prefer"
+    )]
+    Unbound,
     /// The server did not answer.
     #[error("PostgreSQL at {endpoint} did not answer within {limit:?} while {doing}")]
     TimedOut {
@@ -66,9 +78,21 @@ pub enum ConnectionError {
 }
 
 impl ConnectionError {
+    /// An error of reading or writing, which may be TLS's.
+    pub(super) fn of_io(endpoint: &Endpoint, source: io::Error) -> Self {
+        if Cleartext::is_in(&source) {
+            return Self::Cleartext(endpoint.clone());
+        }
+        match tls::refusal(&source, "source") {
+            Some(why) => Self::Open(OpenError::Refused { endpoint: endpoint.clone(), why }),
+            None => Self::Io { endpoint: endpoint.to_string(), source },
+        }
+    }
+
     /// Whether another try can help.
     pub fn kind(&self) -> Kind {
         match self {
+            Self::Open(error) => error.kind(),
             Self::Io { .. } | Self::TimedOut { .. } => Kind::Transient,
             // The slot or the publication is gone: the next session finds out which, and halts with
             // the way out.

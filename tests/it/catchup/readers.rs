@@ -152,7 +152,7 @@ impl Drive {
 
     pub(super) async fn run(self, mut meet: impl AsyncFnMut(usize)) -> Reading {
         let Self { source, start, end, flushed, room, stored, stop } = self;
-        let connection = ReplicationConnection::connect(source.url.connection(), "test").await.expect("a connection");
+        let connection = ReplicationConnection::connect(&source.url, "test").await.expect("a connection");
         let client = sql::connect(&source, "test lock").await.expect("a session");
         let lock = Arc::new(SlotLock::take(client, &source.slot).await.expect("nobody else has it"));
         let (sender, receiver, _durable) = lane(start);

@@ -1,17 +1,19 @@
 //! What every test stands on: servers, databases, the daemon, the oracle.
 //!
-//! Nothing in here uses walhouse's own code: a mistake of the daemon must not be repeated by what judges it.
+//! Nothing in here that judges uses walhouse's own code: a mistake of the daemon must not be repeated by it.
 //! Tests use a multi-threaded runtime, because starting and stopping a server blocks its thread.
 
 // The scenarios come one by one; what one of them will need may wait here for it.
 #![allow(dead_code, unused_imports)]
 
 mod browser;
+mod certificates;
 mod chunks;
 mod clickhouse;
 mod daemon;
 mod database;
 mod equal;
+mod front;
 mod http;
 mod load;
 mod postgres;
@@ -29,11 +31,13 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 pub(crate) use browser::Browser;
+pub(crate) use certificates::{Authority, Pair, self_signed};
 pub(crate) use chunks::{chunks, hold_copy};
 pub(crate) use clickhouse::{Ch, ClickHouse, ClickHouseOptions, user};
 pub(crate) use daemon::{Daemon, Exit, walhouse, write_config};
 pub(crate) use database::TestDb;
 pub(crate) use equal::{assert_equal, assert_equal_within, difference};
+pub(crate) use front::Front;
 pub(crate) use http::{Response, exchange, get, put};
 pub(crate) use load::{LOAD_TABLES, Load};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};

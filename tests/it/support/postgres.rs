@@ -4,10 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
+use super::certificates::{Authority, Pair};
+use super::eventually;
 use super::process::{Server, family, free_port, signal};
 
 /// What a private PostgreSQL differs in.
@@ -133,6 +136,26 @@ impl Postgres {
         for directory in [base, &gone] {
             fs::remove_dir_all(directory).expect("it can be removed");
         }
+    }
+
+    /// From now on the server has TLS, with this certificate for new connections, and takes clients that `clients` vouches for.
+    pub(crate) async fn show(self: &Arc<Self>, pair: &Pair, clients: &Authority) {
+        let (certificate, key) = pair.write(self.directory(), "server");
+        let roots = clients.write(self.directory(), "clients");
+        let owner = format!("--reference={}", self.directory().join("PG_VERSION").display());
+        let status = Command::new("chown").arg(owner).args([&certificate, &key, &roots]).status();
+        assert!(status.expect("chown can be started").success());
+        let pg = Pg::new(self.clone(), "postgres");
+        pg.execute("ALTER SYSTEM SET ssl_ca_file = 'clients.crt'").await;
+        pg.execute("ALTER SYSTEM SET ssl = on").await;
+        let before = pg.value("SELECT pg_conf_load_time()::text").await;
+        pg.execute("SELECT pg_reload_conf()").await;
+        // Whoever connects from the moment on at which the postmaster has it, has it too.
+        eventually(Duration::from_secs(30), async || {
+            let now = Pg::new(self.clone(), "postgres").value("SELECT pg_conf_load_time()::text").await;
+            if now == before { Err("it was not read yet".to_owned()) } else { Ok(()) }
+        })
+        .await;
     }
 
     /// Every process of the server stands still; its connections stay open.
