@@ -1,4 +1,4 @@
-.PHONY: build test lint demo bench bench-publish bench-micro bench-guard
+.PHONY: build test lint chaos demo bench bench-publish bench-micro bench-guard
 
 build:
 	cargo build --locked
@@ -7,6 +7,13 @@ build:
 test:
 	@tests/services/install
 	@cargo test --locked
+
+# Faults again and again, each run with a seed: docs/faults.md. RUNS of each row from SEED on, only of ROWS=1,4,12 where
+# that is given, JOBS at once. Goes on where an earlier one of the same commit has ended.
+chaos:
+	@tests/services/install
+	@CHAOS_RUNS=$(RUNS) CHAOS_SEED=$(SEED) CHAOS_ROWS=$(ROWS) CHAOS_JOBS=$(JOBS) \
+		cargo test --locked --test chaos -- --ignored --exact --nocapture at_length
 
 lint:
 	cargo fmt --check

@@ -1,7 +1,7 @@
 //! A real ClickHouse: the one that all tests share, or one of a test's own that it may kill.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::http::post;
@@ -63,6 +63,11 @@ impl ClickHouse {
     /// The HTTP port, the same after each restart.
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The directory of the data; the log is beside it.
+    pub(crate) fn directory(&self) -> &Path {
+        self.server.directory()
     }
 
     /// The server's process.

@@ -11,6 +11,8 @@ use super::process::{free_port, signal, tail, wait_for};
 use super::toml::overlay;
 use super::{Response, eventually};
 
+/// How long it may take until something is so, on a machine that has other work too.
+const PATIENCE: Duration = Duration::from_secs(180);
 /// What it says when it begins to read the slot.
 const STREAMING: &str = "INFO streaming slot=";
 
@@ -20,6 +22,7 @@ pub(crate) struct Daemon {
     config: PathBuf,
     log: PathBuf,
     port: u16,
+    environment: Vec<(String, String)>,
 }
 
 /// How a process ended.
@@ -38,14 +41,24 @@ impl Daemon {
         let id = rand::random::<u32>();
         let config = write_config(db, extra, port, &format!("walhouse-{id:08x}.toml"));
         let log = config.with_extension("log");
-        let child = launch(&config, &log);
-        Self { child, config, log, port }
+        let child = launch(&config, &log, &[]);
+        Self { child, config, log, port, environment: Vec::new() }
     }
 
     /// Starts it again after its end, with the same configuration and the same log.
     pub(crate) fn start(&mut self) {
-        assert!(self.child.try_wait().expect("a child can be waited for").is_some(), "walhouse is still running");
-        self.child = launch(&self.config, &self.log);
+        assert!(self.ended_by_itself().is_some(), "walhouse is still running");
+        self.child = launch(&self.config, &self.log, &self.environment);
+    }
+
+    /// What it finds in its environment from its next start on, beside ours.
+    pub(crate) fn set_environment(&mut self, environment: Vec<(String, String)>) {
+        self.environment = environment;
+    }
+
+    /// How it has ended, if it has.
+    pub(crate) fn ended_by_itself(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
     }
 
     /// A crash.
@@ -77,8 +90,8 @@ impl Daemon {
 
     /// Waits until all copies are done and the lag is small: `/readyz` says 200.
     pub(crate) async fn wait_ready(&mut self) {
-        eventually(Duration::from_secs(60), async || {
-            let end = self.child.try_wait().expect("a child can be waited for");
+        eventually(PATIENCE, async || {
+            let end = self.ended_by_itself();
             assert!(end.is_none(), "walhouse ended before it was ready: {end:?}");
             let answer = self.get("/readyz").await?;
             if answer.status == 200 { Ok(()) } else { Err(format!("/readyz: {} {}", answer.status, answer.body)) }
@@ -131,7 +144,7 @@ impl Daemon {
 
     /// Waits until it has written `text` so many times, over all of its lives.
     pub(crate) async fn wait_log(&self, text: &str, times: usize) {
-        eventually(Duration::from_secs(60), async || {
+        eventually(PATIENCE, async || {
             let found = self.log().matches(text).count();
             if found >= times { Ok(()) } else { Err(format!("{text:?} is in the log {found} times, not {times}")) }
         })
@@ -211,12 +224,13 @@ pub(crate) fn write_config(db: &TestDb, extra: &str, http_port: u16, file: &str)
     path
 }
 
-fn launch(config: &Path, log: &Path) -> Child {
+fn launch(config: &Path, log: &Path, environment: &[(String, String)]) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("the log can be opened");
     Command::new(env!("CARGO_BIN_EXE_walhouse"))
         .arg("run")
         .arg("--config")
         .arg(config)
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(log.try_clone().expect("a file can be cloned"))
         .stderr(log)

@@ -31,11 +31,32 @@ pub(crate) async fn assert_equal_within(db: &TestDb, table: &str, timeout: Durat
 
 /// What differs now, in counts and in the first keys, or nothing.
 pub(crate) async fn difference(db: &TestDb, table: &str) -> Option<String> {
+    compared(db, table).await.difference
+}
+
+/// Both sides of a table, in numbers of rows.
+pub(crate) struct Comparison {
+    /// PostgreSQL's.
+    pub(crate) rows: u64,
+    /// Keys that PostgreSQL alone has.
+    pub(crate) lost: u64,
+    /// Keys that ClickHouse alone has, or has differently.
+    pub(crate) wrong: u64,
+    /// In words, when there is any.
+    pub(crate) difference: Option<String>,
+}
+
+/// Compares both sides as they are now.
+pub(crate) async fn compared(db: &TestDb, table: &str) -> Comparison {
     let source = Source::describe(db, table).await;
     let expected = source.postgres_rows(db).await;
+    let rows = expected.len() as u64;
     match source.clickhouse_rows(db).await {
         Ok(actual) => source.compare(expected, actual),
-        Err(error) => Some(format!("PostgreSQL has {} rows; ClickHouse: {error}", expected.len())),
+        Err(error) => {
+            let difference = Some(format!("PostgreSQL has {rows} rows; ClickHouse: {error}"));
+            Comparison { rows, lost: rows, wrong: 0, difference }
+        }
     }
 }
 
@@ -175,9 +196,10 @@ impl Source {
         rows
     }
 
-    fn compare(&self, expected: Vec<TextRow>, actual: Vec<TextRow>) -> Option<String> {
+    fn compare(&self, expected: Vec<TextRow>, actual: Vec<TextRow>) -> Comparison {
+        let rows = expected.len() as u64;
         if expected == actual {
-            return None;
+            return Comparison { rows, lost: 0, wrong: 0, difference: None };
         }
         let mut found = format!("PostgreSQL has {} rows, ClickHouse {}", expected.len(), actual.len());
         let mut keys: BTreeMap<TextRow, [Vec<TextRow>; 2]> = BTreeMap::new();
@@ -188,11 +210,13 @@ impl Source {
             }
         }
         let different: Vec<_> = keys.into_iter().filter(|(_, [left, right])| left != right).collect();
+        let lost = different.iter().filter(|(_, [_, actual])| actual.is_empty()).count();
         found += &format!("; {} keys differ", different.len());
         for (key, sides) in different.iter().take(5) {
             found += &format!("\n  key {}: {}", shortened(key), self.explain(sides));
         }
-        Some(found)
+        let (lost, wrong) = (lost as u64, (different.len() - lost) as u64);
+        Comparison { rows, lost, wrong, difference: Some(found) }
     }
 
     fn explain(&self, [expected, actual]: &[Vec<TextRow>; 2]) -> String {

@@ -36,7 +36,7 @@ pub(crate) use chunks::{chunks, hold_copy};
 pub(crate) use clickhouse::{Ch, ClickHouse, ClickHouseOptions, user};
 pub(crate) use daemon::{Daemon, Exit, walhouse, write_config};
 pub(crate) use database::TestDb;
-pub(crate) use equal::{assert_equal, assert_equal_within, difference};
+pub(crate) use equal::{assert_equal, assert_equal_within, compared, difference};
 pub(crate) use front::Front;
 pub(crate) use http::{Response, exchange, get, put};
 pub(crate) use load::{LOAD_TABLES, Load};

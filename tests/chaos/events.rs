@@ -1,0 +1,89 @@
+//! Each event that was committed has its effect, and that once; nothing else has one.
+//!
+//! With workers the effect is a row of the audit log, which a reader with FINAL sees once. Without them it is a message in the
+//! queue: perhaps several, of one id, which a worker takes for one.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::time::sleep;
+
+use crate::oracle::{PATIENCE, Verdict, number};
+use crate::support::{Sqs, TestDb};
+
+/// Compares what was committed with what came of it. `prefix` is that of the queues.
+pub(crate) async fn events(db: &TestDb, prefix: &str, workers: bool, verdict: &mut Verdict) {
+    let rows = db.pg.query("SELECT event_id FROM emitted").await;
+    let mut committed: Vec<String> = rows.into_iter().flatten().flatten().collect();
+    committed.sort_unstable();
+    verdict.events += committed.len() as u64;
+    if workers {
+        audited(db, &committed, verdict).await;
+    } else {
+        sent(prefix, &committed, verdict).await;
+    }
+    let dead = Sqs::shared().count(&format!("{prefix}audit-log-dlq")).await;
+    if dead > 0 {
+        verdict.wrong(dead, format!("{dead} dead letters of events that nothing is wrong with"));
+    }
+}
+
+async fn audited(db: &TestDb, committed: &[String], verdict: &mut Verdict) {
+    // Its payload names its event too.
+    let sql = "SELECT toString(event_id) FROM audit_log FINAL WHERE acting_user_id = concat('u-', toString(event_id))
+        AND outcome = 'success' ORDER BY ALL";
+    let deadline = Instant::now() + PATIENCE;
+    let audited = loop {
+        let audited: Vec<String> = db.ch.query(sql).await.lines().map(str::to_owned).collect();
+        if audited == committed || Instant::now() > deadline {
+            break audited;
+        }
+        sleep(Duration::from_millis(200)).await;
+    };
+    let twice = audited.windows(2).filter(|pair| pair[0] == pair[1]).count() as u64;
+    let others = number(db, "SELECT count() FROM audit_log FINAL").await - audited.len() as u64;
+    if twice + others > 0 {
+        verdict.wrong(
+            twice + others,
+            format!("audit log: {twice} events are there twice, {others} rows are none of them"),
+        );
+    }
+    missing(committed, &audited, verdict);
+}
+
+async fn sent(prefix: &str, committed: &[String], verdict: &mut Verdict) {
+    let (sqs, queue) = (Sqs::shared(), format!("{prefix}audit-log-queue"));
+    let (mut sent, deadline) = (BTreeMap::<String, Value>::new(), Instant::now() + PATIENCE);
+    let mut differ = 0;
+    loop {
+        let messages = sqs.drain(&queue, 10, Duration::from_millis(300)).await;
+        let is_empty = messages.is_empty();
+        for message in messages {
+            let id = message.body["metadata"]["eventId"].as_str().unwrap_or_default().to_owned();
+            let is_its_own = message.body["payload"]["actingUserId"] == format!("u-{id}");
+            // However often it is sent, it is the same event.
+            let is_same = sent.get(&id).is_none_or(|before| *before == message.body);
+            differ += u64::from(!is_its_own || !is_same);
+            sent.insert(id, message.body);
+        }
+        let is_all = sent.keys().eq(committed);
+        if is_empty && (is_all || Instant::now() > deadline) {
+            break;
+        }
+    }
+    if differ > 0 {
+        verdict.wrong(differ, format!("{differ} messages are not what was written"));
+    }
+    missing(committed, &sent.into_keys().collect::<Vec<_>>(), verdict);
+}
+
+/// Both in order.
+fn missing(committed: &[String], done: &[String], verdict: &mut Verdict) {
+    let lost = committed.iter().filter(|id| done.binary_search(id).is_err()).count() as u64;
+    let unasked = done.iter().filter(|id| committed.binary_search(id).is_err()).count() as u64;
+    if lost + unasked > 0 {
+        verdict.lost += lost;
+        verdict.wrong(unasked, format!("events: {lost} had no effect, {unasked} were never committed"));
+    }
+}

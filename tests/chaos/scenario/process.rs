@@ -1,0 +1,167 @@
+//! walhouse itself is killed, frozen, stopped, or there twice.
+
+use std::time::Duration;
+
+use crate::stage::Stage;
+use crate::support::{Daemon, confirmed, eventually, stored};
+use crate::wire::Way;
+
+/// A stop ends within 20 s; the machine has other work too.
+const STOP: Duration = Duration::from_secs(30);
+const WAIT: Duration = Duration::from_secs(180);
+
+/// Every third time while it is still starting.
+pub(super) async fn killed_at_any_moment(stage: &mut Stage) {
+    let mut streams = 0;
+    for round in 0..stage.rounds(6) {
+        if round % 3 != 2 {
+            stage.daemon().wait_streams(streams).await;
+        }
+        stage.pass(0..800).await;
+        stage.inject("SIGKILL");
+        streams = stage.daemon().streams();
+        kill(stage);
+    }
+}
+
+/// Rows are in ClickHouse, and the checkpoint that covers them is not.
+pub(super) async fn killed_between_insert_and_checkpoint(stage: &mut Stage) {
+    for _ in 0..stage.rounds(3) {
+        stage.pass(0..500).await;
+        stage.clickhouse.swallow("INTO _checkpoint");
+        let (db, wire) = (&stage.db, &stage.clickhouse);
+        let before = ticks(stage).await;
+        eventually(WAIT, async || {
+            let (more, kept) = (db.ch.try_query("SELECT max(n) FROM tick").await?, wire.struck());
+            let landed = more.parse::<u64>().is_ok_and(|more| more > before);
+            if landed && kept > 0 { Ok(()) } else { Err(format!("tick {more} after {before}, {kept} kept")) }
+        })
+        .await;
+        stage.inject("SIGKILL after an insert, before its checkpoint");
+        kill(stage);
+        stage.mend();
+        stage.load().wait_commits(20).await;
+    }
+}
+
+async fn ticks(stage: &Stage) -> u64 {
+    stage.db.ch.query("SELECT max(n) FROM tick").await.parse().expect("a number")
+}
+
+/// The checkpoint is stored, and PostgreSQL is not told.
+pub(super) async fn killed_between_checkpoint_and_status(stage: &mut Stage) {
+    for _ in 0..stage.rounds(3) {
+        let streams = stage.daemon().streams();
+        stage.pass(0..500).await;
+        stage.postgres.vanish(Way::Up, Some("START_REPLICATION"));
+        let db = &stage.db;
+        eventually(WAIT, async || {
+            let (told, kept) = (confirmed(&db.pg, &db.name).await?, stored(&db.ch, &db.name).await?);
+            if kept > told { Ok(()) } else { Err(format!("stored {kept:?}, told {told:?}")) }
+        })
+        .await;
+        stage.inject("SIGKILL after a checkpoint, before its status");
+        kill(stage);
+        stage.mend();
+        stage.daemon().wait_streams(streams).await;
+        stage.load().wait_commits(20).await;
+    }
+}
+
+/// What was copied stays copied; no slot is left but the one.
+pub(super) async fn killed_in_the_copy(stage: &mut Stage) {
+    for _ in 0..stage.rounds(4) {
+        stage.pass(100..1500).await;
+        stage.inject("SIGKILL");
+        kill(stage);
+    }
+    stage.mend();
+    stage.daemon().wait_ready().await;
+    let db = &stage.db;
+    let sql = format!("SELECT slot_name FROM pg_replication_slots WHERE database = '{}' AND NOT temporary", db.name);
+    assert_eq!(db.pg.query(&sql).await, [[Some(db.name.clone())]], "there is a stray slot");
+}
+
+/// The server gives the connection up meanwhile.
+pub(super) async fn frozen(stage: &mut Stage) {
+    for _ in 0..stage.rounds(2) {
+        let streams = stage.daemon().streams();
+        let before = stage.daemon().metric("walhouse_reconnects_total", "").await;
+        stage.inject("SIGSTOP for 9 s");
+        stage.daemon().freeze();
+        tokio::time::sleep(Duration::from_secs(9)).await;
+        stage.daemon().resume();
+        stage.daemon().wait_streams(streams).await;
+        stage.load().wait_commits(30).await;
+        let reconnects = stage.daemon().metric("walhouse_reconnects_total", "").await - before;
+        assert!((1.0..=2.0).contains(&reconnects), "{reconnects} reconnects");
+    }
+}
+
+/// It ends in time, and the next one goes on.
+pub(super) async fn stopped_while_a_sink_hangs(stage: &mut Stage) {
+    for _ in 0..stage.rounds(2) {
+        stage.work(10..60).await;
+        let (wire, sink) = if rand::RngExt::random_bool(&mut stage.rng, 0.5) {
+            (&stage.clickhouse, "ClickHouse")
+        } else {
+            (&stage.queues, "SQS")
+        };
+        wire.vanish(Way::Both, None);
+        stage.work(20..60).await;
+        stage.inject(format!("SIGTERM while {sink} hangs"));
+        let status = stage.daemon().sigterm(STOP).await;
+        stage.note(format!("it ended: {status}"));
+        assert_eq!(status.code(), Some(0));
+        stage.mend();
+        stage.daemon().start();
+        stage.daemon().wait_ready().await;
+    }
+}
+
+/// Its message comes back, and has one effect.
+pub(super) async fn killed_inside_a_handler(stage: &mut Stage) {
+    for _ in 0..stage.rounds(2) {
+        stage.work(10..30).await;
+        let before = stage.clickhouse.struck();
+        stage.clickhouse.swallow("INSERT+INTO+audit_log");
+        let wire = &stage.clickhouse;
+        eventually(WAIT, async || if wire.struck() > before { Ok(()) } else { Err("no handler came by".to_owned()) })
+            .await;
+        stage.inject("SIGKILL inside a handler");
+        kill(stage);
+        stage.mend();
+        stage.daemon().wait_ready().await;
+    }
+}
+
+/// One of them works; when it is killed, the other one does.
+pub(super) async fn two_daemons(stage: &mut Stage) {
+    let mut other = Daemon::spawn(&stage.db, &stage.config());
+    other.wait_log("another walhouse holds this slot; waiting for it to end", 1).await;
+    for _ in 0..stage.rounds(4) {
+        let streams = other.streams();
+        stage.pass(0..800).await;
+        stage.inject("SIGKILL of the daemon that works");
+        kill(stage);
+        other.wait_streams(streams).await;
+        // From now on it is the other's turn.
+        std::mem::swap(&mut other, stage.daemon());
+        stage.load().wait_commits(20).await;
+    }
+}
+
+pub(super) async fn killed_in_a_storm_of_ddl(stage: &mut Stage) {
+    for _ in 0..stage.rounds(4) {
+        stage.work(60..200).await;
+        stage.inject("SIGKILL");
+        kill(stage);
+    }
+    stage.load().wait_commits(100).await;
+}
+
+fn kill(stage: &mut Stage) {
+    let daemon = stage.daemon();
+    daemon.kill9();
+    daemon.start();
+}

@@ -1,0 +1,131 @@
+//! PostgreSQL or ClickHouse dies, or is busy with something that gets in the way.
+
+use std::time::Duration;
+
+use rand::RngExt;
+use tokio::time::sleep;
+
+use crate::stage::Stage;
+use crate::support::eventually;
+
+const WAIT: Duration = Duration::from_secs(180);
+
+/// Rows move to other places, and the stream does not tell.
+pub(super) async fn rewritten_in_the_copy(stage: &mut Stage) {
+    for round in 0..stage.rounds(5) {
+        let table = ["ballast", "item", "bulk"][stage.rng.random_range(0..3)];
+        let rewrite = match stage.rng.random_range(0..3) {
+            0 => format!("VACUUM FULL {table}"),
+            1 => format!("CLUSTER {table} USING {table}_pkey"),
+            _ => format!("ALTER TABLE {table} SET (fillfactor = {})", 20 + round * 10),
+        };
+        stage.inject(&rewrite);
+        // The load's sessions hold locks now and then, and what waits for them too long is given up.
+        let done = stage.db.pg.try_execute(&rewrite).await;
+        stage.note(format!("{done:?}"));
+        let from = stage.rng.random_range(1..19_000);
+        let change = format!(
+            "UPDATE ballast SET id = id + 100000 * {} WHERE id BETWEEN {from} AND {from} + 50;
+            UPDATE ballast SET v = 'changed' WHERE id % 997 = {round}; DELETE FROM ballast WHERE id % 1009 = {round}",
+            round + 1
+        );
+        stage.db.pg.execute(&change).await;
+        stage.pass(0..600).await;
+    }
+}
+
+/// The slot's position falls back to what was on disk.
+pub(super) async fn postmaster_killed(stage: &mut Stage) {
+    for _ in 0..stage.rounds(3) {
+        let streams = stage.daemon().streams();
+        stage.pass(200..1500).await;
+        stage.inject("SIGKILL of the postmaster");
+        stage.db.postgres.kill9();
+        stage.db.postgres.start();
+        stage.daemon().wait_streams(streams).await;
+        stage.load().wait_commits(30).await;
+    }
+}
+
+/// A transaction that is larger than any batch, while what reads it dies.
+pub(super) async fn restarted_inside_a_giant_transaction(stage: &mut Stage) {
+    for round in 0..stage.rounds(3) {
+        let from = 1_000_000 * (round + 1);
+        let giant = stage.db.pg.connect().await.expect("a session");
+        let part = |at: u32| {
+            let from = from + at * 10_000;
+            format!("INSERT INTO bulk SELECT i, NULL, md5(i::text) FROM generate_series({from}, {from} + 9999) i")
+        };
+        giant.batch_execute(&format!("BEGIN; {}", part(0))).await.expect("a transaction");
+        stage.pass(0..300).await;
+        match stage.rng.random_range(0..3) {
+            // The transaction dies with it.
+            0 => {
+                stage.inject("SIGKILL of the postmaster inside a giant transaction");
+                stage.db.postgres.kill9();
+                stage.db.postgres.start();
+                continue;
+            }
+            1 => {
+                stage.inject("RST inside a giant transaction");
+                stage.postgres.reset();
+            }
+            _ => {
+                stage.inject("SIGKILL of walhouse inside a giant transaction");
+                stage.daemon().kill9();
+                stage.daemon().start();
+            }
+        }
+        giant.batch_execute(&format!("{}; COMMIT", part(1))).await.expect("it is committed");
+        // And while it is being read.
+        stage.pass(0..400).await;
+        stage.inject("SIGKILL of walhouse after a giant transaction");
+        stage.daemon().kill9();
+        stage.daemon().start();
+    }
+}
+
+pub(super) async fn walsender_terminated(stage: &mut Stage) {
+    let sql = format!(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}' AND active",
+        stage.db.name
+    );
+    for _ in 0..stage.rounds(5) {
+        stage.pass(0..500).await;
+        let db = &stage.db;
+        eventually(WAIT, async || match db.pg.try_query(&sql).await?.is_empty() {
+            true => Err("nobody reads the slot".to_owned()),
+            false => Ok(()),
+        })
+        .await;
+        stage.inject("the walsender is terminated");
+    }
+}
+
+/// In the middle of its inserts; it is away for a while.
+pub(super) async fn clickhouse_killed(stage: &mut Stage) {
+    for _ in 0..stage.rounds(2) {
+        stage.pass(200..1500).await;
+        stage.inject("SIGKILL of ClickHouse");
+        stage.db.clickhouse.kill9();
+        stage.work(10..100).await;
+        stage.db.clickhouse.start();
+        stage.load().wait_commits(30).await;
+    }
+}
+
+/// ClickHouse refuses inserts until it has merged what it has.
+pub(super) async fn too_many_parts(stage: &mut Stage) {
+    for round in 0..stage.rounds(2) {
+        stage.work(10..40).await;
+        let ch = &stage.db.ch;
+        ch.query("ALTER TABLE item MODIFY SETTING parts_to_throw_insert = 2, parts_to_delay_insert = 1").await;
+        ch.query("SYSTEM STOP MERGES item").await;
+        stage.inject("no merges, and few parts are too many");
+        stage.daemon().wait_log("Too many parts", round as usize + 1).await;
+        sleep(Duration::from_secs(1)).await;
+        let ch = &stage.db.ch;
+        ch.query("SYSTEM START MERGES item").await;
+        ch.query("ALTER TABLE item RESET SETTING parts_to_throw_insert, parts_to_delay_insert").await;
+    }
+}

@@ -1,0 +1,284 @@
+//! What a scenario is played on: both databases, the queues, three lines that can be bad, a load, the daemon, and a witness.
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::time::sleep;
+
+use crate::events::events;
+use crate::load::Load;
+use crate::oracle::{Verdict, judge, watch_versions};
+use crate::script::{SCHEMA, Script};
+use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, Sqs, TestDb, eventually};
+use crate::wire::{Speech, Wire};
+use crate::witness::Witness;
+
+const OUTBOX: &str = include_str!("../../migrations/postgres/0002_outbox_event.sql");
+const LISTENS: &str = "events that are written into the outbox table are sent from now on";
+/// How long the stream may take to its end, on a machine that has other work too.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// A heap of several chunks of the initial copy.
+const BALLAST: &str = "CREATE TABLE ballast (id int4 PRIMARY KEY, v text, body text) WITH (fillfactor = 10);
+    INSERT INTO ballast SELECT i, md5(i::text), repeat('b', 300) FROM generate_series(1, 20000) i";
+/// The share of runs with workers, where a scenario is not about them.
+const WITH_WORKERS: f64 = 0.25;
+/// Bytes a second, so that a fault finds it in the middle.
+const COPY_PACE: u64 = 4_000_000;
+
+/// The servers of one job, which its runs use one after the other. Queues are on the one that all share.
+pub(crate) struct Servers {
+    pub(crate) postgres: Arc<Postgres>,
+    pub(crate) clickhouse: Arc<ClickHouse>,
+}
+
+impl Servers {
+    pub(crate) fn start() -> Self {
+        let settings = vec![("max_wal_senders", "20".to_owned()), ("shared_buffers", "64MB".to_owned())];
+        let postgres = Postgres::private(PostgresOptions { settings, ..Default::default() });
+        let clickhouse = ClickHouse::private(ClickHouseOptions { memory: Some(2 << 30), ..Default::default() });
+        Self { postgres, clickhouse }
+    }
+}
+
+/// What there is when the first fault strikes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Opening {
+    /// The daemon has just been started, on tables of several chunks, beside the load. Otherwise the copies are done.
+    pub(crate) copying: bool,
+    /// The load does little but change the shape of a table in one of its sessions.
+    pub(crate) storm: bool,
+    /// walhouse's own workers take the events from the queues; otherwise they do in some of the runs, and in the others nobody
+    /// does: a message that was in hand at a kill comes back after half a minute only.
+    pub(crate) workers: bool,
+    /// SQL that is run before anything else.
+    pub(crate) prepare: &'static str,
+    /// Sections of the configuration that go over the usual ones.
+    pub(crate) config: &'static str,
+}
+
+pub(crate) struct Stage {
+    pub(crate) db: TestDb,
+    pub(crate) rng: StdRng,
+    pub(crate) postgres: Wire,
+    pub(crate) clickhouse: Wire,
+    pub(crate) queues: Wire,
+    /// How many faults were injected, and which.
+    pub(crate) journal: Vec<String>,
+    /// A part of the faults is enough.
+    short: bool,
+    began: Instant,
+    config: String,
+    opening: Opening,
+    workers: bool,
+    daemon: Option<Daemon>,
+    load: Option<Load>,
+    witness: Option<Witness>,
+}
+
+impl Stage {
+    /// Databases with nothing in them, and lines in good weather.
+    pub(crate) async fn new(servers: &Servers, row: u32, seed: u64, short: bool) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1000).wrapping_add(u64::from(row)));
+        let db = TestDb::on(servers.postgres.clone(), servers.clickhouse.clone(), &format!("chaos{row}")).await;
+        let postgres = Wire::to(db.postgres.port(), Speech::Postgres).await;
+        let clickhouse = Wire::to(db.clickhouse.port(), Speech::Http).await;
+        let queues = Wire::to(Sqs::shared().port(), Speech::Http).await;
+        let config = format!(
+            "[source]\nurl = \"postgres://postgres@127.0.0.1:{}/{}\"\n[clickhouse]\nurl = \"http://127.0.0.1:{}\"\n{}{}",
+            postgres.port(),
+            db.name,
+            clickhouse.port(),
+            Sqs::handled(queues.port(), &prefix(&db)),
+            pace(&mut rng),
+        );
+        let (opening, began) = (Opening::default(), Instant::now());
+        Self {
+            db,
+            rng,
+            postgres,
+            clickhouse,
+            queues,
+            journal: Vec::new(),
+            short,
+            began,
+            config,
+            opening,
+            workers: false,
+            daemon: None,
+            load: None,
+            witness: None,
+        }
+    }
+
+    /// Starts what is to be there when the first fault strikes.
+    pub(crate) async fn open(&mut self, opening: Opening) {
+        self.opening = opening;
+        self.workers = self.rng.random_bool(WITH_WORKERS) || opening.workers;
+        if !self.workers {
+            self.config += "[workers]\nenabled = false\n";
+        }
+        let rows = Script::new(self.rng.random(), 0).first_rows();
+        for sql in [opening.prepare, SCHEMA, OUTBOX, &rows] {
+            self.db.pg.execute(sql).await;
+        }
+        let config = self.config();
+        self.note(format!("{} with {config:?}", self.db.name));
+        if opening.copying {
+            self.db.pg.execute(BALLAST).await;
+            self.postgres.throttle(COPY_PACE);
+            self.load = Some(Load::start(&self.db.pg, &mut self.rng, opening.storm));
+            self.daemon = Some(Daemon::spawn(&self.db, &config));
+        } else {
+            self.daemon = Some(Daemon::spawn(&self.db, &config));
+            self.stream().await;
+            self.load = Some(Load::start(&self.db.pg, &mut self.rng, opening.storm));
+        }
+        self.load().wait_commits(20).await;
+        self.note("the first fault may strike");
+    }
+
+    /// From here on the copies are done, and there is a witness.
+    async fn stream(&mut self) {
+        self.daemon().wait_ready().await;
+        self.daemon().wait_log(LISTENS, 1).await;
+        watch_versions(&self.db).await;
+        self.witness = Some(Witness::start(&self.db));
+    }
+
+    /// Ends the load, waits until all is quiet, and looks at everything.
+    pub(crate) async fn close(&mut self) -> Verdict {
+        self.mend();
+        if self.witness.is_none() {
+            self.stream().await;
+            self.load().wait_commits(50).await;
+        }
+        let commits = self.load.take().expect("there is a load").stop().await;
+        self.note(format!("the load has ended after {commits} commits"));
+        self.witness.as_mut().expect("there is a witness").be_quiet().await;
+        self.settle().await;
+        let tables: &[&str] = if self.opening.copying { &["ballast"] } else { &[] };
+        self.note("all is acknowledged");
+        let mut verdict = judge(&self.db, tables).await;
+        self.note("all is compared");
+        events(&self.db, &prefix(&self.db), self.workers, &mut verdict).await;
+        let seen = self.witness.take().expect("there is a witness").finish().await;
+        verdict.add(&seen);
+        self.note(format!("{} looks, {} checkpoints, {} rows covered", seen.samples, seen.checkpoints, seen.covered));
+        assert!(seen.samples >= 10 && seen.checkpoints >= 3, "there was too little to see");
+        verdict
+    }
+
+    /// Waits until everything that was committed is acknowledged.
+    pub(crate) async fn settle(&mut self) {
+        let position = self.db.pg.value("SELECT pg_current_wal_lsn()").await;
+        let sql = format!(
+            "SELECT confirmed_flush_lsn >= '{position}', confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = '{}'",
+            self.db.name
+        );
+        let (db, daemon) = (&self.db, self.daemon.as_mut().expect("there is a daemon"));
+        eventually(PATIENCE, async || {
+            assert_eq!(daemon.ended_by_itself(), None, "walhouse has ended by itself");
+            match db.pg.try_query(&sql).await?.pop() {
+                Some(row) if row[0].as_deref() == Some("t") => Ok(()),
+                row => Err(format!("the slot stands at {row:?}, and not at {position}")),
+            }
+        })
+        .await;
+    }
+
+    pub(crate) fn daemon(&mut self) -> &mut Daemon {
+        self.daemon.as_mut().expect("there is a daemon")
+    }
+
+    pub(crate) fn load(&self) -> &Load {
+        self.load.as_ref().expect("there is a load")
+    }
+
+    /// The configuration of the daemon, for another one.
+    pub(crate) fn config(&self) -> String {
+        format!("{}{}", self.config, self.opening.config)
+    }
+
+    /// So many rounds, or fewer where a part is enough.
+    pub(crate) fn rounds(&self, full: u32) -> u32 {
+        if self.short { full.div_ceil(3) } else { full }
+    }
+
+    /// A fault strikes now.
+    pub(crate) fn inject(&mut self, what: impl Into<String>) {
+        self.note(format!("FAULT {}", what.into()));
+    }
+
+    pub(crate) fn note(&mut self, what: impl Into<String>) {
+        self.journal.push(format!("{:8.3} s  {}", self.began.elapsed().as_secs_f64(), what.into()));
+    }
+
+    pub(crate) fn faults(&self) -> u32 {
+        self.journal.iter().filter(|line| line.contains(" FAULT ")).count() as u32
+    }
+
+    /// Lets everything run for a random while, in milliseconds.
+    pub(crate) async fn pass(&mut self, milliseconds: Range<u64>) {
+        let while_ = self.rng.random_range(milliseconds);
+        sleep(Duration::from_millis(while_)).await;
+    }
+
+    /// Lets the load commit a random number of transactions.
+    pub(crate) async fn work(&mut self, commits: Range<u64>) {
+        let more = self.rng.random_range(commits);
+        self.load().wait_commits(more).await;
+    }
+
+    /// All lines are good again.
+    pub(crate) fn mend(&self) {
+        for wire in [&self.postgres, &self.clickhouse, &self.queues] {
+            wire.mend();
+        }
+    }
+
+    /// One of the three lines, by chance, and what it leads to.
+    pub(crate) fn any_wire(&mut self) -> (&Wire, &'static str) {
+        match self.rng.random_range(0..3) {
+            0 => (&self.postgres, "PostgreSQL"),
+            1 => (&self.clickhouse, "ClickHouse"),
+            _ => (&self.queues, "SQS"),
+        }
+    }
+
+    /// Copies whatever a person would look at, for a run that has failed.
+    pub(crate) fn keep(&self, directory: &Path) -> std::io::Result<()> {
+        fs::create_dir_all(directory)?;
+        for entry in fs::read_dir(&self.db.directory)?.flatten() {
+            if entry.file_type()?.is_file() {
+                fs::copy(entry.path(), directory.join(entry.file_name()))?;
+            }
+        }
+        for (name, server) in
+            [("postgres", self.db.postgres.directory()), ("clickhouse", self.db.clickhouse.directory())]
+        {
+            // A server that is quiet has none.
+            _ = fs::copy(server.with_extension("log"), directory.join(format!("{name}.log")));
+        }
+        Ok(())
+    }
+}
+
+/// What the names of its queues begin with.
+fn prefix(db: &TestDb) -> String {
+    format!("{}-", db.name)
+}
+
+/// Batches of another size in each run, and one of the two ways to read the slot: it is the same to the outcome.
+fn pace(rng: &mut StdRng) -> String {
+    let delay = [10, 50, 100, 300][rng.random_range(0..4)];
+    let rows = [3, 40, 500_000][rng.random_range(0..3)];
+    let (window, lag) = [("32MiB", "64MiB"), ("64KiB", "256KiB")][rng.random_range(0..2)];
+    format!(
+        "[batch]\nmax_delay = \"{delay}ms\"\nmax_rows = {rows}\n[source]\ncatch_up_window = \"{window}\"\ncatch_up_lag = \"{lag}\"\n"
+    )
+}

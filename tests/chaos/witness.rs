@@ -1,0 +1,122 @@
+//! What is looked at all the time, whatever is killed: what is acknowledged was stored before, what is stored never falls, and
+//! what is stored is held by the sink.
+//!
+//! For the last of these a session of its own commits a row into each of two tables, again and again, and notes a position
+//! past each commit. Whenever the checkpoint has reached a noted position, both rows have to be in ClickHouse.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use crate::support::{Ch, Pg, TestDb, confirmed, stored};
+
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// Looks until it is asked what it saw.
+pub(crate) struct Witness {
+    ticking: Arc<AtomicBool>,
+    looking: Arc<AtomicBool>,
+    ticks: JoinHandle<()>,
+    looks: JoinHandle<Seen>,
+}
+
+/// What was seen.
+#[derive(Default)]
+pub(crate) struct Seen {
+    pub(crate) samples: u32,
+    pub(crate) checkpoints: u32,
+    /// Rows that a stored checkpoint covers, and that were looked for.
+    pub(crate) covered: u64,
+    pub(crate) wrong: Vec<String>,
+    checkpoint: u64,
+}
+
+/// For each tick, from the first on, a position that is past its commit.
+type Positions = Arc<Mutex<Vec<u64>>>;
+
+impl Witness {
+    /// Begins; the copies are done.
+    pub(crate) fn start(db: &TestDb) -> Self {
+        let (ticking, looking) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicBool::new(true)));
+        let positions = Positions::default();
+        let pg = Pg::new(db.postgres.clone(), &db.name);
+        let ticks = tokio::spawn(tick(pg.clone(), Arc::clone(&positions), Arc::clone(&ticking)));
+        let (ch, slot, goes_on) = (db.ch.clone(), db.name.clone(), Arc::clone(&looking));
+        let looks = tokio::spawn(async move {
+            let mut seen = Seen::default();
+            while goes_on.load(Ordering::Relaxed) {
+                // While a side is down there is nothing to see, and that is no fault.
+                _ = look(&pg, &ch, &slot, &positions, &mut seen).await;
+                tokio::time::sleep(INTERVAL).await;
+            }
+            seen
+        });
+        Self { ticking, looking, ticks, looks }
+    }
+
+    /// Its own session ends; it goes on looking.
+    pub(crate) async fn be_quiet(&mut self) {
+        self.ticking.store(false, Ordering::Relaxed);
+        (&mut self.ticks).await.expect("the ticks do not panic");
+    }
+
+    pub(crate) async fn finish(self) -> Seen {
+        self.looking.store(false, Ordering::Relaxed);
+        self.looks.await.expect("the witness does not panic")
+    }
+}
+
+/// Commits rows 1, 2, 3, … without a gap, also where it did not hear whether one was committed.
+async fn tick(pg: Pg, positions: Positions, goes_on: Arc<AtomicBool>) {
+    while goes_on.load(Ordering::Relaxed) {
+        _ = next_tick(&pg, &positions).await;
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+async fn next_tick(pg: &Pg, positions: &Positions) -> Result<(), String> {
+    let number = async |sql: &str| -> Result<u64, String> {
+        let value = pg.try_query(sql).await?.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+        value.and_then(|text| text.parse().ok()).ok_or_else(|| format!("no number: {sql}"))
+    };
+    let noted = positions.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
+    let there = number("SELECT coalesce(max(n), 0) FROM tick").await?;
+    if there == noted {
+        let next = noted + 1;
+        pg.try_execute(&format!("INSERT INTO tick VALUES ({next}); INSERT INTO tock VALUES ({next}, {next} % 2 = 1)"))
+            .await?;
+    }
+    let position = number("SELECT pg_current_wal_insert_lsn() - '0/0'").await?;
+    positions.lock().unwrap_or_else(PoisonError::into_inner).push(position);
+    Ok(())
+}
+
+/// The slot is read first, then the checkpoint, then the rows: what is read later can only be further.
+async fn look(pg: &Pg, ch: &Ch, slot: &str, positions: &Positions, seen: &mut Seen) -> Result<(), String> {
+    let acknowledged = confirmed(pg, slot).await?;
+    let Some(checkpoint) = stored(ch, slot).await? else { return Ok(()) };
+    seen.samples += 1;
+    if checkpoint < seen.checkpoint {
+        seen.wrong.push(format!("the checkpoint fell from {} to {checkpoint}", seen.checkpoint));
+    }
+    if let Some(acknowledged) = acknowledged.filter(|&position| position > checkpoint) {
+        seen.wrong.push(format!("the slot was acknowledged at {acknowledged}, and the checkpoint is {checkpoint}"));
+    }
+    seen.checkpoints += u32::from(checkpoint > seen.checkpoint);
+    seen.checkpoint = seen.checkpoint.max(checkpoint);
+    let covered = {
+        let positions = positions.lock().unwrap_or_else(PoisonError::into_inner);
+        positions.partition_point(|&position| position <= checkpoint) as u64
+    };
+    let count = |table: &str| format!("(SELECT uniqExact(n) FROM {table} WHERE n <= {covered})");
+    let found = ch.try_query(&format!("SELECT {}, {}", count("tick"), count("tock"))).await?;
+    if found != format!("{covered}\t{covered}") {
+        seen.wrong.push(format!(
+            "the checkpoint {checkpoint} covers {covered} rows of each of two tables; of these there are {found}"
+        ));
+    }
+    seen.covered = seen.covered.max(2 * covered);
+    Ok(())
+}
