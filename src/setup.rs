@@ -49,6 +49,9 @@ impl From<AskError> for SetupError {
     }
 }
 
+/// The first version whose standbys can keep slots.
+pub const FAILOVER_SINCE: i32 = 170_000;
+
 /// Whether the server can be a source at all.
 ///
 /// # Errors
@@ -69,6 +72,8 @@ pub async fn fit(control: &tokio_postgres::Client, config: &Config) -> Result<()
     let role_name = crate::quote::postgres(role);
     let wrong = if version < 140_000 {
         format!("PostgreSQL {} is too old: walhouse needs 14 or later", version / 10_000)
+    } else if config.source.failover && version < FAILOVER_SINCE {
+        format!("source.failover needs PostgreSQL 17 or later, and this is {}: remove it", version / 10_000)
     } else if standby {
         "this server is a standby: point source.url at the primary".to_owned()
     } else if wal_level != "logical" {

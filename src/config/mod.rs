@@ -143,6 +143,13 @@ pub struct SourceConfig {
     /// give it a ClickHouse database of its own, and drop a slot that nobody reads any more, or it keeps WAL for ever.
     #[serde(default = "walhouse")]
     pub slot: String,
+    /// Whether standbys keep the slot, so that it is there after a promotion: PostgreSQL 17 and later, whose settings have
+    /// to go along. A slot that is there already becomes such a one at the next start, and stays one without this.
+    ///
+    /// Set it where a standby takes over in a planned switchover: [postgresql.md](postgresql.md#failover) has the rest. A
+    /// backlog is streamed then, since copies of the slot, by which walhouse catches up, would not wait for the standbys.
+    #[serde(default)]
+    pub failover: bool,
     /// The publication; created when it is absent.
     ///
     /// Change it together with `slot`, or to use one that an owner of the tables has made.
@@ -360,6 +367,7 @@ impl SourceConfig {
             sslkey: None,
             channel_binding: None,
             slot: walhouse(),
+            failover: false,
             publication: walhouse(),
             tables: public(),
             exclude: Vec::new(),

@@ -28,7 +28,7 @@ use crate::{
         lookup::Lookup,
         outlet::Outlet,
         publication::{self, Publication},
-        slot::Server,
+        slot::{self, Server},
         source::{Reader, Settings, Source},
         sql,
     },
@@ -132,6 +132,9 @@ async fn prepare(config: &Config, status: &Status, held: &mut Option<Arc<SlotLoc
         }
         None => setup::begin(config, &control, &server, found, &state).await?,
     };
+    if source.failover {
+        slot::keep_on_standbys(&control, &mut replication, &source.slot).await?;
+    }
     if config.queue.is_none() && !checkpoint.outbox.is_empty() {
         tracing::warn!(
             "there is no [queue], and an outbox table was published by this slot: the events that are in the WAL now, and those \

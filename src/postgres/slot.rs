@@ -273,6 +273,26 @@ pub async fn create_slot(client: &Client, watcher: &Client, name: &str) -> Resul
     }
 }
 
+/// Has the server keep the slot on its standbys too, from PostgreSQL 17 on. Nobody may be reading it.
+///
+/// # Errors
+/// If the server refuses, or was lost.
+pub async fn keep_on_standbys(
+    client: &Client,
+    replication: &mut ReplicationConnection,
+    name: &str,
+) -> Result<(), AskError> {
+    const IS_KEPT: &str = "SELECT (to_jsonb(s) ->> 'failover')::bool FROM pg_replication_slots s WHERE slot_name = $1";
+    let row = client.query_opt(IS_KEPT, &[&name]).await?;
+    if row.and_then(|row| row.get(0)).unwrap_or(false) {
+        return Ok(());
+    }
+    let alter = format!("ALTER_REPLICATION_SLOT {} (FAILOVER true)", crate::quote::postgres(name));
+    replication.command("to have the slot kept on standbys", &alter).await?;
+    tracing::info!(slot = name, "the slot is a failover slot now; a backlog is streamed");
+    Ok(())
+}
+
 /// Who holds a transaction open, oldest first.
 async fn blockers(client: &Client) -> Result<Vec<String>, SqlError> {
     let rows = client

@@ -1,12 +1,11 @@
 //! A planned change to a standby that has kept the slot, as docs/postgresql.md says it: PostgreSQL 17 and later.
 
 use std::fs;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::recovery::blocks;
 use crate::support::{
-    ClickHouse, Daemon, Pg, Postgres, PostgresOptions, TestDb, assert_equal, assert_settled_equal, eventually,
+    ClickHouse, Daemon, Pg, Postgres, PostgresOptions, TestDb, assert_equal, assert_settled_equal, eventually, walhouse,
 };
 
 const STOP: Duration = Duration::from_secs(20);
@@ -17,7 +16,7 @@ fn statement(part: &str, slot: &str) -> String {
     let mut found = blocks(PAGE, "sql").into_iter().filter(|block| block.contains(part));
     let statement = found.next().unwrap_or_else(|| panic!("the page has no {part}"));
     assert!(found.next().is_none(), "{part} is there twice");
-    statement.replace("'walhouse'", &format!("'{slot}'")).replace("SLOT walhouse", &format!("SLOT {slot}"))
+    statement.replace("'walhouse'", &format!("'{slot}'"))
 }
 
 /// The page's settings, as `name = 'value'`, of the block that has this in it.
@@ -31,25 +30,22 @@ fn settings(part: &str, conninfo: &str) -> Vec<(&'static str, String)> {
     lines.map(|(name, given)| (name, value(name, given))).collect()
 }
 
-fn psql(postgres: &Postgres, database: &str, statement: &str) {
-    let to = format!("host=127.0.0.1 port={} user=postgres dbname={database} replication=database", postgres.port());
-    let output = Command::new("psql").arg(to).args(["-c", statement]).stdin(Stdio::null()).output();
-    let output = output.expect("psql can be started");
-    assert!(output.status.success(), "{statement}: {}", String::from_utf8_lossy(&output.stderr));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_planned_switchover_to_a_standby_that_kept_the_slot_walhouse_goes_on() {
     let options = PostgresOptions { version: "17", ..Default::default() };
     let mut db = TestDb::on(Postgres::private(options), ClickHouse::shared(), "switchover").await;
     let (primary, slot) = (db.postgres.clone(), db.name.clone());
     db.pg.execute("CREATE TABLE item (id int PRIMARY KEY, v text); INSERT INTO item VALUES (0, 'copied')").await;
-    let mut daemon = Daemon::spawn(&db, "");
+    let setting = blocks(PAGE, "toml")[0];
+    assert_eq!(setting, "[source]\nfailover = true");
+    // One that exists becomes one that is kept on standbys.
+    db.pg.query(&format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')")).await;
+    let mut daemon = Daemon::spawn(&db, setting);
     daemon.wait_ready().await;
     assert_eq!(daemon.sigterm(STOP).await.code(), Some(0));
+    let failover = format!("SELECT failover FROM pg_replication_slots WHERE slot_name = '{slot}'");
+    assert_eq!(db.pg.value(&failover).await, "t");
 
-    // A slot that walhouse has made becomes one that is kept on standbys.
-    psql(&primary, &db.name, &statement("ALTER_REPLICATION_SLOT", &slot));
     db.pg.query("SELECT pg_create_physical_replication_slot('standby_1', true)").await;
     let base = primary.base_backup();
     let conninfo = format!("host=127.0.0.1 port={} user=postgres dbname={}", primary.port(), db.name);
@@ -102,5 +98,18 @@ async fn after_a_planned_switchover_to_a_standby_that_kept_the_slot_walhouse_goe
     assert_equal(&db, "item").await;
     assert_eq!(db.ch.query("SELECT v FROM item_current WHERE id = 0").await, "between");
     drop(daemon);
+    db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_standbys_can_keep_no_slot_is_told_so() {
+    let db = TestDb::new("switchover_old").await;
+    db.pg.execute("CREATE TABLE item (id int PRIMARY KEY)").await;
+    let mut daemon = Daemon::spawn(&db, "[source]\nfailover = true\n");
+    let (code, log) = daemon.wait_exit(Duration::from_secs(60)).await;
+    assert!(code == 3 && log.contains("source.failover needs PostgreSQL 17 or later, and this is 15"), "{code}: {log}");
+    let exit = walhouse(daemon.config(), &["check"]).await;
+    assert!(exit.code == Some(1) && exit.stdout.contains("remove source.failover"), "{exit:?}");
+    assert_eq!(db.pg.value("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()").await, "0");
     db.cleanup().await;
 }

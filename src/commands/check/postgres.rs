@@ -16,6 +16,7 @@ use crate::{
         transport,
     },
     quote,
+    setup::FAILOVER_SINCE,
 };
 
 const AREA: &str = "PostgreSQL";
@@ -63,6 +64,9 @@ async fn look(client: &Client, config: &Config, time64: bool, report: &mut Repor
     report.push(AREA, "slot", found);
     let tables = tables(client, source).await?.tables;
     look_at_publication(client, source, &server, &tables, report).await?;
+    if source.failover && server.number < FAILOVER_SINCE {
+        report.push(AREA, "failover", failed(&server.text, "remove source.failover: it needs PostgreSQL 17 or later"));
+    }
     report.push(AREA, "DDL trigger", look_at_trigger(client).await?);
     if let Some(found) = look_at_outbox(client, config).await? {
         report.push(AREA, "outbox", found);
