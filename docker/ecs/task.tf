@@ -65,27 +65,6 @@ locals {
     }
 
     portMappings     = [{ containerPort = 9464, protocol = "tcp" }]
-    dependsOn        = var.tunnel == null ? [] : [{ containerName = "tunnel", condition = "START" }]
-    logConfiguration = local.logs
-  }
-
-  # Containers of a task share their loopback address. It ends after walhouse, which depends on it.
-  tunnel = {
-    name      = "tunnel"
-    image     = try(var.tunnel.image, "")
-    essential = true
-
-    entryPoint  = ["/bin/sh", "-c"]
-    command     = ["printf '%s\\n' \"$STUNNEL_CONFIG\" | exec stunnel -fd 0"]
-    environment = [{ name = "STUNNEL_CONFIG", value = try(var.tunnel.configuration, "") }]
-
-    stopTimeout            = 30
-    user                   = "10001:10001"
-    readonlyRootFilesystem = true
-    linuxParameters = {
-      capabilities       = { drop = ["ALL"] }
-      initProcessEnabled = true
-    }
     logConfiguration = local.logs
   }
 }
@@ -104,10 +83,7 @@ resource "aws_ecs_task_definition" "walhouse" {
     cpu_architecture        = var.architecture
   }
 
-  # As text on both sides, since the two have not the same attributes.
-  container_definitions = (
-    var.tunnel == null ? jsonencode([local.walhouse]) : jsonencode([local.walhouse, local.tunnel])
-  )
+  container_definitions = jsonencode([local.walhouse])
 }
 
 resource "aws_ecs_service" "walhouse" {

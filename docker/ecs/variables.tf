@@ -79,15 +79,6 @@ variable "secrets_kms_key_arn" {
   default     = null
 }
 
-variable "tunnel" {
-  description = "An image with stunnel, and what stunnel is to do; null if nothing needs it. See README.md."
-  type = object({
-    image         = string
-    configuration = string
-  })
-  default = null
-}
-
 variable "cpu" {
   description = "Units of the task's CPU; 1024 are one."
   type        = number
