@@ -47,6 +47,7 @@ mod reports;
 mod roundtrip;
 mod rules;
 mod scale;
+mod scrape;
 mod servers;
 mod shapes;
 mod startup;
