@@ -160,9 +160,7 @@ async fn run(config: Config) -> Result<u8, Failure> {
 
 /// The first signal drains, the second ends at once; `then` says what becomes of what was in hand.
 fn stop_on_signals(stop: &CancellationToken, then: &'static str) -> Result<(), Failure> {
-    let listen =
-        |kind| signal(kind).map_err(|error| Failure(exit::FOUND, format!("signals can not be received: {error}")));
-    let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = signals()?;
     let stop = stop.clone();
     tokio::spawn(async move {
         let name = next(&mut terminate, &mut interrupt).await;
@@ -173,6 +171,12 @@ fn stop_on_signals(stop: &CancellationToken, then: &'static str) -> Result<(), F
         std::process::exit(exit::FOUND.into());
     });
     Ok(())
+}
+
+fn signals() -> Result<(Signal, Signal), Failure> {
+    let listen =
+        |kind| signal(kind).map_err(|error| Failure(exit::FOUND, format!("signals can not be received: {error}")));
+    Ok((listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?))
 }
 
 async fn next(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
@@ -207,22 +211,28 @@ async fn stands(config: &Config, args: &StatusArgs) -> Result<u8, Failure> {
         return Ok(report.exit_code());
     }
     // From the beginning on: a look at servers that are away takes long, and is cut short too.
-    let stop = CancellationToken::new();
-    stop_on_signals(&stop, "")?;
+    let (mut terminate, mut interrupt) = signals()?;
     let mut code = exit::FOUND;
-    while let Some(report) = stop.run_until_cancelled(standing::look(config)).await {
+    loop {
+        let report = tokio::select! {
+            report = standing::look(config) => report,
+            _ = next(&mut terminate, &mut interrupt) => return Ok(code),
+        };
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
         let clear = if io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
-        print(match args.json {
+        let text = match args.json {
             true => report.json().to_string(),
-            false => format!("{clear}{now}, again every {} s until Ctrl-C\n{report}\n\n", AGAIN.as_secs()),
-        })?;
+            false => format!("{clear}{now}, again every {} s until Ctrl-C\n{report}", AGAIN.as_secs()),
+        };
         code = report.exit_code();
-        if stop.run_until_cancelled(sleep(AGAIN)).await.is_none() {
-            break;
+        if !written(&text)? {
+            return Ok(code);
+        }
+        tokio::select! {
+            () = sleep(AGAIN) => {}
+            _ = next(&mut terminate, &mut interrupt) => return Ok(code),
         }
     }
-    Ok(code)
 }
 
 async fn new_epoch(config: &Config, args: &ProvisionArgs) -> Result<u8, Failure> {
@@ -261,12 +271,16 @@ fn pretty(value: &serde_json::Value) -> String {
 
 /// To standard output. A reader that has seen enough (`| head`) is no error.
 fn print(text: String) -> Result<(), Failure> {
+    written(&text).map(drop)
+}
+
+/// Whether somebody still reads it.
+fn written(text: &str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure(exit::FOUND, format!("standard output can not be written: {error}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure(exit::FOUND, format!("standard output can not be written: {error}"))),
     }
 }
 

@@ -8,6 +8,7 @@ mod columns;
 mod ddl;
 mod objects;
 mod outbox;
+mod position;
 mod postgres;
 mod protection;
 mod queue;

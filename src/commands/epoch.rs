@@ -23,7 +23,7 @@ use crate::{
         catalog::{self, Listing},
         connection::ReplicationConnection,
         lock::{self, SlotLock},
-        publication,
+        publication::{self, Publication},
         slot::{self, Server},
         sql::{self, SqlError},
     },
@@ -149,32 +149,17 @@ pub async fn begin(config: &Config, dry_run: bool) -> Result<NewEpoch, Error> {
     let stored = state.checkpoint().await.ok_or_else(|| Error::Nothing(source.slot.clone()))?;
     let epoch = Epoch(stored.epoch.0.checked_add(1).ok_or(Error::Last)?);
     if !dry_run {
-        // What a crash has left half done concerns what the targets are called.
-        for record in state.tables().await.into_iter().filter(TableRecord::is_undergoing) {
-            let completed = reshape::complete(&target, &state, record).await;
-            completed.map_err(|error| SetupError::Definite(error.to_string()))?;
-        }
+        complete(&target, &state).await?;
     }
     let listing = catalog::tables(&control, source).await?;
     let carried = carry(state.tables().await, &listing.tables);
-    let found = publication::publication(&control, &source.publication).await?;
-    let mut replication = ReplicationConnection::connect(&source.url, "walhouse provision").await;
-    let replication = replication.as_mut().map_err(|error| SetupError::Definite(error.to_string()))?;
-    let server = Server::ask(&control, replication, &source.slot, found.as_ref()).await.map_err(SetupError::from)?;
-    if let Some(misfit) = server.slot.as_ref().and_then(|slot| slot.misfit(&source.slot)) {
-        return Err(SetupError::Definite(misfit).into());
-    }
-    let usable = |slot: &slot::Slot| slot.confirmed.filter(|_| !slot.lost);
-    let (deed, stands) = match &server.slot {
-        Some(slot) => usable(slot).map_or((SlotDeed::Replaced, None), |at| (SlotDeed::Kept, Some(at))),
-        None => (SlotDeed::Created, None),
-    };
+    let there = There::look(config, &control).await?;
     let mut report = NewEpoch {
         dry_run,
         epoch: epoch.0,
         left_at: stored.lsn.to_string(),
-        begins_at: stands.map(|at| at.to_string()),
-        slot: deed,
+        begins_at: there.stands.map(|at| at.to_string()),
+        slot: there.deed,
         tables: carried.tables.clone(),
         paused: carried.paused.clone(),
         gone: carried.gone.clone(),
@@ -182,7 +167,8 @@ pub async fn begin(config: &Config, dry_run: bool) -> Result<NewEpoch, Error> {
     if dry_run {
         return Ok(report);
     }
-    let publication = match found {
+    let There { server, publication, deed, stands } = there;
+    let publication = match publication {
         Some(publication) => publication,
         None => publication::create_publication(&control, &source.publication).await?,
     };
@@ -192,7 +178,53 @@ pub async fn begin(config: &Config, dry_run: bool) -> Result<NewEpoch, Error> {
     };
     publish(config, &control, &listing, &carried).await?;
     store(&target, &state, &source.slot, carried).await?;
-    let checkpoint = Checkpoint {
+    state.set_checkpoint(first_checkpoint(epoch, begins, &server, publication)).await?;
+    tracing::info!(epoch = epoch.0, position = %begins, "a new epoch has begun");
+    report.begins_at = Some(begins.to_string());
+    Ok(report)
+}
+
+/// Completes what a crash has left half done, since it concerns what the targets are called.
+async fn complete(target: &Client, state: &State) -> Result<(), Error> {
+    for record in state.tables().await.into_iter().filter(TableRecord::is_undergoing) {
+        let completed = reshape::complete(target, state, record).await;
+        completed.map_err(|error| SetupError::Definite(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// What the source has now.
+struct There {
+    server: Server,
+    publication: Option<Publication>,
+    /// What becomes of the slot.
+    deed: SlotDeed,
+    /// Where it stands, if it can be used.
+    stands: Option<Lsn>,
+}
+
+impl There {
+    async fn look(config: &Config, control: &tokio_postgres::Client) -> Result<Self, Error> {
+        let source = &config.source;
+        let publication = publication::publication(control, &source.publication).await?;
+        let connected = ReplicationConnection::connect(&source.url, "walhouse provision").await;
+        let mut replication = connected.map_err(SetupError::from)?;
+        let asked = Server::ask(control, &mut replication, &source.slot, publication.as_ref()).await;
+        let server = asked.map_err(SetupError::from)?;
+        if let Some(misfit) = server.slot.as_ref().and_then(|slot| slot.misfit(&source.slot)) {
+            return Err(SetupError::Definite(misfit).into());
+        }
+        let usable = |slot: &slot::Slot| slot.confirmed.filter(|_| !slot.lost);
+        let (deed, stands) = match &server.slot {
+            Some(slot) => usable(slot).map_or((SlotDeed::Replaced, None), |at| (SlotDeed::Kept, Some(at))),
+            None => (SlotDeed::Created, None),
+        };
+        Ok(Self { server, publication, deed, stands })
+    }
+}
+
+fn first_checkpoint(epoch: Epoch, begins: Lsn, server: &Server, publication: Publication) -> Checkpoint {
+    Checkpoint {
         epoch,
         lsn: begins,
         queue_lsn: begins,
@@ -201,11 +233,7 @@ pub async fn begin(config: &Config, dry_run: bool) -> Result<NewEpoch, Error> {
         timeline: server.timeline,
         publication: publication.identity,
         outbox: String::new(),
-    };
-    state.set_checkpoint(checkpoint).await?;
-    tracing::info!(epoch = epoch.0, position = %begins, "a new epoch has begun");
-    report.begins_at = Some(begins.to_string());
-    Ok(report)
+    }
 }
 
 /// Nobody else writes meanwhile.

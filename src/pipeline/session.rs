@@ -1,5 +1,8 @@
 //! One session: connect, check, stream, and at the end drain.
 
+mod monitor;
+mod running;
+
 use super::{
     Guarded, SessionError, checkpoints_begin, letters, pause,
     queue::QueueLane,
@@ -11,7 +14,7 @@ use crate::{
     clickhouse::{
         client, ddl,
         insert::{Inserter, QueryIds, kill_leftovers},
-        job::{Failure, Shared},
+        job::Shared,
         requests::Requests,
         sink::{Limits, Sink},
         state::{Checkpoint, State},
@@ -32,33 +35,17 @@ use crate::{
         source::{Reader, Settings, Source},
         sql,
     },
-    queue::publisher::PublishError,
     setup,
     status::{Status, Step},
-    telemetry::names,
 };
 use clickhouse::{Client, Compression};
-use std::{
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize},
-    },
-    time::Duration,
+use running::{Running, Task};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize},
 };
-use tokio::{
-    sync::{Notify, mpsc, watch},
-    task::{JoinError, JoinHandle},
-    time::timeout,
-};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-
-/// How long draining may take once a stop was asked for; what is not durable by then is replayed.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long of it events may take. What comes after them, the last checkpoint, does not wait for a queue that is away.
-const QUEUE_DRAIN: Duration = Duration::from_secs(5);
-/// How often the lag is measured.
-const MONITOR_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a session has once everything is checked.
 struct Ready {
@@ -181,154 +168,117 @@ async fn compare(
     Ok(stored)
 }
 
-/// Streams until something ends it.
+/// Streams until something ends it, or stops and drains.
 async fn stream(
     config: &Arc<Config>,
     status: &Arc<Status>,
     stop: &CancellationToken,
     ready: Ready,
 ) -> Result<(), SessionError> {
-    let Ready { control, lock, replication, publication, state, clickhouse, replay, flushed, epoch, .. } = ready;
-    let start = replay.as_ref().map_or(ready.checkpoint, |replay| replay.order.start());
+    let mut running = begin(config, status, ready).await?;
+    // A pause ends the session as a stop does.
+    let stop = stop.child_token();
+    let _watching = AbortOnDropHandle::new(tokio::spawn(pause::watch(Arc::clone(config), stop.clone())));
+    running.until(&stop).await?;
+    status.update(|account| (account.phase, account.step) = ("stopping".to_owned(), Step::Stops));
+    tracing::info!("stopping: sending what is in memory");
+    running.drain().await
+}
+
+/// Puts the parts together and sets them going: the lanes first, then what feeds them, then what stores how far they are.
+async fn begin(config: &Arc<Config>, status: &Arc<Status>, mut ready: Ready) -> Result<Running, SessionError> {
     let source = &config.source;
-    let budget = config.memory.budget.as_usize();
+    let start = ready.replay.as_ref().map_or(ready.checkpoint, |replay| replay.order.start());
     let allowed = Arc::new(AtomicBool::new(true));
-    let ids = QueryIds::new(&source.slot, epoch.0);
-    let inserter = Inserter::new(clickhouse.clone(), Arc::clone(&state), ids, Arc::clone(&allowed));
-    let (flushed, head) = watch::channel(flushed);
-    let shared = Arc::new(Shared {
-        config: Arc::clone(config),
-        range: ddl::datetime_range(&clickhouse).await?,
-        requests: Requests::new(clickhouse.clone(), &source.slot),
-        look: Notify::new(),
-        letters: Notify::new(),
-        layout: layout(config, ddl::has_time64(&clickhouse).await?),
-        client: clickhouse,
-        state: Arc::clone(&state),
-        inserter: Arc::new(inserter),
-        source: Arc::new(Lookup::new(source.clone())),
-        status: Arc::clone(status),
-        head: head.clone(),
-        lane_bytes: AtomicUsize::new(0),
-        repairing: replay.as_ref().map_or(Lsn::ZERO, |replay| replay.order.upto),
-    });
-    let known = tables::known(&control, source, &shared).await?;
+    let (flushed, head) = watch::channel(ready.flushed);
+    let shared = share(config, status, &ready, &allowed, &head).await?;
+    let known = tables::known(&ready.control, source, &shared).await?;
 
     let (sender, receiver, durable) = lane(start);
     let (commands, command_receiver) = mpsc::channel(16);
-    // A quarter of the budget for what is on its way, half for batches, a quarter for the copy, which
-    // takes what the batches leave.
-    let limits = Limits {
-        max_delay: config.batch.max_delay.0,
-        max_rows: config.batch.max_rows,
-        max_bytes: config.batch.max_bytes.as_usize(),
-        budget: budget / 2,
-    };
-    let copier = Copier::new(Arc::clone(&shared), source.clone(), epoch, budget);
-    let tables = Tables::new(
-        source.clone(),
-        publication,
-        Arc::clone(&shared),
-        Arc::new(copier),
-        commands,
-        Arc::clone(status),
-        &known,
-    );
-    let sink = Sink::new(Arc::clone(&shared), limits, epoch, start, receiver, command_receiver, known);
+    let copier =
+        Arc::new(Copier::new(Arc::clone(&shared), source.clone(), ready.epoch, config.memory.budget.as_usize()));
+    let (publication, telling) = (ready.publication, Arc::clone(status));
+    let tables = Tables::new(source.clone(), publication, Arc::clone(&shared), copier, commands, telling, &known);
+    let sink = Sink::new(Arc::clone(&shared), limits(config), ready.epoch, start, receiver, command_receiver, known);
     let (mut senders, mut positions) = (vec![sender], vec![durable]);
     let (mut publisher, mut letters) = (None, None);
-    let queue_start = (ready.queue_start, shared.repairing);
-    if let Some(lane) = QueueLane::new(config, &state, ready.system_identifier, epoch, queue_start).await {
+    let (identifier, epoch) = (ready.system_identifier, ready.epoch);
+    if let Some(lane) = QueueLane::new(config, &ready.state, identifier, epoch, (ready.queue_start, shared.repairing)).await {
         senders.push(lane.sender);
         positions.push(lane.durable);
         publisher = Some(Task::spawn("queue", lane.publisher.run()));
         letters = Some(Task::spawn("letters", letters::run(Arc::clone(&shared), lane.sqs, lane.claims, lane.origin)));
     }
-    let queue_position = positions.get(1).cloned();
+
     let (stored, watched) = watch::channel(ready.checkpoint);
     let acknowledged = Acknowledged::new(watched.clone(), source.replay_window.0, ready.confirmed);
-    let mut replay = replay.map(|replay| {
+    let replay = ready.replay.take().map(|replay| {
         let hold = acknowledged.hold(replay.order.start());
         let follow = replay::follow(replay, shared.requests.clone(), positions.clone(), hold, Arc::clone(status));
         Task::spawn("replay", follow)
     });
-    let outlet = Outlet::new(start, senders, Room::new(budget / 8), acknowledged);
-    let settings = Settings {
-        source: source.clone(),
-        lock: Arc::clone(&lock),
-        flushed: head,
-        began: Box::new(reading(Arc::clone(status))),
-    };
-    let mut reader = Source::start(replication, outlet, settings).await?;
+    // A quarter of the budget for what is on its way.
+    let room = Room::new(config.memory.budget.as_usize() / 8);
+    let outlet = Outlet::new(start, senders, room, acknowledged);
+    let began = Box::new(reading(Arc::clone(status)));
+    let settings = Settings { source: source.clone(), lock: Arc::clone(&ready.lock), flushed: head, began };
+    let reader = Source::start(ready.replication, outlet, settings).await?;
 
     let settled = CancellationToken::new();
     checkpoints_begin();
-    let guarded = Guarded { state: Arc::clone(&state), lock, allowed, queue: queue_position };
-    let mut sink = Task::spawn("sink", sink.run());
-    let mut checkpoints = Task::spawn("checkpoint", checkpoint::run(guarded, positions, stored, settled.clone()));
-    let mut tables = Task::spawn("tables", tables.run(control));
-    let mut monitor = Task::spawn("monitor", monitor(Arc::clone(config), Arc::clone(status), watched, flushed));
-
-    // Ends the session as a stop does.
-    let stop = &stop.child_token();
-    let _watching = AbortOnDropHandle::new(tokio::spawn(pause::watch(Arc::clone(config), stop.clone())));
-
-    tokio::select! {
-        ended = reader.run(stop) => {
-            if let Err(error) = ended {
-                // What ended a lane says more than that it has gone.
-                for task in [&mut sink, &mut checkpoints] {
-                    if task.is_finished() {
-                        task.join().await?;
-                    }
-                }
-                return Err(error.into());
-            }
-        }
-        ended = join(&mut letters) => return Err(ended.err().unwrap_or(SessionError::Panic("letters"))),
-        ended = join(&mut replay) => return Err(ended.err().unwrap_or(SessionError::Panic("replay"))),
-        ended = join(&mut publisher) => return Err(ended.err().unwrap_or(SessionError::Panic("queue"))),
-        ended = sink.join() => return Err(ended.err().unwrap_or(SessionError::Panic("sink"))),
-        ended = checkpoints.join() => return Err(ended.err().unwrap_or(SessionError::Panic("checkpoint"))),
-        ended = tables.join() => return Err(ended.err().unwrap_or(SessionError::Panic("tables"))),
-        ended = monitor.join() => return Err(ended.err().unwrap_or(SessionError::Panic("monitor"))),
-    }
-
-    // A stop was asked for, or a pause. In this order: nothing more comes in, what is in is made durable, what
-    // is durable is stored, what is stored is reported.
-    status.update(|account| (account.phase, account.step) = ("stopping".to_owned(), Step::Stops));
-    tracing::info!("stopping: sending what is in memory");
-    drop((tables, monitor, letters, replay));
-    reader.release_lanes();
-    let drain = async {
-        sink.join().await?;
-        if publisher.is_some() {
-            match timeout(QUEUE_DRAIN, join(&mut publisher)).await {
-                Ok(ended) => ended?,
-                Err(_) => {
-                    tracing::warn!("events that are not sent yet are left to the next start");
-                    drop(publisher);
-                }
-            }
-        }
-        settled.cancel();
-        checkpoints.join().await?;
-        state.settle().await?;
-        Ok::<_, SessionError>(())
-    };
-    match timeout(DRAIN_TIMEOUT, drain).await {
-        Ok(drained) => drained?,
-        Err(_) => tracing::warn!("what is not durable yet is left to the next start, which replays it"),
-    }
-    reader.finish().await;
-    Ok(())
+    let queue = positions.get(1).cloned();
+    let guarded = Guarded { state: Arc::clone(&ready.state), lock: ready.lock, allowed, queue };
+    Ok(Running {
+        sink: Task::spawn("sink", sink.run()),
+        checkpoints: Task::spawn("checkpoint", checkpoint::run(guarded, positions, stored, settled.clone())),
+        tables: Task::spawn("tables", tables.run(ready.control)),
+        monitor: Task::spawn("monitor", monitor::run(Arc::clone(config), Arc::clone(status), watched, flushed)),
+        publisher,
+        letters,
+        replay,
+        reader,
+        settled,
+        state: ready.state,
+    })
 }
 
-/// The end of a task, if there is one.
-async fn join<E: Into<SessionError> + Send + 'static>(task: &mut Option<Task<E>>) -> Result<(), SessionError> {
-    match task {
-        Some(task) => task.join().await,
-        None => std::future::pending().await,
+/// What every job of the session needs.
+async fn share(
+    config: &Arc<Config>,
+    status: &Arc<Status>,
+    ready: &Ready,
+    allowed: &Arc<AtomicBool>,
+    head: &watch::Receiver<Lsn>,
+) -> Result<Arc<Shared>, SessionError> {
+    let (clickhouse, slot) = (&ready.clickhouse, &config.source.slot);
+    let ids = QueryIds::new(slot, ready.epoch.0);
+    let inserter = Inserter::new(clickhouse.clone(), Arc::clone(&ready.state), ids, Arc::clone(allowed));
+    Ok(Arc::new(Shared {
+        config: Arc::clone(config),
+        range: ddl::datetime_range(clickhouse).await?,
+        requests: Requests::new(clickhouse.clone(), slot),
+        look: Notify::new(),
+        letters: Notify::new(),
+        layout: layout(config, ddl::has_time64(clickhouse).await?),
+        client: clickhouse.clone(),
+        state: Arc::clone(&ready.state),
+        inserter: Arc::new(inserter),
+        source: Arc::new(Lookup::new(config.source.clone())),
+        status: Arc::clone(status),
+        head: head.clone(),
+        lane_bytes: AtomicUsize::new(0),
+        repairing: ready.replay.as_ref().map_or(Lsn::ZERO, |replay| replay.order.upto),
+    }))
+}
+
+/// Half of the budget for batches, a quarter for the copy, which takes what the batches leave.
+fn limits(config: &Config) -> Limits {
+    Limits {
+        max_delay: config.batch.max_delay.0,
+        max_rows: config.batch.max_rows,
+        max_bytes: config.batch.max_bytes.as_usize(),
+        budget: config.memory.budget.as_usize() / 2,
     }
 }
 
@@ -356,73 +306,5 @@ fn reading(status: Arc<Status>) -> impl Fn(Reader) {
             (account.phase, account.step) = (phase.to_owned(), step);
             account.streaming = true;
         });
-    }
-}
-
-/// Measures the lag. Without it there are no figures and the reader stays the same, so it never ends a session.
-async fn monitor(
-    config: Arc<Config>,
-    status: Arc<Status>,
-    stored: watch::Receiver<Lsn>,
-    flushed: watch::Sender<Lsn>,
-) -> Result<(), Failure> {
-    loop {
-        if let Err(error) = measure(&config, &status, &stored, &flushed).await {
-            tracing::debug!(%error, "the lag can not be measured");
-        }
-        tokio::time::sleep(MONITOR_INTERVAL * 5).await;
-    }
-}
-
-async fn measure(
-    config: &Config,
-    status: &Status,
-    stored: &watch::Receiver<Lsn>,
-    flushed: &watch::Sender<Lsn>,
-) -> Result<(), sql::SqlError> {
-    let client = sql::connect(&config.source, "walhouse monitor").await?;
-    let mut tick = tokio::time::interval(MONITOR_INTERVAL);
-    loop {
-        tick.tick().await;
-        let row = client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await?;
-        let end: &str = row.try_get(0)?;
-        let end: Lsn = end.parse().unwrap_or_default();
-        let lag = end.since(*stored.borrow());
-        flushed.send_replace(end);
-        metrics::gauge!(names::LAG_BYTES).set(lag as f64);
-        status.update(|account| account.lag_bytes = lag);
-    }
-}
-
-/// A task of the session; dropping it ends it.
-struct Task<E> {
-    name: &'static str,
-    handle: JoinHandle<Result<(), E>>,
-}
-
-impl From<PublishError> for SessionError {
-    fn from(error: PublishError) -> Self {
-        Self::Definite(error.to_string())
-    }
-}
-
-impl<E: Into<SessionError> + Send + 'static> Task<E> {
-    fn spawn(name: &'static str, task: impl Future<Output = Result<(), E>> + Send + 'static) -> Self {
-        Self { name, handle: tokio::spawn(task) }
-    }
-
-    fn is_finished(&self) -> bool {
-        self.handle.is_finished()
-    }
-
-    async fn join(&mut self) -> Result<(), SessionError> {
-        let joined: Result<_, JoinError> = (&mut self.handle).await;
-        joined.map_err(|_| SessionError::Panic(self.name))?.map_err(Into::into)
-    }
-}
-
-impl<E> Drop for Task<E> {
-    fn drop(&mut self) {
-        self.handle.abort();
     }
 }

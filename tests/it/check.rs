@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
 use aws_sdk_sqs::types::QueueAttributeName;
 use serde_json::Value;
 
 use crate::queue::{prefix, with_outbox};
-use crate::support::{Exit, Sqs, TestDb, free_port, put, walhouse, write_config};
+use crate::support::{Daemon, Exit, Sqs, TestDb, assert_equal, free_port, put, walhouse, write_config};
 
 /// What was found, by area and name: how it came out, and what is said of it, with the remedy.
 fn found(exit: &Exit) -> BTreeMap<String, (String, String)> {
@@ -35,6 +36,45 @@ fn is(found: &BTreeMap<String, (String, String)>, name: &str, outcome: &str, wor
 
 fn objects(db: &TestDb) -> String {
     format!("[objects]\nurl = \"file://{}/objects\"\n", db.directory.display())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_run_would_halt_is_said_before_it_does() {
+    let db = TestDb::new("check_position").await;
+    db.pg.execute("CREATE TABLE item (id int PRIMARY KEY)").await;
+    let (code, first) = checked(&db, "").await;
+    assert_eq!(code, Some(0), "{first:#?}");
+    is(&first, "PostgreSQL slot", "ok", &["will be created"]);
+    assert!(!first.contains_key("PostgreSQL position"), "{first:#?}");
+    let mut daemon = Daemon::spawn(&db, "");
+    daemon.wait_ready().await;
+    db.pg.execute("INSERT INTO item VALUES (1)").await;
+    assert_equal(&db, "item").await;
+    let (code, going) = checked(&db, "").await;
+    assert_eq!(code, Some(0), "{going:#?}");
+    is(&going, "PostgreSQL slot", "warning", &["in use by"]);
+    is(&going, "PostgreSQL position", "ok", &["run goes on from "]);
+    assert_eq!(daemon.sigterm(Duration::from_secs(20)).await.code(), Some(0));
+
+    // Somebody has advanced the slot, and then dropped it, and then made it anew.
+    db.pg.execute("INSERT INTO item VALUES (2)").await;
+    let slot = &db.name;
+    let anew = ["walhouse run halts", "beyond the checkpoint", "walhouse provision --new-epoch --dry-run"];
+    let gone = ["walhouse run halts", "is gone, though everything up to", "walhouse provision --new-epoch --dry-run"];
+    for (sql, line, words) in [
+        (format!("SELECT pg_replication_slot_advance('{slot}', pg_current_wal_lsn())"), "PostgreSQL position", anew),
+        (format!("SELECT pg_drop_replication_slot('{slot}')"), "PostgreSQL slot", gone),
+        (format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')"), "PostgreSQL position", anew),
+    ] {
+        db.pg.query(&sql).await;
+        let (code, found) = checked(&db, "").await;
+        assert_eq!(code, Some(1), "{found:#?}");
+        is(&found, line, "failed", &words);
+        daemon.start();
+        let (code, log) = daemon.wait_exit(Duration::from_secs(60)).await;
+        assert!(code == 3 && log.contains(words[1]), "{code}: {log}");
+    }
+    db.cleanup().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,7 @@
 //! The commands as an operator types them: exit codes, and what is said where.
 
+mod promises;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;

@@ -168,7 +168,7 @@ async fn a_paused_table_stays_as_it_is_and_is_copied_anew_when_it_is_resumed() {
     db.pg.execute("INSERT INTO a VALUES (99)").await;
     assert_equal(&db, "a").await;
     let exit = walhouse(daemon.config(), &["pause", "--table", "public.nothing"]).await;
-    assert!(exit.code == Some(1) && exit.stderr.contains("does not replicate a table public.nothing"), "{exit:?}");
+    assert!(exit.code == Some(2) && exit.stderr.contains("does not replicate a table public.nothing"), "{exit:?}");
     drop(daemon);
     db.cleanup().await;
 }

@@ -1,5 +1,7 @@
 //! `walhouse status`: what it shows and what it finds, whoever is up.
 
+mod watch;
+
 use std::fs;
 use std::time::Duration;
 

@@ -4,7 +4,7 @@ use tokio_postgres::{Client, Row};
 
 use super::{
     Found, Report, columns::look_at_columns, ddl::look_at_trigger, failed, failed_as_told, fine,
-    outbox::look_at_outbox, plural, protection::of_postgres, warning,
+    outbox::look_at_outbox, plural, position, protection::of_postgres, warning,
 };
 use crate::{
     clickhouse::table::TableSpec,
@@ -57,11 +57,7 @@ async fn look(client: &Client, config: &Config, time64: bool, report: &mut Repor
     let slot = client.query_opt(SLOT, &[&source.slot]).await?;
     report.push(AREA, "free slots", server.slots(slot.is_some()));
     report.push(AREA, "free wal senders", server.senders());
-    let found = match &slot {
-        Some(row) => slot_found(row, &server.database)?,
-        None => fine(format!("{:?} will be created", source.slot)),
-    };
-    report.push(AREA, "slot", found);
+    look_at_slot(client, config, &server, slot.as_ref(), report).await?;
     let tables = tables(client, source).await?.tables;
     look_at_publication(client, source, &server, &tables, report).await?;
     if source.failover && server.number < FAILOVER_SINCE {
@@ -166,6 +162,28 @@ impl Server {
         }
         failed(text, "raise max_wal_senders and restart PostgreSQL, or stop a replica that is not needed")
     }
+}
+
+/// The slot by itself, and with what is stored. One that is gone is no other matter than what was missed by that.
+async fn look_at_slot(
+    client: &Client,
+    config: &Config,
+    server: &Server,
+    slot: Option<&Row>,
+    report: &mut Report,
+) -> Result<(), SqlError> {
+    let position = Box::pin(position::look(config, client)).await;
+    match (slot, position) {
+        (None, None) => report.push(AREA, "slot", fine(format!("{:?} will be created", config.source.slot))),
+        (None, Some(position)) => report.push(AREA, "slot", position),
+        (Some(row), position) => {
+            report.push(AREA, "slot", slot_found(row, &server.database)?);
+            if let Some(position) = position {
+                report.push(AREA, "position", position);
+            }
+        }
+    }
+    Ok(())
 }
 
 const SLOT: &str = "SELECT s.slot_type, s.plugin::text, s.database::text, s.temporary, s.wal_status, s.active_pid, \

@@ -166,7 +166,7 @@ async fn a_resync_goes_on_beside_the_live_table_through_kills() {
 async fn a_resync_tells_what_can_not_be_done() {
     let (db, mut daemon) = replicated("anew_refused").await;
     let refused = walhouse(daemon.config(), &["resync", "public.nothing"]).await;
-    assert!(refused.code == Some(1) && refused.stderr.contains("does not replicate"), "{refused:?}");
+    assert!(refused.code == Some(2) && refused.stderr.contains("does not replicate"), "{refused:?}");
     let done = walhouse(daemon.config(), &["resync", "public.t", "public.other"]).await;
     assert_eq!(done.code, Some(0), "{done:?}");
     assert_eq!(daemon.sigterm(STOP).await.code(), Some(0));
