@@ -69,7 +69,8 @@ async function act() {
   try {
     await ask(path, reason ? { ...body, reason: at("reason").value.trim() } : body);
   } catch (error) {
-    busy(false, `It was not done: ${why(error)}`);
+    // Whether it was done is for the answer to say.
+    busy(false, `walhouse says: ${why(error)}`);
     at("confirm-do").focus();
     return;
   }
