@@ -39,7 +39,7 @@ export function heardOf(begun) {
 export function say(text) {
   const place = at("letters").open ? at("letters-said") : at("said-text");
   place.textContent = text;
-  at("said").hidden = at("said-text").textContent === "";
+  at("said-close").hidden = at("said-text").textContent === "";
 }
 
 function confirm(act, subject, button) {
