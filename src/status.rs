@@ -97,6 +97,8 @@ pub struct Account {
     pub streaming: bool,
     /// Tables whose initial copy is not complete.
     pub copying: usize,
+    /// Tables that are copied anew beside the one that is there, which goes on meanwhile.
+    pub beside: usize,
     /// Tables that are stopped.
     pub stopped: usize,
     /// Whether the first look at the tables has ended, so that `copying` means something.
@@ -120,7 +122,7 @@ impl Account {
             _ if is_clickhouse_away => State::WaitingForClickHouse,
             Step::Begins => State::Starting,
             _ if self.replaying.is_some() => State::Replaying,
-            _ if self.copying > 0 => State::Copying,
+            _ if self.copying + self.beside > 0 => State::Copying,
             Step::CatchesUp => State::CatchingUp,
             Step::Streams => State::Streaming,
         }
@@ -155,6 +157,8 @@ mod tests {
             copying,
             ..Account::default()
         };
+        let beside = Account { step: Step::Streams, beside: 1, ..Account::default() };
+        assert_eq!(beside.state(false), State::Copying);
         for (step, replaying, copying, away, expected) in [
             (Step::Begins, false, 0, false, "starting"),
             (Step::Begins, false, 0, true, "waiting for ClickHouse"),

@@ -135,7 +135,7 @@ impl Stands {
             _ => account.phase.clone(),
         };
         let clickhouse_away_since = absence.map(|absence| telemetry::seconds(absence.since));
-        Self { state, text, copying: account.copying, clickhouse_away_since }
+        Self { state, text, copying: account.copying + account.beside, clickhouse_away_since }
     }
 }
 

@@ -318,6 +318,8 @@ impl Tables {
         let copying = |record: &TableRecord| {
             record.is_adopted() && matches!(record.status, TableStatus::Copying | TableStatus::Resync(_))
         };
+        let beside = |record: &TableRecord| record.is_adopted() && record.fresh.is_some() && !copying(record);
+        let beside = self.shared.state.count(beside).await;
         let copying = self.shared.state.count(copying).await + lock(&self.pending).len();
         let names = Mutex::new(Vec::new());
         let stopped = self.shared.state.count(|record| {
@@ -335,7 +337,7 @@ impl Tables {
         metrics::gauge!(names::PAUSED, "what" => "tables").set(self.shared.state.count(paused).await as f64);
         // Only with the numbers: whoever asks in between would be told that no copy is left.
         self.status.update(|account| {
-            (account.copying, account.stopped) = (copying, stopped);
+            (account.copying, account.beside, account.stopped) = (copying, beside, stopped);
             account.reconciled = true;
         });
     }

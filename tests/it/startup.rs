@@ -190,7 +190,7 @@ async fn servers_that_are_not_there_yet_are_waited_for() {
     assert_eq!((healthy.status, ready.status), (200, 503));
     assert!(ready.body.contains("not streaming: "), "{}", ready.body);
     postgres.start();
-    says("ClickHouse is not ready; trying again").await;
+    says("ClickHouse is away").await;
     says("ClickHouse can not be reached").await;
     let ready = daemon.get("/readyz").await.expect("an answer");
     assert!(ready.status == 503 && ready.body.contains("connecting to ClickHouse"), "{}", ready.body);

@@ -24,7 +24,7 @@ use crate::{
 
 /// The document that describes the API.
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
-/// A look is shown so long.
+/// A look is shown so long, or as long as it took.
 const FRESH: Duration = Duration::from_secs(3);
 /// Whoever asks waits so long for a new one.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -61,7 +61,9 @@ impl Looks {
     }
 
     fn is_fresh(&self, looked: &Looked) -> bool {
-        looked.ended.elapsed() < FRESH && looked.begun >= *self.changed.borrow()
+        // One that took longer than whoever asks waits would otherwise be shown to nobody.
+        let lasts = FRESH.max(looked.ended - looked.begun);
+        looked.ended.elapsed() < lasts && looked.begun >= *self.changed.borrow()
     }
 
     async fn latest(self: &Arc<Self>) -> Result<Arc<Report>, Refusal> {

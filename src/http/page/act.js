@@ -39,7 +39,7 @@ export function heardOf(begun) {
 export function say(text) {
   const place = at("letters").open ? at("letters-said") : at("said-text");
   place.textContent = text;
-  at("said").hidden = at("said-text").textContent === "";
+  at("said-close").hidden = at("said-text").textContent === "";
 }
 
 function confirm(act, subject, button) {
@@ -69,7 +69,8 @@ async function act() {
   try {
     await ask(path, reason ? { ...body, reason: at("reason").value.trim() } : body);
   } catch (error) {
-    busy(false, `It was not done: ${why(error)}`);
+    // Whether it was done is for the answer to say.
+    busy(false, `walhouse says: ${why(error)}`);
     at("confirm-do").focus();
     return;
   }

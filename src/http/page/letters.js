@@ -19,6 +19,7 @@ export const shown = { queue: "", name: "", count: 0 };
 export function look(queue, name) {
   Object.assign(shown, { queue, name, count: 0 });
   at("letters-title").textContent = `Dead letters of ${name}`;
+  at("letters-count").textContent = "";
   fill(at("letter-list"));
   fill(at("letters-all"));
   at("letters").showModal();
@@ -47,7 +48,7 @@ function draw({ count: all, letters }, isSaid) {
   shown.count = all;
   const more = all > letters.length ? `, ${letters.length} of them here` : "";
   at("letters-count").textContent = all === 0 ? "There are none." : `${count(all)} ${all === 1 ? "letter" : "letters"}${more}.`;
-  if (isSaid) say(at("letters-count").textContent);
+  if (isSaid) say("");
   fill(at("letter-list"), ...letters.map(letterItem));
   // The letter that had the focus may be gone.
   const isLost = at("letters").open && !at("confirm").open && !at("letters").contains(document.activeElement);

@@ -232,8 +232,10 @@ function drawCharts() {
     { title: "Events sent", series: [{ key: "events_per_second", name: "events" }], format: rate },
     { title: "Memory in flight", series: [{ key: "memory_bytes", name: "memory" }], format: bytes, binary: true },
   ].map((one) => new Chart(at("charts"), one));
-  const waits = /^waiting/.test(heard.history.state.state);
-  for (const chart of charts) chart.draw(heard.points, heard.history.interval_seconds, waits && chart.series[0].key === "lag_seconds" ? "not known" : "");
+  const { state } = heard.history.state;
+  // What is not read has no age.
+  const instead = /^waiting/.test(state) ? "not known" : state === "paused" ? "paused" : "";
+  for (const chart of charts) chart.draw(heard.points, heard.history.interval_seconds, chart.series[0].key === "lag_seconds" ? instead : "");
 }
 
 function tableRows() {
@@ -258,7 +260,7 @@ function drawTables() {
 }
 
 function cell(label, className, ...children) {
-  return element("td", { role: "cell", "data-label": label, class: className || undefined }, ...children);
+  return element("td", { role: "cell", "data-label": label || undefined, class: className || undefined }, ...children);
 }
 
 function tableRow(table, letters) {

@@ -39,7 +39,7 @@ async fn letters_are_looked_into_without_what_they_say_and_sent_home_one_or_all(
     page.browser.until(&format!("{look} && /✗ 4/.test(document.querySelector('#queues').innerText)")).await;
     page.browser.run(&format!("{look}.focus(); {look}.click()")).await;
     page.browser.until(&format!("{LIST}.split('a full moon').length === 4")).await;
-    page.browser.until("/4 letters/.test(document.querySelector('#letters-said').innerText)").await;
+    page.browser.until("/4 letters/.test(document.querySelector('#letters-count').innerText)").await;
     for part in ["SecurityEventOccurred 1.0", &ids[0], "audit, after 4 tries", "days ago", "No event"] {
         page.browser.until(&format!("{LIST}.includes('{part}')")).await;
     }
