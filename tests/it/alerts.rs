@@ -10,55 +10,10 @@ use std::time::Duration;
 use walhouse::telemetry::names::{ALL, Kind, PROCESS};
 
 use crate::queue::{LOGIN, prefix, with_outbox};
-use crate::recovery::{Running, command, done, said};
 use crate::support::{
-    ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, Prometheus, Sqs, TestDb, eventually, program,
-    walhouse,
+    ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, Prometheus, Running, Sqs, Step, TestDb, command,
+    eventually, program, steps, take, walhouse,
 };
-
-const RUNBOOKS: &str = include_str!("../../docs/runbooks.md");
-
-/// A step of a runbook.
-#[derive(Debug, PartialEq)]
-enum Step {
-    Shell(String),
-    Postgres(String),
-    ClickHouse(String),
-}
-
-/// The steps of an alert's section, in their order, with the names of the test's own database and slot.
-fn steps(alert: &str, db: &TestDb) -> Vec<Step> {
-    let (_, section) = RUNBOOKS.split_once(&format!("\n## {alert}\n")).expect("the alert has a section");
-    let section = section.split("\n## ").next().unwrap_or_default();
-    let mut steps = Vec::new();
-    for block in section.split("```").skip(1).step_by(2) {
-        let own = block.replace("'walhouse'", &format!("'{}'", db.name)).replace("analytics", &db.name);
-        let (language, code) = own.split_once('\n').expect("a block has a language");
-        let code = code.trim();
-        steps.push(match (language, code.split_once('\n')) {
-            ("sh", None) => Step::Shell(code.to_owned()),
-            ("sql", Some(("-- PostgreSQL", sql))) => Step::Postgres(sql.to_owned()),
-            ("sql", Some(("-- ClickHouse", sql))) => Step::ClickHouse(sql.to_owned()),
-            _ => panic!("a step that nobody can take: {block}"),
-        });
-    }
-    steps
-}
-
-/// Takes a step, and says what came of it. A command that only looks may find something wrong.
-async fn take(step: &Step, db: &TestDb, daemon: &Daemon) -> String {
-    match step {
-        Step::Shell(line) if line.starts_with("walhouse check") || line.starts_with("walhouse verify") => {
-            said(&tokio::task::block_in_place(|| command(line, daemon).output()).expect("bash can be started"))
-        }
-        Step::Shell(line) => said(&done(command(line, daemon))),
-        Step::Postgres(sql) => {
-            let rows = db.pg.query(sql).await;
-            rows.into_iter().flatten().flatten().collect::<Vec<_>>().join("\t")
-        }
-        Step::ClickHouse(sql) => db.ch.query(sql).await,
-    }
-}
 
 async fn watched(db: &TestDb, daemon: &Daemon, alert: &str) -> Prometheus {
     let prometheus = Prometheus::scraping(daemon.port(), &db.directory);
