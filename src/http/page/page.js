@@ -54,7 +54,10 @@ async function askHistory() {
   drawState();
   drawPipeline();
   if (answer.points.length) drawCharts();
-  if (heard.status) drawTables();
+  if (heard.status) {
+    drawFindings();
+    drawTables();
+  }
   drawQueues();
 }
 
@@ -83,7 +86,8 @@ async function askLog() {
 
 function failed(error) {
   if (error instanceof Unauthorized) return wantToken();
-  const why = error.name === "TimeoutError" ? "no answer in time" : error.message;
+  // A browser tells of a refused connection in words of its own, which are of no use to anybody.
+  const why = { TimeoutError: "no answer in time", TypeError: "no connection" }[error.name] ?? error.message;
   heard.failure ||= `${clock(Date.now() / 1000)} (${why})`;
   drawState();
 }
@@ -97,14 +101,15 @@ function statusFailed(error) {
 
 function drawState() {
   const { history, status, points, failure } = heard;
-  const alarm = at("alarm");
-  const text = failure ? `walhouse does not answer since ${failure}. What is shown is from before; this page goes on asking.` : "";
-  if (alarm.textContent !== text) alarm.textContent = text;
-  alarm.hidden = !failure;
+  fill(at("alarm"), ...(failure ? alarm(failure) : []));
+  at("alarm").hidden = !failure;
+  // What is drawn is of then, and none of it is good news any more.
+  at("main").classList.toggle("old", Boolean(failure && heard.when));
+  at("main").style.setProperty("--heard", `"${clock(heard.when / 1000)}"`);
   at("slot").textContent = status?.slot ?? "";
   at("version").textContent = history?.version ?? "";
   const last = points[points.length - 1];
-  const findings = status?.findings.length ?? 0;
+  const findings = toDo().length;
   let state = ["starting", ""];
   if (failure) state = ["does not answer", "bad"];
   else if (last?.paused) state = ["paused", "warn"];
@@ -120,6 +125,18 @@ function drawState() {
   drawHeard();
 }
 
+/** A process that has ended tells nothing any more: what it means, and what to do, has to be known here. */
+function alarm(failure) {
+  return [
+    element("p", {}, element("strong", {}, `walhouse does not answer since ${failure}.`),
+      " It has ended, or can not be reached from here. While it is down nothing is replicated, and PostgreSQL keeps WAL."),
+    element("p", {}, "→ ", element("code", {}, "walhouse status"),
+      " where it runs tells what is missing. If it has ended with exit code 3, it waits for a person, and the last line of its log says why."),
+    runbook("WalhouseDown"),
+    element("p", {}, "What is shown below is from before. This page goes on asking."),
+  ];
+}
+
 function drawHeard() {
   if (!heard.when) return;
   const seconds = Math.round((Date.now() - heard.when) / 1000);
@@ -128,13 +145,17 @@ function drawHeard() {
 
 // The parts of the page.
 
+/** What needs a person: as the servers tell, and as the process alone knows. */
+const toDo = () => [...(heard.status?.findings ?? []), ...(heard.history?.now.findings ?? [])];
+const runbook = (alert) => element("p", { class: "quiet" }, "Runbook: ", element("code", {}, `docs/runbooks.md, ${alert}`));
+
 function drawFindings() {
-  const { findings } = heard.status;
+  const findings = toDo();
   at("well").hidden = findings.length > 0;
   at("well").textContent = "All is well: nothing needs a person.";
   fill(at("finding-list"), ...findings.map((one) => element("li", {},
     element("strong", {}, one.about), `: ${one.what}`,
-    element("p", {}, "→ ", element("code", {}, one.remedy)))));
+    element("p", {}, "→ ", element("code", {}, one.remedy)), one.runbook && runbook(one.runbook))));
 }
 
 function drawPipeline() {
