@@ -4,6 +4,7 @@
 // ClickHouse and SQS, and may take its time. Neither waits for the other.
 
 import { Chart } from "/page/chart.js";
+import { drawAlarm, drawFindings, toDo } from "/page/findings.js";
 import { badge, bytes, clock, count, element, facts, fill, rate, span } from "/page/text.js";
 
 /** Between two questions, in milliseconds. */
@@ -54,10 +55,7 @@ async function askHistory() {
   drawState();
   drawPipeline();
   if (answer.points.length) drawCharts();
-  if (heard.status) {
-    drawFindings();
-    drawTables();
-  }
+  if (heard.status) drawTables();
   drawQueues();
 }
 
@@ -66,7 +64,7 @@ async function askStatus() {
   heard.status = answer;
   if (known(answer.stored)) Object.assign(heard, { stored: answer.stored, storedAt: Date.now() / 1000 });
   drawState();
-  drawFindings();
+  drawFindings(heard);
   drawPipeline();
   drawTables();
   drawQueues();
@@ -101,15 +99,11 @@ function statusFailed(error) {
 
 function drawState() {
   const { history, status, points, failure } = heard;
-  fill(at("alarm"), ...(failure ? alarm(failure) : []));
-  at("alarm").hidden = !failure;
-  // What is drawn is of then, and none of it is good news any more.
-  at("main").classList.toggle("old", Boolean(failure && heard.when));
-  at("main").style.setProperty("--heard", `"${clock(heard.when / 1000)}"`);
+  drawAlarm(heard);
   at("slot").textContent = status?.slot ?? "";
   at("version").textContent = history?.version ?? "";
   const last = points[points.length - 1];
-  const findings = toDo().length;
+  const findings = toDo(heard).length;
   let state = ["starting", ""];
   if (failure) state = ["does not answer", "bad"];
   else if (last?.paused) state = ["paused", "warn"];
@@ -125,18 +119,6 @@ function drawState() {
   drawHeard();
 }
 
-/** A process that has ended tells nothing any more: what it means, and what to do, has to be known here. */
-function alarm(failure) {
-  return [
-    element("p", {}, element("strong", {}, `walhouse does not answer since ${failure}.`),
-      " It has ended, or can not be reached from here. While it is down nothing is replicated, and PostgreSQL keeps WAL."),
-    element("p", {}, "→ ", element("code", {}, "walhouse status"),
-      " where it runs tells what is missing. If it has ended with exit code 3, it waits for a person, and the last line of its log says why."),
-    runbook("WalhouseDown"),
-    element("p", {}, "What is shown below is from before. This page goes on asking."),
-  ];
-}
-
 function drawHeard() {
   if (!heard.when) return;
   const seconds = Math.round((Date.now() - heard.when) / 1000);
@@ -144,19 +126,6 @@ function drawHeard() {
 }
 
 // The parts of the page.
-
-/** What needs a person: as the servers tell, and as the process alone knows. */
-const toDo = () => [...(heard.status?.findings ?? []), ...(heard.history?.now.findings ?? [])];
-const runbook = (alert) => element("p", { class: "quiet" }, "Runbook: ", element("code", {}, `docs/runbooks.md, ${alert}`));
-
-function drawFindings() {
-  const findings = toDo();
-  at("well").hidden = findings.length > 0;
-  at("well").textContent = "All is well: nothing needs a person.";
-  fill(at("finding-list"), ...findings.map((one) => element("li", {},
-    element("strong", {}, one.about), `: ${one.what}`,
-    element("p", {}, "→ ", element("code", {}, one.remedy)), one.runbook && runbook(one.runbook))));
-}
 
 function drawPipeline() {
   const { status, history, points } = heard;

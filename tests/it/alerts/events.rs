@@ -96,7 +96,7 @@ async fn an_event_whose_handling_hangs_is_told_and_handled_once_that_is_mended()
     let words = ["it has had an event in hand for", "its time is 1 s", "none is lost", "end what hangs in ClickHouse"];
     on_call.finds("worker audit", &words, "WalhouseWorkerStuck").await;
     on_call.shows_in("#node-workers", &["1 of "]).await;
-    on_call.shows_in("#log", &["events wait until this is over"]).await;
+    daemon.wait_log("events wait until this is over", 1).await;
     on_call.kept_as("worker-stuck").await;
 
     let taken = steps("WalhouseWorkerStuck", &db);
