@@ -140,9 +140,12 @@ fn every_alert_says_how_urgent_it_is_and_where_its_runbook_is() {
         for part in ["**Means.**", "**Harm.**", "**Urgency.**", "**Look.**", "**Do.**", "**Escalate.**"] {
             assert!(section.contains(part), "{name} has no {part}");
         }
-        let urgency = section.split("**Urgency.**").nth(1).unwrap();
+        // How soon and by whom, where the one who is called reads it.
         let severity = rule["labels"]["severity"].as_str().unwrap();
-        assert!(urgency.to_lowercase().trim_start().starts_with(severity), "{name} is {severity}");
+        let (response, escalation) = (annotation("response").to_lowercase(), annotation("escalation"));
+        let repeated = format!("{severity}: {} ({escalation})", response.trim_end_matches('.'));
+        let urgency = section.split("**Urgency.**").nth(1).unwrap().trim_start().to_lowercase();
+        assert!(urgency.starts_with(&repeated), "docs/runbooks.md, {name}, **Urgency.**: begin it with {repeated:?}");
     }
     let stray: Vec<&String> = sections.keys().filter(|section| !rules.contains_key(*section)).collect();
     assert!(stray.is_empty(), "no alert leads to {stray:?}");

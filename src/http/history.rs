@@ -7,12 +7,15 @@
 //! Points are numbered from the start of the process on. Who asks for those after a number that this process has not
 //! reached gets all of them: it is another process than the one that was asked before.
 
+mod hands;
+
 use super::{
     exposition::{Series, series},
     rendered,
 };
 use crate::{
     clickhouse::presence::Absence,
+    commands::status::Finding,
     status::{Account, State, Status},
     telemetry::{self, names},
 };
@@ -20,6 +23,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use hands::{Hands, Waiting};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use std::{
@@ -71,6 +75,8 @@ struct Now {
     queue_fronts: BTreeMap<String, f64>,
     /// By the worker's word: messages in hand.
     in_hand: BTreeMap<String, u64>,
+    /// What needs a person, as far as only this process knows of it.
+    findings: Vec<Finding>,
 }
 
 /// A table, since the process has started.
@@ -98,6 +104,7 @@ struct Look {
     memory: f64,
     paused: bool,
     now: Now,
+    hands: Hands,
 }
 
 /// The last hour.
@@ -164,11 +171,13 @@ impl History {
         ticks.tick().await;
         let look = async || rendered(metrics.clone(), |page| look(&page)).await.unwrap_or_default();
         let (mut before, mut at) = (look().await.counters, Instant::now());
+        let mut waiting = Waiting::default();
         loop {
             ticks.tick().await;
             let seconds = at.elapsed().as_secs_f64();
             at = Instant::now();
-            let look = look().await;
+            let mut look = look().await;
+            look.now.findings = waiting.findings(&look.hands, telemetry::seconds(SystemTime::now()));
             let counters = look.counters.clone();
             self.add(point(&before, &look, seconds, &status.account()), look.now, &status.account());
             before = counters;
@@ -233,6 +242,7 @@ fn look(page: &str) -> Look {
     let mut look = Look::default();
     for one in series(page) {
         let value = one.value;
+        look.hands.note(&one);
         match one.name {
             names::ROWS_RECEIVED => {
                 look.counters.received += value;

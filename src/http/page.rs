@@ -30,6 +30,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/page/ask.js", include_str!("page/ask.js"), "text/javascript; charset=utf-8"),
     ("/page/deeds.js", include_str!("page/deeds.js"), "text/javascript; charset=utf-8"),
     ("/page/letters.js", include_str!("page/letters.js"), "text/javascript; charset=utf-8"),
+    ("/page/findings.js", include_str!("page/findings.js"), "text/javascript; charset=utf-8"),
     ("/page/chart.js", include_str!("page/chart.js"), "text/javascript; charset=utf-8"),
     ("/page/text.js", include_str!("page/text.js"), "text/javascript; charset=utf-8"),
     ("/page/icon.svg", include_str!("page/icon.svg"), "image/svg+xml"),

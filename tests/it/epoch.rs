@@ -5,9 +5,10 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::recovery::{blocks, command, done};
+use crate::recovery::blocks;
 use crate::support::{
-    ClickHouse, ClickHouseOptions, Daemon, Pg, Postgres, PostgresOptions, TestDb, assert_equal, eventually, walhouse,
+    ClickHouse, ClickHouseOptions, Daemon, Pg, Postgres, PostgresOptions, TestDb, assert_equal, command, done, eventually,
+    walhouse,
 };
 
 const STOP: Duration = Duration::from_secs(20);

@@ -21,7 +21,7 @@ fn axe() -> String {
 }
 
 /// Finds nothing that somebody could not read or reach.
-async fn assert_accessible(browser: &Browser, when: &str) {
+pub(crate) async fn assert_accessible(browser: &Browser, when: &str) {
     let found = browser
         .run(&format!(
             "if (!window.axe) {{ {} }}
@@ -34,7 +34,7 @@ async fn assert_accessible(browser: &Browser, when: &str) {
 }
 
 /// Nothing is wider than the screen.
-async fn assert_fits(browser: &Browser, when: &str) {
+pub(crate) async fn assert_fits(browser: &Browser, when: &str) {
     let widths = browser.run("return [document.documentElement.scrollWidth, innerWidth]").await;
     let [Value::Number(page), Value::Number(screen)] = widths.as_array().unwrap().as_slice() else {
         panic!("{widths}")

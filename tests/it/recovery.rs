@@ -1,12 +1,10 @@
 //! `docs/recovery.md`, `docs/events.md` and `docs/reports.md`: what they tell one to do, done.
 
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::queue::{LOGIN, prefix, with_outbox};
 use crate::reports::{ask, ended};
-use crate::support::{Daemon, Sqs, TestDb, eventually};
+use crate::support::{Daemon, Sqs, TestDb, command, done, eventually, said};
 
 const RECOVERY: &str = include_str!("../../docs/recovery.md");
 const EVENTS: &str = include_str!("../../docs/events.md");
@@ -16,45 +14,6 @@ const REPORTS: &str = include_str!("../../docs/reports.md");
 pub(crate) fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
     let fence = format!("```{language}\n");
     page.split(&fence).skip(1).filter_map(|rest| Some(rest.split_once("```")?.0.trim())).collect()
-}
-
-/// A command of the page, with the test's own configuration and program.
-pub(crate) fn command(line: &str, daemon: &Daemon) -> Command {
-    let config = daemon.config().display().to_string();
-    let program = Path::new(env!("CARGO_BIN_EXE_walhouse"));
-    let folder = program.parent().expect("it is in a folder").display();
-    let mut command = Command::new("bash");
-    command
-        .args(["-c", &format!("exec env {}", line.replace("/etc/walhouse.toml", &config))])
-        .env("PATH", format!("{folder}:{}", std::env::var("PATH").unwrap_or_default()))
-        .stdin(Stdio::null());
-    command
-}
-
-pub(crate) fn done(mut command: Command) -> Output {
-    let output = tokio::task::block_in_place(|| command.output()).expect("bash can be started");
-    assert!(output.status.success(), "{command:?}: {output:?}");
-    output
-}
-
-pub(crate) fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// A daemon that a command of the page has started.
-pub(crate) struct Running(std::process::Child);
-
-impl Running {
-    pub(crate) fn start(mut command: Command) -> Self {
-        Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("bash can be started"))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 async fn login(db: &TestDb, day: &str) {

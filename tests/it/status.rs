@@ -150,7 +150,7 @@ async fn it_counts_what_lies_in_the_queues_and_their_dead_letters() {
     sqs.send(&format!("{}audit-log-queue", prefix(&db)), "{}").await;
     sqs.send(&format!("{}audit-log-dlq", prefix(&db)), "{}").await;
     let exit = status(&daemon).await;
-    let remedy = "1 dead letter\n  → walhouse dlq list --queue audit-log";
+    let remedy = "1 dead letter: an event that was not handled\n  → walhouse dlq list --queue audit-log";
     assert_says(&exit, 1, &["audit-log-queue: 1 messages, 1 dead letters", remedy]);
     drop(daemon);
     db.cleanup().await;

@@ -98,11 +98,17 @@ fn each_trouble_is_found_by_itself_with_what_to_do() {
             "walhouse dlq list --rows",
         ),
     ];
-    for (change, what, remedy) in cases {
+    let mut named = 0;
+    for (change, what, remedy) in &cases {
         let found = found(change);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].what.contains(what) && found[0].remedy.contains(remedy), "{found:?}");
+        if let Some(section) = found[0].runbook {
+            assert!(include_str!("../../../docs/runbooks.md").contains(&format!("\n## {section}\n")), "{found:?}");
+            named += 1;
+        }
     }
+    assert_eq!(named, cases.len() - 1, "only what has not run yet is told by no alert");
 }
 
 #[test]

@@ -18,7 +18,10 @@ impl fmt::Display for Report {
                 let end = self.source.known().and_then(|source| source.slot.as_ref()).map(|slot| slot.position);
                 stored_lines(f, stored, end)?;
             }
-            Part::Unknown { unreachable } => writeln!(f, "ClickHouse   {UNKNOWN}: {unreachable}")?,
+            Part::Unknown { unreachable } => {
+                let why = unreachable.trim_start_matches("ClickHouse can not be reached: ");
+                writeln!(f, "ClickHouse   {UNKNOWN}: {why}")?;
+            }
         }
         self.queues(f)?;
         if let Part::Known(stored) = &self.stored {
@@ -37,6 +40,9 @@ impl fmt::Display for Report {
         write!(f, "\nTo do")?;
         for finding in &self.findings {
             write!(f, "\n✗ {}: {}\n  → {}", finding.about, finding.what, finding.remedy)?;
+            if let Some(section) = finding.runbook {
+                write!(f, "\n  → docs/runbooks.md, {section}")?;
+            }
         }
         Ok(())
     }

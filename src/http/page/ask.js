@@ -45,5 +45,5 @@ export async function ask(path, body) {
   return said;
 }
 
-/** Why something was not answered, for people. */
-export const why = (error) => (error.name === "TimeoutError" ? "no answer in time" : error.message);
+/** Why something was not answered, for people: a browser tells of a refused connection in words of its own. */
+export const why = (error) => ({ TimeoutError: "no answer in time", TypeError: "no connection" })[error.name] ?? error.message;

@@ -6,6 +6,7 @@
 import { control, heardOf, listen, role } from "/page/act.js";
 import { Unauthorized, ask, hasToken, keepToken, why } from "/page/ask.js";
 import { Chart } from "/page/chart.js";
+import { drawAlarm, drawFindings, toDo } from "/page/findings.js";
 import { look, refresh, shown } from "/page/letters.js";
 import { badge, bytes, clock, count, element, facts, fill, rate, span } from "/page/text.js";
 
@@ -72,7 +73,7 @@ async function askStatus() {
   heard.status = answer;
   if (known(answer.stored)) Object.assign(heard, { stored: answer.stored, storedAt: Date.now() / 1000 });
   drawState();
-  drawFindings();
+  drawFindings(heard);
   drawPipeline();
   drawTables();
   drawQueues();
@@ -105,13 +106,10 @@ function statusFailed(error) {
 
 function drawState() {
   const { history, status, failure } = heard;
-  const alarm = at("alarm");
-  const text = failure ? `walhouse does not answer since ${failure}. What is shown is from before; this page goes on asking.` : "";
-  if (alarm.textContent !== text) alarm.textContent = text;
-  alarm.hidden = !failure;
+  drawAlarm(heard);
   at("slot").textContent = status?.slot ?? "";
   at("version").textContent = history?.version ?? "";
-  const findings = status?.findings.length ?? 0;
+  const findings = toDo(heard).length;
   let state = ["starting", ""];
   if (failure) state = ["does not answer", "bad"];
   else if (history) state = stands(history.state);
@@ -137,15 +135,6 @@ function drawHeard() {
 }
 
 // The parts of the page.
-
-function drawFindings() {
-  const { findings } = heard.status;
-  at("well").hidden = findings.length > 0;
-  at("well").textContent = "All is well: nothing needs a person.";
-  fill(at("finding-list"), ...findings.map((one) => element("li", {},
-    element("strong", {}, one.about), `: ${one.what}`,
-    element("p", {}, "→ ", element("code", {}, one.remedy)))));
-}
 
 function drawPipeline() {
   const { status, history, points } = heard;

@@ -107,10 +107,10 @@ impl Browser {
         self.tool("Emulation.setDeviceMetricsOverride", screen).await;
     }
 
-    /// Writes the whole page as `target/page/{name}.png`.
+    /// Writes the whole page as `target/screenshots/{name}.png`.
     pub(crate) async fn picture(&self, name: &str) {
         let taken = self.tool("Page.captureScreenshot", json!({ "captureBeyondViewport": true })).await;
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("page");
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("screenshots");
         std::fs::create_dir_all(&directory).expect("the directory of pictures can be made");
         let bytes = decoded(taken["data"].as_str().expect("a picture"));
         std::fs::write(directory.join(format!("{name}.png")), bytes).expect("a picture can be written");
