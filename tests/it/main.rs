@@ -45,6 +45,7 @@ mod replay;
 mod reports;
 mod roundtrip;
 mod rules;
+mod runbooks;
 mod scale;
 mod servers;
 mod shapes;
