@@ -152,6 +152,7 @@ pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationTok
         let ended = session::run(&config, &status, &stop, &mut held).await;
         status.update(|account| account.streaming = false);
         source::at_work(None);
+        metrics::gauge!(names::BACK_PRESSURE).set(0.0);
         let error = match ended {
             Ok(()) if stop.is_cancelled() => return Ok(()),
             // Paused, or something is to be delivered again: the next session sees to it.

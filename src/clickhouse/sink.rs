@@ -188,7 +188,7 @@ impl Sink {
         let mut tick = tokio::time::interval(Duration::from_millis(250));
         loop {
             self.start_jobs();
-            let room = self.open_bytes + self.sealed_bytes < self.limits.budget;
+            let room = self.has_room();
             if !room {
                 self.seal_largest();
                 self.start_jobs();

@@ -27,17 +27,22 @@ const SOON: Duration = Duration::from_secs(5);
 pub(super) async fn run(config: &Config) {
     let Some(queue) = &config.queue else { return };
     let sqs = Sqs::new(queue, &config.workers).await;
-    let (mut neighbour, mut looked_at, mut told) = (Neighbour::new("sqs"), HashSet::new(), false);
+    let (mut neighbour, mut looked_at, mut uncounted) = (Neighbour::new("sqs"), HashSet::new(), Uncounted::default());
     loop {
         let (mut is_complete, mut answered, mut refused) = (true, Ok(()), None);
         for (queue, dead) in Queue::ALL.into_iter().flat_map(|queue| [(queue, false), (queue, true)]) {
             match timeout(PATIENCE, sqs.depth(Destination { queue, dead })).await {
-                Ok(Ok(depth)) if dead => show_dead(queue, &depth),
+                Ok(Ok(depth)) if dead => show_dead(queue, depth.all() as f64),
                 Ok(Ok(depth)) => show(queue, &depth, looked_at.insert(queue.label())),
-                // A missing queue is an answer of SQS, and somebody else's trouble.
-                Ok(Err(error)) if error.is_missing => is_complete = false,
-                // So is a refusal; but an alert on what can not be counted would be silent for ever.
-                Ok(Err(error)) if error.kind == Kind::Definite => refused = Some(error.message),
+                // A missing queue is an answer of SQS, and so is a refusal; but an alert on what can not be counted would be
+                // silent for ever, and one on what was counted last.
+                Ok(Err(error)) if error.is_missing || error.kind == Kind::Definite => {
+                    if dead {
+                        show_dead(queue, f64::NAN);
+                    }
+                    is_complete &= !error.is_missing;
+                    refused.get_or_insert(error.message);
+                }
                 Ok(Err(error)) => (is_complete, answered) = (false, Err(error.message)),
                 Err(_) => {
                     // What does not answer this does not answer the others either.
@@ -47,14 +52,26 @@ pub(super) async fn run(config: &Config) {
             }
         }
         neighbour.answered(answered);
-        if let Some(error) = refused.as_ref().filter(|_| !told) {
+        uncounted.tell(refused);
+        sleep(if is_complete { INTERVAL } else { SOON }).await;
+    }
+}
+
+/// How many times in a row a queue could not be counted.
+#[derive(Default)]
+struct Uncounted(u32);
+
+impl Uncounted {
+    /// Tells of it once. Not the first time: at a start, queues that are missing are just being made.
+    fn tell(&mut self, refused: Option<String>) {
+        self.0 = if refused.is_some() { self.0.saturating_add(1) } else { 0 };
+        if let Some(error) = refused.filter(|_| self.0 == 2) {
             tracing::warn!(
                 error,
-                "the messages of queues can not be counted: sqs:GetQueueAttributes is needed for that"
+                "the messages of a queue can not be counted, and no alert tells of dead letters in it; what is missing \
+                 walhouse provision makes, and counting needs the right sqs:GetQueueAttributes"
             );
         }
-        told = refused.is_some();
-        sleep(if is_complete { INTERVAL } else { SOON }).await;
     }
 }
 
@@ -68,6 +85,6 @@ fn show(queue: Queue, depth: &Depth, is_first: bool) {
     }
 }
 
-fn show_dead(queue: Queue, depth: &Depth) {
-    metrics::gauge!(names::DLQ_MESSAGES, "queue" => queue.label()).set(depth.all() as f64);
+fn show_dead(queue: Queue, messages: f64) {
+    metrics::gauge!(names::DLQ_MESSAGES, "queue" => queue.label()).set(messages);
 }

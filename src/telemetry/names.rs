@@ -146,6 +146,8 @@ metrics! {
             "Changes and blocks in flight, and blocks that are kept for the next ones";
         MEMORY_BUDGET = "walhouse_memory_budget_bytes", Gauge, [],
             "memory.budget: what the above stays within";
+        BACK_PRESSURE = "walhouse_back_pressure", Gauge, [],
+            "1 while nothing more is taken from the source, since batches on their way fill their half of memory.budget; 0 while there is room";
     }
     "Events" {
         EVENTS = "walhouse_events_total", Counter, ["queue"],
@@ -165,7 +167,7 @@ metrics! {
         QUEUE_MESSAGES = "walhouse_queue_messages", Gauge, ["queue", "state"],
             "Messages of a queue by state: visible, in_flight or delayed, as SQS counts them every half a minute";
         DLQ_MESSAGES = "walhouse_dlq_messages", Gauge, ["queue"],
-            "Messages in the queue of this queue's dead letters, in whatever state";
+            "Messages in the queue of this queue's dead letters, in whatever state; NaN once they can not be counted";
         QUEUE_FRONT = "walhouse_queue_front_timestamp_seconds", Gauge, ["queue"],
             "Nothing that waits in the queue was sent before this, nearly: when the last message to be taken for the first time was sent, or when the queue was last seen empty, or else first looked at";
         QUEUE_WAIT = "walhouse_queue_wait_seconds", Histogram, ["queue"],

@@ -46,6 +46,7 @@ mod replay;
 mod reports;
 mod roundtrip;
 mod rules;
+mod runbooks;
 mod scale;
 mod scrape;
 mod servers;

@@ -213,9 +213,17 @@ impl Sink {
         self.open_bytes + self.sealed_bytes + self.spares.bytes()
     }
 
+    /// Whether batches leave room for more to be taken from the source.
+    pub(super) fn has_room(&self) -> bool {
+        self.open_bytes + self.sealed_bytes < self.limits.budget
+    }
+
     pub(super) fn measure(&self) {
         metrics::gauge!(names::MEMORY).set(self.held_bytes() as f64);
-        let age = self.ledger.oldest().and_then(|time| time.elapsed().ok()).unwrap_or_default();
+        metrics::gauge!(names::BACK_PRESSURE).set(if self.has_room() { 0.0 } else { 1.0 });
+        // A transaction that is still coming in has committed, and may take long; what a replay delivers again was on time.
+        let open = self.transaction.filter(|open| open.commit >= self.shared.repairing).map(|open| open.time);
+        let age = self.ledger.oldest().or(open).and_then(|time| time.elapsed().ok()).unwrap_or_default();
         metrics::gauge!(names::LAG_SECONDS).set(age.as_secs_f64());
         self.shared.status.update(|account| account.lag_seconds = age.as_secs_f64());
     }

@@ -45,7 +45,7 @@ pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
 pub(crate) use process::{free_port, signal};
 pub(crate) use prometheus::{Prometheus, program};
 pub(crate) use proxy::Proxy;
-pub(crate) use runbook::{Running, Step, command, done, said, steps, take};
+pub(crate) use runbook::{NOT_TESTED, Running, Step, command, done, fenced, said, sections, steps, take};
 pub(crate) use sqs::{Received, Sqs};
 pub(crate) use stream::{FrozenStream, Past, assert_settled_equal, settled, stopped};
 pub(crate) use watch::{Watch, confirmed, stored};

@@ -81,7 +81,7 @@ impl Server {
     }
 
     /// Ends the server as a crash of its owner would, and keeps nothing.
-    fn stop(&self) {
+    pub(crate) fn stop(&self) {
         if let Some(Running { mut child, _lifeline }) = self.lock().take() {
             drop(_lifeline);
             if wait_for(&mut child, Duration::from_secs(30)).is_none() {

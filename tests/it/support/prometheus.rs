@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::eventually;
 use super::http::get;
-use super::process::{free_port, tail};
+use super::process::{free_port, signal, tail};
 
 const RULES: &str = include_str!("../../../docker/prometheus/alerts.yml");
 
@@ -23,14 +23,28 @@ pub(crate) struct Prometheus {
 impl Prometheus {
     /// Scrapes `port` each second. What it keeps is in `directory`.
     pub(crate) fn scraping(port: u16, directory: &Path) -> Self {
+        Self::scraping_by(port, directory, &[])
+    }
+
+    /// The same, by rules in which thresholds are others: what stands in an alert's expression, and what takes its place.
+    pub(crate) fn scraping_by(port: u16, directory: &Path, thresholds: &[(&str, &str)]) -> Self {
+        Self::scraping_as("walhouse", port, directory, thresholds)
+    }
+
+    /// The same, under another name of the job.
+    pub(crate) fn scraping_as(job: &str, port: u16, directory: &Path, thresholds: &[(&str, &str)]) -> Self {
         let own = free_port();
         let (config, log) = (directory.join("prometheus.yml"), directory.join("prometheus.log"));
         let text = format!(
             "global: {{ scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s }}\nrule_files: [alerts.yml]\n\
-             scrape_configs:\n  - job_name: walhouse\n    static_configs: [{{ targets: ['127.0.0.1:{port}'] }}]\n"
+             scrape_configs:\n  - job_name: {job}\n    static_configs: [{{ targets: ['127.0.0.1:{port}'] }}]\n"
         );
         fs::write(&config, text).expect("the configuration can be written");
-        fs::write(directory.join("alerts.yml"), hurried(RULES)).expect("the rules can be written");
+        let rules = thresholds.iter().fold(RULES.to_owned(), |rules, (from, to)| {
+            assert!(rules.contains(from), "no rule has {from}");
+            rules.replace(from, to)
+        });
+        fs::write(directory.join("alerts.yml"), hurried(&rules)).expect("the rules can be written");
         let output = fs::File::create(&log).expect("the log can be made");
         let child = Command::new(program("prometheus"))
             .arg(format!("--config.file={}", config.display()))
@@ -44,11 +58,30 @@ impl Prometheus {
         Self { child, port: own, log }
     }
 
+    /// Where it answers.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Has it read its configuration anew, as `systemctl reload` does.
+    pub(crate) fn reload(&self) {
+        signal("HUP", &[self.child.id()]);
+    }
+
     /// Waits until walhouse was scraped.
     pub(crate) async fn scraped(&self) {
         eventually(Duration::from_secs(60), async || {
             let answer = get(self.port, "/api/v1/query?query=up").await?;
             if answer.body.contains(r#","1"]"#) { Ok(()) } else { Err(answer.body) }
+        })
+        .await;
+    }
+
+    /// Waits until a metric of walhouse was seen with a value that begins so.
+    pub(crate) async fn sees(&self, metric: &str, value: &str) {
+        eventually(Duration::from_secs(60), async || {
+            let answer = get(self.port, &format!("/api/v1/query?query={metric}")).await?;
+            if answer.body.contains(&format!(",\"{value}")) { Ok(()) } else { Err(answer.body) }
         })
         .await;
     }

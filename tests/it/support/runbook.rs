@@ -3,9 +3,12 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use super::{Daemon, TestDb};
+use super::{Daemon, TestDb, program as monitoring};
 
 const RUNBOOKS: &str = include_str!("../../../docs/runbooks.md");
+
+/// How a command begins that no test can run; what it needs follows.
+pub(crate) const NOT_TESTED: &str = "# Not tested: ";
 
 /// A step of a runbook.
 #[derive(Debug, PartialEq)]
@@ -15,20 +18,44 @@ pub(crate) enum Step {
     ClickHouse(String),
 }
 
-/// The steps of an alert's section, in their order, with the names of the test's own database and slot.
+impl Step {
+    /// The same with something of the test's own in the place of what the page has.
+    pub(crate) fn with(&self, example: &str, own: &str) -> Self {
+        let replaced = |text: &str| {
+            assert!(text.contains(example), "{example} is not in: {text}");
+            text.replace(example, own)
+        };
+        match self {
+            Self::Shell(line) => Self::Shell(replaced(line)),
+            Self::Postgres(sql) => Self::Postgres(replaced(sql)),
+            Self::ClickHouse(sql) => Self::ClickHouse(replaced(sql)),
+        }
+    }
+}
+
+/// The sections of the page, by the alert's name.
+pub(crate) fn sections() -> Vec<(&'static str, &'static str)> {
+    RUNBOOKS.split("\n## ").skip(1).filter_map(|section| section.split_once('\n')).collect()
+}
+
+/// The fenced blocks of a section: language and code.
+pub(crate) fn fenced(section: &str) -> Vec<(&str, &str)> {
+    let blocks = section.split("```").skip(1).step_by(2);
+    blocks.map(|block| block.split_once('\n').expect("a block has a language")).collect()
+}
+
+/// The steps of an alert's section that a test can take, in their order, with the names of the test's own database and slot.
+/// Take them apart by a pattern with a name for each: then none of them is forgotten.
 pub(crate) fn steps(alert: &str, db: &TestDb) -> Vec<Step> {
-    let (_, section) = RUNBOOKS.split_once(&format!("\n## {alert}\n")).expect("the alert has a section");
-    let section = section.split("\n## ").next().unwrap_or_default();
+    let (_, section) = sections().into_iter().find(|(of, _)| *of == alert).expect("the alert has a section");
     let mut steps = Vec::new();
-    for block in section.split("```").skip(1).step_by(2) {
-        let own = block.replace("'walhouse'", &format!("'{}'", db.name)).replace("analytics", &db.name);
-        let (language, code) = own.split_once('\n').expect("a block has a language");
-        let code = code.trim();
-        steps.push(match (language, code.split_once('\n')) {
-            ("sh", None) => Step::Shell(code.to_owned()),
+    for (language, code) in fenced(section).into_iter().filter(|(_, code)| !code.starts_with(NOT_TESTED)) {
+        let own = code.trim().replace("'walhouse'", &format!("'{}'", db.name)).replace("analytics", &db.name);
+        steps.push(match (language, own.split_once('\n')) {
+            ("sh", None) => Step::Shell(own),
             ("sql", Some(("-- PostgreSQL", sql))) => Step::Postgres(sql.to_owned()),
             ("sql", Some(("-- ClickHouse", sql))) => Step::ClickHouse(sql.to_owned()),
-            _ => panic!("a step that nobody can take: {block}"),
+            _ => panic!("a step that nobody can take: {own}"),
         });
     }
     steps
@@ -59,10 +86,12 @@ pub(crate) fn command(line: &str, daemon: &Daemon) -> Command {
     let config = daemon.config().display().to_string();
     let program = Path::new(env!("CARGO_BIN_EXE_walhouse"));
     let folder = program.parent().expect("it is in a folder").display();
+    let promtool = monitoring("promtool").parent().map(|folder| folder.display().to_string()).unwrap_or_default();
+    let line = line.replace("/etc/walhouse.toml", &config).replace(":9464", &format!(":{}", daemon.port()));
     let mut command = Command::new("bash");
     command
-        .args(["-c", &format!("exec env {}", line.replace("/etc/walhouse.toml", &config))])
-        .env("PATH", format!("{folder}:{}", std::env::var("PATH").unwrap_or_default()))
+        .args(["-c", &format!("exec env {line}")])
+        .env("PATH", format!("{folder}:{}:{promtool}", std::env::var("PATH").unwrap_or_default()))
         .stdin(Stdio::null());
     command
 }

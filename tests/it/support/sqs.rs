@@ -29,14 +29,29 @@ impl Sqs {
     /// The one of this test run; each test has a prefix of its own.
     pub(crate) fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Sqs>> = OnceLock::new();
-        SHARED
-            .get_or_init(|| {
-                let port = free_port();
-                let server = Server::new("sqs", "sqs", vec!["--port".to_owned(), port.to_string()]);
-                server.start();
-                Arc::new(Self { server, port })
-            })
-            .clone()
+        SHARED.get_or_init(|| Self::started("sqs")).clone()
+    }
+
+    /// One for this test alone, which it may end.
+    pub(crate) fn private() -> Arc<Self> {
+        Self::started(&format!("sqs-{:08x}", rand::random::<u32>()))
+    }
+
+    fn started(name: &str) -> Arc<Self> {
+        let port = free_port();
+        let server = Server::new("sqs", name, vec!["--port".to_owned(), port.to_string()]);
+        server.start();
+        Arc::new(Self { server, port })
+    }
+
+    /// Ends it, and with it all that is in its queues.
+    pub(crate) fn stop(&self) {
+        self.server.stop();
+    }
+
+    /// Starts it again at the same port, without any queue.
+    pub(crate) fn start(&self) {
+        self.server.start();
     }
 
     pub(crate) fn port(&self) -> u16 {
