@@ -13,7 +13,7 @@ use crate::script::{Script, Step, Transaction};
 use crate::support::{Pg, eventually};
 
 /// Between two transactions of one session: the machine also has to run all that is tested.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(20);
 const SESSIONS: usize = 4;
 /// Statements of a thousand that change a table's shape, usually and in a storm.
 const SOME_DDL: u32 = 15;
