@@ -49,7 +49,11 @@ impl Load {
 
     /// Waits until so many more transactions were committed.
     pub(crate) async fn wait_commits(&self, more: u64) {
-        let goal = self.commits() + more;
+        self.wait_for(self.commits() + more).await;
+    }
+
+    /// Waits until so many were.
+    pub(crate) async fn wait_for(&self, goal: u64) {
         eventually(Duration::from_secs(120), async || {
             let now = self.commits();
             if now >= goal { Ok(()) } else { Err(format!("{now} commits, {goal} are waited for")) }

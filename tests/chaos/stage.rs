@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// A heap of several chunks of the initial copy.
 const BALLAST: &str = "CREATE TABLE ballast (id int4 PRIMARY KEY, v text, body text) WITH (fillfactor = 10);
     INSERT INTO ballast SELECT i, md5(i::text), repeat('b', 300) FROM generate_series(1, 20000) i";
+/// Commits of a run, at least.
+const LEAST: u64 = 400;
 /// The share of runs with workers, where a scenario is not about them.
 const WITH_WORKERS: f64 = 0.25;
 const SMALL_DISK: u64 = 512 << 20;
@@ -184,6 +186,7 @@ impl Stage {
             self.load = Some(Load::start(&self.db.pg, &mut self.rng, self.opening.storm));
             self.load().wait_commits(50).await;
         }
+        self.load().wait_for(if self.short { LEAST / 4 } else { LEAST }).await;
         self.rest().await;
         self.witness.as_mut().expect("there is a witness").be_quiet().await;
         self.settle().await;
