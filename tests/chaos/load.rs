@@ -13,7 +13,7 @@ use crate::script::{Script, Step, Transaction};
 use crate::support::{Pg, eventually};
 
 /// Between two transactions of one session: the machine also has to run all that is tested.
-const PACE: Duration = Duration::from_millis(5);
+const PACE: Duration = Duration::from_millis(20);
 const SESSIONS: usize = 4;
 /// Statements of a thousand that change a table's shape, usually and in a storm.
 const SOME_DDL: u32 = 15;
@@ -49,7 +49,11 @@ impl Load {
 
     /// Waits until so many more transactions were committed.
     pub(crate) async fn wait_commits(&self, more: u64) {
-        let goal = self.commits() + more;
+        self.wait_for(self.commits() + more).await;
+    }
+
+    /// Waits until so many were.
+    pub(crate) async fn wait_for(&self, goal: u64) {
         eventually(Duration::from_secs(120), async || {
             let now = self.commits();
             if now >= goal { Ok(()) } else { Err(format!("{now} commits, {goal} are waited for")) }

@@ -17,6 +17,7 @@ mod report;
 mod run;
 mod scenario;
 mod script;
+mod sieve;
 mod stage;
 mod wire;
 mod witness;

@@ -53,9 +53,9 @@ pub(crate) async fn watch_versions(db: &TestDb) {
 
 /// Compares all rows. The writers have ended, and what they wrote is acknowledged.
 pub(crate) async fn judge(db: &TestDb, more: &[&str]) -> Verdict {
-    let mut verdict = Verdict::default();
+    let (mut verdict, deadline) = (Verdict::default(), Instant::now() + PATIENCE);
     for table in TABLES.iter().chain(&["tick", "tock"]).chain(more) {
-        rows(db, table, &mut verdict).await;
+        rows(db, table, deadline, &mut verdict).await;
     }
     versions(db, &mut verdict).await;
     match stopped(db).await.as_deref() {
@@ -84,8 +84,7 @@ impl Verdict {
     }
 }
 
-async fn rows(db: &TestDb, table: &str, verdict: &mut Verdict) {
-    let deadline = Instant::now() + PATIENCE;
+async fn rows(db: &TestDb, table: &str, deadline: Instant, verdict: &mut Verdict) {
     let last = loop {
         let compared = compared(db, table).await;
         if compared.difference.is_none() || Instant::now() > deadline {

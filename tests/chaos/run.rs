@@ -67,14 +67,22 @@ pub(crate) fn rows(numbers: &[u32]) -> Vec<&'static Scenario> {
     for number in numbers {
         assert!(ALL.iter().any(|scenario| scenario.row == *number), "there is no scenario for row {number}");
     }
-    ALL.iter().filter(|scenario| numbers.is_empty() || numbers.contains(&scenario.row)).collect()
+    let wanted = ALL.iter().filter(|scenario| numbers.is_empty() || numbers.contains(&scenario.row));
+    let possible = wanted.filter(|scenario| match (scenario.lacks)() {
+        Some(what) => {
+            println!("row {}, {}, is left out: {what}", scenario.row, scenario.name);
+            false
+        }
+        None => true,
+    });
+    possible.collect()
 }
 
 /// One run, on servers that the next one uses too, unless this one fails.
 async fn run(servers: &mut Option<Servers>, scenario: &'static Scenario, seed: u64, short: bool) -> Outcome {
     let began = Instant::now();
-    let on = tokio::task::block_in_place(|| servers.get_or_insert_with(Servers::start));
-    let mut stage = Stage::new(on, scenario.row, seed, short).await;
+    let on = tokio::task::block_in_place(|| servers.get_or_insert_with(Servers::start).of(scenario.opening));
+    let mut stage = Stage::new(&on, scenario.row, seed, scenario.opening, short).await;
     let played = AssertUnwindSafe(play(&mut stage, scenario)).catch_unwind();
     let (verdict, error) = match tokio::time::timeout(LIMIT, played).await {
         Ok(Ok(verdict)) => (verdict, None),
@@ -108,7 +116,7 @@ async fn run(servers: &mut Option<Servers>, scenario: &'static Scenario, seed: u
 }
 
 async fn play(stage: &mut Stage, scenario: &Scenario) -> Verdict {
-    stage.open(scenario.opening).await;
+    stage.open().await;
     (scenario.play)(stage).await;
     stage.close().await
 }

@@ -14,6 +14,7 @@ use crate::events::events;
 use crate::load::Load;
 use crate::oracle::{Verdict, judge, watch_versions};
 use crate::script::{SCHEMA, Script};
+use crate::sieve::Sieve;
 use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, Sqs, TestDb, eventually};
 use crate::wire::{Speech, Wire};
 use crate::witness::Witness;
@@ -25,8 +26,11 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// A heap of several chunks of the initial copy.
 const BALLAST: &str = "CREATE TABLE ballast (id int4 PRIMARY KEY, v text, body text) WITH (fillfactor = 10);
     INSERT INTO ballast SELECT i, md5(i::text), repeat('b', 300) FROM generate_series(1, 20000) i";
+/// Commits of a run, at least.
+const LEAST: u64 = 400;
 /// The share of runs with workers, where a scenario is not about them.
 const WITH_WORKERS: f64 = 0.25;
+const SMALL_DISK: u64 = 512 << 20;
 /// Bytes a second, so that a fault finds it in the middle.
 const COPY_PACE: u64 = 4_000_000;
 
@@ -43,15 +47,33 @@ impl Servers {
         let clickhouse = ClickHouse::private(ClickHouseOptions { memory: Some(2 << 30), ..Default::default() });
         Self { postgres, clickhouse }
     }
+
+    /// The same PostgreSQL, and a ClickHouse with a small disk.
+    fn with_small_disk(&self) -> Self {
+        let options = ClickHouseOptions { memory: Some(2 << 30), disk: Some(SMALL_DISK), ..Default::default() };
+        Self { postgres: self.postgres.clone(), clickhouse: ClickHouse::private(options) }
+    }
+
+    /// Those that a scenario is played on.
+    pub(crate) fn of(&self, opening: Opening) -> Self {
+        match opening.small_disk {
+            true => self.with_small_disk(),
+            false => Self { postgres: self.postgres.clone(), clickhouse: self.clickhouse.clone() },
+        }
+    }
 }
 
 /// What there is when the first fault strikes.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct Opening {
     /// The daemon has just been started, on tables of several chunks, beside the load. Otherwise the copies are done.
     pub(crate) copying: bool,
     /// The load does little but change the shape of a table in one of its sessions.
     pub(crate) storm: bool,
+    /// ClickHouse has a small disk of its own.
+    pub(crate) small_disk: bool,
+    /// Batches of messages may lose one of them.
+    pub(crate) sieve: bool,
     /// walhouse's own workers take the events from the queues; otherwise they do in some of the runs, and in the others nobody
     /// does: a message that was in hand at a kill comes back after half a minute only.
     pub(crate) workers: bool,
@@ -67,6 +89,8 @@ pub(crate) struct Stage {
     pub(crate) postgres: Wire,
     pub(crate) clickhouse: Wire,
     pub(crate) queues: Wire,
+    /// Beyond that line.
+    pub(crate) sieve: Option<Sieve>,
     /// How many faults were injected, and which.
     pub(crate) journal: Vec<String>,
     /// A part of the faults is enough.
@@ -82,12 +106,14 @@ pub(crate) struct Stage {
 
 impl Stage {
     /// Databases with nothing in them, and lines in good weather.
-    pub(crate) async fn new(servers: &Servers, row: u32, seed: u64, short: bool) -> Self {
+    pub(crate) async fn new(servers: &Servers, row: u32, seed: u64, opening: Opening, short: bool) -> Self {
         let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1000).wrapping_add(u64::from(row)));
         let db = TestDb::on(servers.postgres.clone(), servers.clickhouse.clone(), &format!("chaos{row}")).await;
         let postgres = Wire::to(db.postgres.port(), Speech::Postgres).await;
         let clickhouse = Wire::to(db.clickhouse.port(), Speech::Http).await;
-        let queues = Wire::to(Sqs::shared().port(), Speech::Http).await;
+        let sqs = Sqs::shared().port();
+        let sieve = if opening.sieve { Some(Sieve::to(sqs).await) } else { None };
+        let queues = Wire::to(sieve.as_ref().map_or(sqs, Sieve::port), Speech::Http).await;
         let config = format!(
             "[source]\nurl = \"postgres://postgres@127.0.0.1:{}/{}\"\n[clickhouse]\nurl = \"http://127.0.0.1:{}\"\n{}{}",
             postgres.port(),
@@ -96,16 +122,16 @@ impl Stage {
             Sqs::handled(queues.port(), &prefix(&db)),
             pace(&mut rng),
         );
-        let (opening, began) = (Opening::default(), Instant::now());
         Self {
             db,
             rng,
             postgres,
             clickhouse,
             queues,
+            sieve,
             journal: Vec::new(),
             short,
-            began,
+            began: Instant::now(),
             config,
             opening,
             workers: false,
@@ -116,8 +142,8 @@ impl Stage {
     }
 
     /// Starts what is to be there when the first fault strikes.
-    pub(crate) async fn open(&mut self, opening: Opening) {
-        self.opening = opening;
+    pub(crate) async fn open(&mut self) {
+        let opening = self.opening;
         self.workers = self.rng.random_bool(WITH_WORKERS) || opening.workers;
         if !self.workers {
             self.config += "[workers]\nenabled = false\n";
@@ -154,11 +180,14 @@ impl Stage {
     pub(crate) async fn close(&mut self) -> Verdict {
         self.mend();
         if self.witness.is_none() {
+            // Ready is who has caught up, which a slow machine may not as long as there is a load.
+            self.rest().await;
             self.stream().await;
+            self.load = Some(Load::start(&self.db.pg, &mut self.rng, self.opening.storm));
             self.load().wait_commits(50).await;
         }
-        let commits = self.load.take().expect("there is a load").stop().await;
-        self.note(format!("the load has ended after {commits} commits"));
+        self.load().wait_for(if self.short { LEAST / 4 } else { LEAST }).await;
+        self.rest().await;
         self.witness.as_mut().expect("there is a witness").be_quiet().await;
         self.settle().await;
         let tables: &[&str] = if self.opening.copying { &["ballast"] } else { &[] };
@@ -171,6 +200,14 @@ impl Stage {
         self.note(format!("{} looks, {} checkpoints, {} rows covered", seen.samples, seen.checkpoints, seen.covered));
         assert!(seen.samples >= 10 && seen.checkpoints >= 3, "there was too little to see");
         verdict
+    }
+
+    /// Ends the load.
+    pub(crate) async fn rest(&mut self) {
+        if let Some(load) = self.load.take() {
+            let commits = load.stop().await;
+            self.note(format!("the load has ended after {commits} commits"));
+        }
     }
 
     /// Waits until everything that was committed is acknowledged.
@@ -277,7 +314,7 @@ fn prefix(db: &TestDb) -> String {
 fn pace(rng: &mut StdRng) -> String {
     let delay = [10, 50, 100, 300][rng.random_range(0..4)];
     let rows = [3, 40, 500_000][rng.random_range(0..3)];
-    let (window, lag) = [("32MiB", "64MiB"), ("64KiB", "256KiB")][rng.random_range(0..2)];
+    let (window, lag) = [("32MiB", "64MiB"), ("1MiB", "2MiB")][rng.random_range(0..2)];
     format!(
         "[batch]\nmax_delay = \"{delay}ms\"\nmax_rows = {rows}\n[source]\ncatch_up_window = \"{window}\"\ncatch_up_lag = \"{lag}\"\n"
     )

@@ -53,7 +53,7 @@ async fn compare(config: &Config, control: &Client) -> Option<Result<Checkpoint,
 async fn ask(config: &Config, control: &Client) -> Result<(Server, ReplicationConnection), SetupError> {
     let source = &config.source;
     let found = publication::publication(control, &source.publication).await?;
-    let mut replication = ReplicationConnection::connect(source.url.connection(), "walhouse check").await?;
+    let mut replication = ReplicationConnection::connect(&source.url, "walhouse check").await?;
     let server = Server::ask(control, &mut replication, &source.slot, found.as_ref()).await?;
     Ok((server, replication))
 }

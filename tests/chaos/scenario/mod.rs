@@ -7,6 +7,9 @@ mod network;
 mod process;
 mod server;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
 use futures_util::future::LocalBoxFuture;
 
 use crate::stage::{Opening, Stage};
@@ -16,10 +19,15 @@ pub(crate) struct Scenario {
     pub(crate) row: u32,
     pub(crate) name: &'static str,
     pub(crate) opening: Opening,
-    pub(crate) play: for<'a> fn(&'a mut Stage) -> LocalBoxFuture<'a, ()>,
+    /// What this machine lacks for it.
+    pub(crate) lacks: fn() -> Option<String>,
+    pub(crate) play: Play,
 }
 
-const STREAMING: Opening = Opening { copying: false, storm: false, workers: false, prepare: "", config: "" };
+type Play = for<'a> fn(&'a mut Stage) -> LocalBoxFuture<'a, ()>;
+
+const STREAMING: Opening =
+    Opening { copying: false, storm: false, small_disk: false, sieve: false, workers: false, prepare: "", config: "" };
 const WITH_WORKERS: Opening = Opening { workers: true, ..STREAMING };
 const COPYING: Opening = Opening { copying: true, ..STREAMING };
 /// Batches with rows of many partitions.
@@ -30,122 +38,62 @@ const SHORT_TIMEOUT: &str = "DO $$ BEGIN
     EXECUTE format('ALTER DATABASE %I SET wal_sender_timeout = ''4s''', current_database()); END $$";
 
 pub(crate) const ALL: &[Scenario] = &[
-    Scenario {
-        row: 1,
-        name: "killed_at_any_moment",
-        opening: STREAMING,
-        play: |stage| Box::pin(process::killed_at_any_moment(stage)),
-    },
-    Scenario {
-        row: 2,
-        name: "killed_between_insert_and_checkpoint",
-        opening: STREAMING,
-        play: |stage| Box::pin(process::killed_between_insert_and_checkpoint(stage)),
-    },
-    Scenario {
-        row: 3,
-        name: "killed_between_checkpoint_and_status",
-        opening: STREAMING,
-        play: |stage| Box::pin(process::killed_between_checkpoint_and_status(stage)),
-    },
-    Scenario {
-        row: 4,
-        name: "killed_in_the_copy",
-        opening: COPYING,
-        play: |stage| Box::pin(process::killed_in_the_copy(stage)),
-    },
-    Scenario {
-        row: 5,
-        name: "rewritten_in_the_copy",
-        opening: COPYING,
-        play: |stage| Box::pin(server::rewritten_in_the_copy(stage)),
-    },
-    Scenario {
-        row: 6,
-        name: "frozen",
-        opening: Opening { prepare: SHORT_TIMEOUT, ..STREAMING },
-        play: |stage| Box::pin(process::frozen(stage)),
-    },
-    Scenario {
-        row: 7,
-        name: "stopped_while_a_sink_hangs",
-        opening: STREAMING,
-        play: |stage| Box::pin(process::stopped_while_a_sink_hangs(stage)),
-    },
-    Scenario {
-        row: 8,
-        name: "postmaster_killed",
-        opening: STREAMING,
-        play: |stage| Box::pin(server::postmaster_killed(stage)),
-    },
-    Scenario {
-        row: 9,
-        name: "restarted_inside_a_giant_transaction",
-        opening: STREAMING,
-        play: |stage| Box::pin(server::restarted_inside_a_giant_transaction(stage)),
-    },
-    Scenario {
-        row: 10,
-        name: "walsender_terminated",
-        opening: STREAMING,
-        play: |stage| Box::pin(server::walsender_terminated(stage)),
-    },
-    Scenario { row: 11, name: "reset", opening: STREAMING, play: |stage| Box::pin(network::reset(stage)) },
-    Scenario { row: 12, name: "half_open", opening: STREAMING, play: |stage| Box::pin(network::half_open(stage)) },
-    Scenario {
-        row: 13,
-        name: "late_and_lossy",
-        opening: STREAMING,
-        play: |stage| Box::pin(network::late_and_lossy(stage)),
-    },
-    Scenario {
-        row: 14,
-        name: "cut_after_any_byte",
-        opening: STREAMING,
-        play: |stage| Box::pin(network::cut_after_any_byte(stage)),
-    },
-    Scenario {
-        row: 15,
-        name: "answer_of_an_insert_lost",
-        opening: STREAMING,
-        play: |stage| Box::pin(network::answer_of_an_insert_lost(stage)),
-    },
-    Scenario {
-        row: 16,
-        name: "clickhouse_killed",
-        opening: STREAMING,
-        play: |stage| Box::pin(server::clickhouse_killed(stage)),
-    },
-    Scenario {
-        row: 18,
-        name: "too_many_parts",
-        opening: STREAMING,
-        play: |stage| Box::pin(server::too_many_parts(stage)),
-    },
-    Scenario {
-        row: 20,
-        name: "clickhouse_killed_between_partitions",
-        opening: Opening { config: PARTITIONS, ..STREAMING },
-        play: |stage| Box::pin(server::clickhouse_killed(stage)),
-    },
-    Scenario { row: 21, name: "sqs_away", opening: WITH_WORKERS, play: |stage| Box::pin(network::sqs_away(stage)) },
-    Scenario {
-        row: 23,
-        name: "answer_of_a_send_lost",
-        opening: WITH_WORKERS,
-        play: |stage| Box::pin(network::answer_of_a_send_lost(stage)),
-    },
-    Scenario {
-        row: 24,
-        name: "killed_inside_a_handler",
-        opening: WITH_WORKERS,
-        play: |stage| Box::pin(process::killed_inside_a_handler(stage)),
-    },
-    Scenario { row: 26, name: "two_daemons", opening: STREAMING, play: |stage| Box::pin(process::two_daemons(stage)) },
-    Scenario {
-        row: 29,
-        name: "storm_of_ddl",
-        opening: Opening { storm: true, ..STREAMING },
-        play: |stage| Box::pin(process::killed_in_a_storm_of_ddl(stage)),
-    },
+    scenario(1, "killed_at_any_moment", STREAMING, |stage| Box::pin(process::killed_at_any_moment(stage))),
+    scenario(2, "killed_between_insert_and_checkpoint", STREAMING, |stage| {
+        Box::pin(process::killed_between_insert_and_checkpoint(stage))
+    }),
+    scenario(3, "killed_between_checkpoint_and_status", STREAMING, |stage| {
+        Box::pin(process::killed_between_checkpoint_and_status(stage))
+    }),
+    scenario(4, "killed_in_the_copy", COPYING, |stage| Box::pin(process::killed_in_the_copy(stage))),
+    scenario(5, "rewritten_in_the_copy", COPYING, |stage| Box::pin(server::rewritten_in_the_copy(stage))),
+    scenario(6, "frozen", Opening { prepare: SHORT_TIMEOUT, ..STREAMING }, |stage| Box::pin(process::frozen(stage))),
+    scenario(7, "stopped_while_a_sink_hangs", STREAMING, |stage| Box::pin(process::stopped_while_a_sink_hangs(stage))),
+    scenario(8, "postmaster_killed", STREAMING, |stage| Box::pin(server::postmaster_killed(stage))),
+    scenario(9, "restarted_inside_a_giant_transaction", STREAMING, |stage| {
+        Box::pin(server::restarted_inside_a_giant_transaction(stage))
+    }),
+    scenario(10, "walsender_terminated", STREAMING, |stage| Box::pin(server::walsender_terminated(stage))),
+    scenario(11, "reset", STREAMING, |stage| Box::pin(network::reset(stage))),
+    scenario(12, "half_open", STREAMING, |stage| Box::pin(network::half_open(stage))),
+    scenario(13, "late_and_lossy", STREAMING, |stage| Box::pin(network::late_and_lossy(stage))),
+    scenario(14, "cut_after_any_byte", STREAMING, |stage| Box::pin(network::cut_after_any_byte(stage))),
+    scenario(15, "answer_of_an_insert_lost", STREAMING, |stage| Box::pin(network::answer_of_an_insert_lost(stage))),
+    scenario(16, "clickhouse_killed", STREAMING, |stage| Box::pin(server::clickhouse_killed(stage))),
+    scenario(17, "disk_of_clickhouse_full", Opening { small_disk: true, ..STREAMING }, |stage| {
+        Box::pin(server::disk_full(stage))
+    })
+    .unless(root),
+    scenario(18, "too_many_parts", STREAMING, |stage| Box::pin(server::too_many_parts(stage))),
+    scenario(20, "clickhouse_killed_between_partitions", Opening { config: PARTITIONS, ..STREAMING }, |stage| {
+        Box::pin(server::clickhouse_killed(stage))
+    }),
+    scenario(21, "sqs_away", WITH_WORKERS, |stage| Box::pin(network::sqs_away(stage))),
+    scenario(22, "part_of_a_batch_refused", Opening { sieve: true, ..WITH_WORKERS }, |stage| {
+        Box::pin(network::part_of_a_batch_refused(stage))
+    }),
+    scenario(23, "answer_of_a_send_lost", WITH_WORKERS, |stage| Box::pin(network::answer_of_a_send_lost(stage))),
+    scenario(24, "killed_inside_a_handler", WITH_WORKERS, |stage| Box::pin(process::killed_inside_a_handler(stage))),
+    scenario(26, "two_daemons", STREAMING, |stage| Box::pin(process::two_daemons(stage))),
+    scenario(28, "clock_wrong_by_a_day", STREAMING, |stage| Box::pin(process::clock_wrong_by_a_day(stage)))
+        .unless(|| process::faketime().err()),
+    scenario(29, "storm_of_ddl", Opening { storm: true, ..STREAMING }, |stage| {
+        Box::pin(process::killed_in_a_storm_of_ddl(stage))
+    }),
 ];
+
+const fn scenario(row: u32, name: &'static str, opening: Opening, play: Play) -> Scenario {
+    Scenario { row, name, opening, lacks: || None, play }
+}
+
+impl Scenario {
+    const fn unless(self, lacks: fn() -> Option<String>) -> Self {
+        Self { lacks, ..self }
+    }
+}
+
+/// Only root may mount a disk.
+fn root() -> Option<String> {
+    let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
+    (!is_root).then(|| "a small disk is mounted by root alone".to_owned())
+}

@@ -96,6 +96,31 @@ pub(super) async fn answer_of_a_send_lost(stage: &mut Stage) {
     }
 }
 
+/// SQS takes a batch but for one message, which is sent once more.
+pub(super) async fn part_of_a_batch_refused(stage: &mut Stage) {
+    for round in 0..stage.rounds(6) {
+        let (sieve, db) = (stage.sieve.as_ref().expect("the scenario has one"), &stage.db);
+        sieve.refuse_one();
+        eventually(WAIT, async || {
+            // Several of one transaction go together.
+            db.pg.try_execute(&(event() + &event() + &event())).await?;
+            if sieve.refused() > round { Ok(()) } else { Err("no batch came by".to_owned()) }
+        })
+        .await;
+        stage.inject("one message of a batch is refused");
+    }
+}
+
+/// An event, and what tells that it was committed.
+fn event() -> String {
+    let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
+    let payload = format!(r#"{{"eventType": "login", "actingUserId": "u-{id}", "outcome": "success"}}"#);
+    format!(
+        "INSERT INTO emitted VALUES ('{id}'); INSERT INTO outbox_event (id, event_type, payload)
+        VALUES ('{id}', 'SecurityEventOccurred', '{payload}');"
+    )
+}
+
 /// The slot holds what was not sent.
 pub(super) async fn sqs_away(stage: &mut Stage) {
     for _ in 0..stage.rounds(2) {
@@ -114,13 +139,7 @@ pub(super) async fn sqs_away(stage: &mut Stage) {
         sleep(Duration::from_millis(200)).await;
         let here = "SELECT pg_current_wal_insert_lsn() - '0/0'";
         let position: u64 = stage.db.pg.value(here).await.parse().expect("a position is a number");
-        let id = stage.db.pg.value("SELECT gen_random_uuid()").await;
-        let payload = format!(r#"{{"eventType": "login", "actingUserId": "u-{id}", "outcome": "success"}}"#);
-        let event = format!(
-            "INSERT INTO emitted VALUES ('{id}'); INSERT INTO outbox_event (id, event_type, payload)
-            VALUES ('{id}', 'SecurityEventOccurred', '{payload}')"
-        );
-        stage.db.pg.execute(&event).await;
+        stage.db.pg.execute(&event()).await;
         stage.work(50..150).await;
         let told = confirmed(&stage.db.pg, &stage.db.name).await.expect("PostgreSQL answers");
         // The position of an event's own transaction is past this one.

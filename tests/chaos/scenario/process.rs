@@ -1,5 +1,7 @@
 //! walhouse itself is killed, frozen, stopped, or there twice.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::stage::Stage;
@@ -76,6 +78,7 @@ pub(super) async fn killed_in_the_copy(stage: &mut Stage) {
         kill(stage);
     }
     stage.mend();
+    stage.rest().await;
     stage.daemon().wait_ready().await;
     let db = &stage.db;
     let sql = format!("SELECT slot_name FROM pg_replication_slots WHERE database = '{}' AND NOT temporary", db.name);
@@ -149,6 +152,34 @@ pub(super) async fn two_daemons(stage: &mut Stage) {
         std::mem::swap(&mut other, stage.daemon());
         stage.load().wait_commits(20).await;
     }
+}
+
+/// What makes a clock wrong for one process, where the machine has it.
+pub(super) fn faketime() -> Result<PathBuf, String> {
+    let below = |root: &Path| -> Option<PathBuf> {
+        let folders = fs::read_dir(root.join("usr/lib")).ok()?.flatten();
+        folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1")).find(|library| library.exists())
+    };
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/faketime");
+    below(&unpacked).or_else(|| below(Path::new("/"))).ok_or_else(|| "there is no libfaketime".to_owned())
+}
+
+/// Nothing is ordered by the clock.
+pub(super) async fn clock_wrong_by_a_day(stage: &mut Stage) {
+    let library = faketime().expect("the scenario is left out without it").display().to_string();
+    for day in ["+1d", "-1d"] {
+        let streams = stage.daemon().streams();
+        stage.pass(0..500).await;
+        stage.inject(format!("SIGKILL, and a clock that is wrong by {day}"));
+        let names = [("LD_PRELOAD", library.as_str()), ("FAKETIME", day), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        let environment = names.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        stage.daemon().set_environment(environment.to_vec());
+        kill(stage);
+        stage.daemon().wait_streams(streams).await;
+        stage.work(30..100).await;
+    }
+    stage.daemon().set_environment(Vec::new());
+    kill(stage);
 }
 
 pub(super) async fn killed_in_a_storm_of_ddl(stage: &mut Stage) {

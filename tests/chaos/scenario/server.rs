@@ -1,5 +1,8 @@
 //! PostgreSQL or ClickHouse dies, or is busy with something that gets in the way.
 
+use std::fs;
+use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use rand::RngExt;
@@ -127,5 +130,27 @@ pub(super) async fn too_many_parts(stage: &mut Stage) {
         let ch = &stage.db.ch;
         ch.query("SYSTEM START MERGES item").await;
         ch.query("ALTER TABLE item RESET SETTING parts_to_throw_insert, parts_to_delay_insert").await;
+    }
+}
+
+/// Nothing can be written until there is room again.
+pub(super) async fn disk_full(stage: &mut Stage) {
+    for round in 0..stage.rounds(2) {
+        stage.work(10..40).await;
+        let ballast = stage.db.clickhouse.directory().join("ballast");
+        let full = fill(&ballast).expect_err("a disk has an end");
+        stage.inject(format!("ClickHouse's disk is full: {full}"));
+        stage.daemon().wait_log("NOT_ENOUGH_SPACE", round as usize + 1).await;
+        stage.pass(0..2000).await;
+        fs::remove_file(&ballast).expect("a file can be removed");
+        stage.load().wait_commits(20).await;
+    }
+}
+
+/// Writes for as long as there is room.
+fn fill(path: &Path) -> std::io::Result<()> {
+    let (mut file, zeros) = (fs::File::create(path)?, vec![0; 1 << 20]);
+    loop {
+        file.write_all(&zeros)?;
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::http::post;
-use super::process::{Server, free_port, run_directory, signal};
+use super::process::{Disk, Server, free_port, run_directory, signal};
 
 /// What a private ClickHouse differs in.
 #[derive(Default)]
@@ -16,6 +16,8 @@ pub(crate) struct ClickHouseOptions {
     pub(crate) settings: String,
     /// The bytes that the whole server may use.
     pub(crate) memory: Option<u64>,
+    /// The bytes of a disk of its own, which is in memory; only root may make one.
+    pub(crate) disk: Option<u64>,
 }
 
 /// A user for `ClickHouseOptions::users`, who may do what `grants` say: `GRANT SELECT ON *.*` and the like.
@@ -31,6 +33,8 @@ pub(crate) fn user(name: &str, password: &str, grants: &[&str]) -> String {
 pub(crate) struct ClickHouse {
     server: Server,
     port: u16,
+    /// Goes after the server.
+    _disk: Option<Disk>,
 }
 
 impl ClickHouse {
@@ -56,8 +60,9 @@ impl ClickHouse {
             arguments.extend(["--memory".to_owned(), bytes.to_string()]);
         }
         let server = Server::new("clickhouse", name, arguments);
+        let disk = options.disk.map(|bytes| Disk::at(server.directory(), bytes));
         server.start();
-        Arc::new(Self { server, port })
+        Arc::new(Self { server, port, _disk: disk })
     }
 
     /// The HTTP port, the same after each restart.

@@ -116,6 +116,33 @@ impl Drop for Server {
     }
 }
 
+/// A file system in memory, of few bytes.
+pub(crate) struct Disk(PathBuf);
+
+impl Disk {
+    /// Makes the directory, and mounts it there.
+    pub(crate) fn at(directory: &Path, bytes: u64) -> Self {
+        fs::create_dir_all(directory).expect("the directory of a server can be made");
+        let size = format!("size={bytes}");
+        let mut mount = Command::new("mount");
+        let status = mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(directory).status();
+        assert!(status.is_ok_and(|status| status.success()), "a tmpfs can be mounted");
+        Self(directory.to_owned())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        unmount(&self.0);
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// At once, also while a process has files there open.
+fn unmount(path: &Path) {
+    Command::new("umount").arg("--lazy").arg(path).status().expect("umount can be started");
+}
+
 /// Waits for a process to end, or returns `None` when it has not after `timeout`.
 pub(crate) fn wait_for(child: &mut Child, timeout: Duration) -> Option<ExitStatus> {
     let deadline = Instant::now() + timeout;
@@ -202,6 +229,7 @@ fn remove_dead_runs(base: &Path) {
         let pid = name.to_str().and_then(|name| name.split('-').next());
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             signal("KILL", &left_running(&entry.path()));
+            left_mounted(&entry.path()).iter().for_each(|path| unmount(path));
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -216,6 +244,13 @@ fn left_running(run: &Path) -> Vec<u32> {
         String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).ok()?).contains(&run).then_some(pid)
     });
     running.collect()
+}
+
+/// What a killed run had mounted below its directory.
+fn left_mounted(run: &Path) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let paths = mounts.lines().filter_map(|line| line.split(' ').nth(1).map(PathBuf::from));
+    paths.filter(|path| path.starts_with(run)).collect()
 }
 
 /// The last lines of a log, for the message of a failed test.
