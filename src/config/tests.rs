@@ -79,7 +79,16 @@ fn every_commented_key_of_the_example_is_its_default() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config/walhouse.example.toml");
     let text = fs::read_to_string(path).expect("the example");
     // Secrets, what the machine decides, and what there may be none of.
-    let without = ["password", "salt", "viewer_token", "operator_token", "catch_up_sessions", "otlp_endpoint", "ssl", "channel_binding"];
+    let without = [
+        "password",
+        "salt",
+        "viewer_token",
+        "operator_token",
+        "catch_up_sessions",
+        "otlp_endpoint",
+        "ssl",
+        "channel_binding",
+    ];
     let is_key = |line: &str| {
         line.split_once(" = ").is_some_and(|(key, _)| key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
     };

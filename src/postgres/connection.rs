@@ -36,7 +36,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An authenticated session in replication mode.
 pub struct ReplicationConnection {
-    stream: Transport,
+    stream: Box<Transport>,
     endpoint: String,
     buffer: BytesMut,
 }
@@ -65,7 +65,7 @@ impl ReplicationConnection {
     }
 
     async fn session(url: &SourceUrl, application: &str, replication: bool) -> Result<Self, ConnectionError> {
-        let stream = transport::open(url).await?;
+        let stream = Box::new(transport::open(url).await?);
         let endpoint = stream.endpoint().to_string();
         let mut connection = Self { stream, endpoint, buffer: BytesMut::with_capacity(8 * 1024) };
         let endpoint = connection.endpoint.clone();
@@ -298,7 +298,7 @@ mod tests {
     #[tokio::test]
     async fn the_room_of_a_large_row_is_given_back_and_what_is_behind_it_is_kept() {
         let (near, _far) = tokio::net::UnixStream::pair().unwrap();
-        let stream = Transport::of_unix(near);
+        let stream = Box::new(Transport::of_unix(near));
         let mut connection = ReplicationConnection { stream, endpoint: String::new(), buffer: BytesMut::new() };
         connection.buffer.reserve(8 * GULP);
         connection.buffer.extend_from_slice(b"the beginning of the next");

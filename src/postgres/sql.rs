@@ -127,7 +127,7 @@ pub async fn connect_over(
 ) -> Result<Client, SqlError> {
     let place = Place::of(source);
     // tokio-postgres bounds nothing here: a server may accept and then be silent.
-    match tokio::time::timeout(LOGIN_TIMEOUT, log_in(transport, source, &place, application_name)).await {
+    match tokio::time::timeout(LOGIN_TIMEOUT, Box::pin(log_in(transport, source, &place, application_name))).await {
         Ok(outcome) => outcome,
         Err(_) => Err(place.silent()),
     }

@@ -47,7 +47,7 @@ fn settings(roots: Option<&Path>, identity: Option<(&Path, &Path)>) -> TlsConfig
 
 #[track_caller]
 fn refused(tls: &TlsConfig, words: &[&str]) {
-    let error = client_config(tls, &[]).err().expect("a refusal").to_string();
+    let error = client_config(tls, &[]).expect_err("a refusal").to_string();
     assert!(words.iter().all(|word| error.contains(word)), "{words:?} in {error}");
     assert!(!error.contains("PRIVATE"), "{error}");
 }

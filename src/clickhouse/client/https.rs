@@ -46,9 +46,11 @@ pub(super) fn client(tls: TlsConfig) -> clickhouse::Client {
 struct Connector {
     http: HttpConnector,
     tls: Arc<TlsConfig>,
-    /// What the files held, and when.
-    read: Arc<Mutex<Option<(Instant, Arc<ClientConfig>)>>>,
+    read: Arc<Mutex<Option<Read>>>,
 }
+
+/// What the files held, and when.
+type Read = (Instant, Arc<ClientConfig>);
 
 impl Connector {
     fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {

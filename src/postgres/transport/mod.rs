@@ -76,7 +76,7 @@ enum Stream {
 /// What is wrong, and what to do; whether time may mend it.
 pub async fn open(url: &SourceUrl) -> Result<Transport, OpenError> {
     let endpoint = url.endpoint();
-    match tokio::time::timeout(CONNECT_TIMEOUT, establish(url, &endpoint)).await {
+    match tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(establish(url, &endpoint))).await {
         Ok(outcome) => outcome,
         Err(_) => Err(OpenError::Silent { endpoint, limit: CONNECT_TIMEOUT }),
     }

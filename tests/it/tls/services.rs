@@ -89,7 +89,7 @@ async fn queues_and_buckets_are_reached_over_tls_with_an_authority_of_ones_own()
     );
     let config = write_config(&db, &extra, free_port(), "services.toml");
     let found = checked(&config, &ca);
-    assert!(found.contains(&"✓ queue       SQS") && found.contains("can be written"), "{found}");
+    assert!(found.contains("✓ queue       SQS") && found.contains("can be written"), "{found}");
     let found = checked(&config, &other);
     assert!(found.contains("can not be reached") && found.contains("can not be used"), "{found}");
     db.cleanup().await;
