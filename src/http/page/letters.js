@@ -8,8 +8,11 @@ import { badge, count, element, facts, fill, span } from "/page/text.js";
 
 /** So many are listed; those that are sent home make room for others. */
 const MOST = 50;
-/** Somebody has the letters in hand: when to ask again, in milliseconds. */
+const FEWEST = 3;
+/** Somebody has the letters in hand, as a redrive that goes on, or SQS is slow: when to ask again, in milliseconds, and how often. */
 const AGAIN = 1500;
+const TRIES = 20;
+const PASSING = [409, 429, 503, 504];
 
 const at = (id) => document.getElementById(id);
 /** The queue whose letters are shown, and how many there are. */
@@ -30,18 +33,22 @@ export function look(queue, name) {
 export async function refresh(text) {
   const { queue } = shown;
   if (text) say(text);
-  for (;;) {
+  let [limit, last] = [MOST, undefined];
+  for (let tries = 0; tries < TRIES; tries += 1) {
     try {
-      const { queues: [listed] } = await ask(`/dlq/${queue}?limit=${MOST}`);
+      const { queues: [listed] } = await ask(`/dlq/${queue}?limit=${limit}`);
       if (shown.queue === queue) draw(listed, text !== undefined);
       return;
     } catch (error) {
       if (!at("letters").open || shown.queue !== queue) return;
-      // A redrive has them in hand.
-      if (error.status !== 409) return say(`They can not be listed: ${why(error)}`);
+      last = error;
+      if (!PASSING.includes(error.status)) break;
+      // So many are not listed in time, where SQS is slow.
+      if (error.status === 504) limit = Math.max(FEWEST, Math.floor(limit / 2));
     }
     await new Promise((resolve) => setTimeout(resolve, AGAIN));
   }
+  say(`They can not be listed: ${why(last)}`);
 }
 
 function draw({ count: all, letters }, isSaid) {
