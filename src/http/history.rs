@@ -7,11 +7,8 @@
 //! Points are numbered from the start of the process on. Who asks for those after a number that this process has not
 //! reached gets all of them: it is another process than the one that was asked before.
 
-mod hands;
-
 use super::exposition::{Series, series};
 use crate::{
-    commands::status::Finding,
     status::{Account, Status},
     telemetry::{self, names},
 };
@@ -72,7 +69,7 @@ struct Now {
     /// By the worker's word: messages in hand.
     in_hand: BTreeMap<String, u64>,
     /// What needs a person, as far as only this process knows of it.
-    findings: Vec<Finding>,
+    findings: Vec<crate::commands::status::Finding>,
 }
 
 /// A table, since the process has started.
@@ -137,19 +134,20 @@ impl Default for History {
 impl History {
     /// Takes points until the future is dropped.
     pub(super) async fn take(&self, metrics: &PrometheusHandle, status: &Status) {
+        let mut waiting = Waiting::default();
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
         let (mut before, mut at) = (look(&metrics.render()).counters, Instant::now());
-        let mut waiting = Waiting::default();
         loop {
             ticks.tick().await;
             let seconds = at.elapsed().as_secs_f64();
             at = Instant::now();
-            let mut look = look(&metrics.render());
-            look.now.findings = waiting.findings(&look.hands, telemetry::seconds(SystemTime::now()));
+            let look = look(&metrics.render());
             let counters = look.counters.clone();
-            self.add(point(&before, &look, seconds, &status.account()), look.now, &status.account());
+            let findings = waiting.findings(&look.hands, telemetry::seconds(SystemTime::now()));
+            let point = point(&before, &look, seconds, &status.account());
+            self.add(point, Now { findings, ..look.now }, &status.account());
             before = counters;
         }
     }
@@ -293,5 +291,6 @@ fn quantile(buckets: &[(f64, f64)], share: f64) -> Option<f64> {
     None
 }
 
+mod hands;
 #[cfg(test)]
 mod tests;

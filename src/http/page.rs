@@ -18,9 +18,9 @@ const FILES: &[(&str, &str, &str)] = &[
     ("/", include_str!("page/index.html"), "text/html; charset=utf-8"),
     ("/page/style.css", include_str!("page/style.css"), "text/css; charset=utf-8"),
     ("/page/page.js", include_str!("page/page.js"), "text/javascript; charset=utf-8"),
-    ("/page/findings.js", include_str!("page/findings.js"), "text/javascript; charset=utf-8"),
     ("/page/chart.js", include_str!("page/chart.js"), "text/javascript; charset=utf-8"),
     ("/page/text.js", include_str!("page/text.js"), "text/javascript; charset=utf-8"),
+    ("/page/findings.js", include_str!("page/findings.js"), "text/javascript; charset=utf-8"),
     ("/page/icon.svg", include_str!("page/icon.svg"), "image/svg+xml"),
 ];
 

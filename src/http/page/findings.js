@@ -5,11 +5,8 @@ import { clock, element, fill } from "/page/text.js";
 const at = (id) => document.getElementById(id);
 const runbook = (alert) => element("p", { class: "quiet" }, "Runbook: ", element("code", {}, `docs/runbooks.md, ${alert}`));
 
-/** As the servers tell, and as the process alone knows. */
-export const toDo = ({ status, history }) => [...(status?.findings ?? []), ...(history?.now.findings ?? [])];
-
-export function drawFindings(heard) {
-  const findings = toDo(heard);
+/** What needs a person, each with its remedy. */
+export function drawFindings(findings) {
   at("well").hidden = findings.length > 0;
   at("well").textContent = "All is well: nothing needs a person.";
   fill(at("finding-list"), ...findings.map((one) => element("li", {},
@@ -18,7 +15,7 @@ export function drawFindings(heard) {
 }
 
 /** A process that has ended tells nothing: what that means, and what to do, has to be known here. */
-export function drawAlarm({ failure, when }) {
+export function drawAlarm(alarm, { failure, when }) {
   const told = [
     element("p", {}, element("strong", {}, `walhouse does not answer since ${failure}.`),
       " It has ended, or can not be reached from here. While it is down nothing is replicated, and PostgreSQL keeps WAL."),
@@ -27,8 +24,8 @@ export function drawAlarm({ failure, when }) {
     runbook("WalhouseDown"),
     element("p", {}, "What is shown below is from before. This page goes on asking."),
   ];
-  fill(at("alarm"), ...(failure ? told : []));
-  at("alarm").hidden = !failure;
+  fill(alarm, ...(failure ? told : []));
+  alarm.hidden = !failure;
   // What is drawn is of then, and none of it is good news any more.
   at("main").classList.toggle("old", Boolean(failure && when));
   at("main").style.setProperty("--heard", `"${clock(when / 1000)}"`);

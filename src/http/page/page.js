@@ -4,8 +4,8 @@
 // ClickHouse and SQS, and may take its time. Neither waits for the other.
 
 import { Chart } from "/page/chart.js";
-import { drawAlarm, drawFindings, toDo } from "/page/findings.js";
 import { badge, bytes, clock, count, element, facts, fill, rate, span } from "/page/text.js";
+import { drawAlarm, drawFindings } from "/page/findings.js";
 
 /** Between two questions, in milliseconds. */
 const HISTORY_PAUSE = 3000;
@@ -63,8 +63,10 @@ async function askStatus() {
   const answer = await ask("/api/v1/status");
   heard.status = answer;
   if (known(answer.stored)) Object.assign(heard, { stored: answer.stored, storedAt: Date.now() / 1000 });
+  // The process alone knows of its workers.
+  answer.findings.push(...(heard.history?.now.findings ?? []));
   drawState();
-  drawFindings(heard);
+  drawFindings(answer.findings);
   drawPipeline();
   drawTables();
   drawQueues();
@@ -84,8 +86,7 @@ async function askLog() {
 
 function failed(error) {
   if (error instanceof Unauthorized) return wantToken();
-  // A browser tells of a refused connection in words of its own, which are of no use to anybody.
-  const why = { TimeoutError: "no answer in time", TypeError: "no connection" }[error.name] ?? error.message;
+  const why = error.name === "TimeoutError" ? "no answer in time" : error.message;
   heard.failure ||= `${clock(Date.now() / 1000)} (${why})`;
   drawState();
 }
@@ -99,11 +100,12 @@ function statusFailed(error) {
 
 function drawState() {
   const { history, status, points, failure } = heard;
-  drawAlarm(heard);
+  const alarm = at("alarm");
+  drawAlarm(alarm, heard);
   at("slot").textContent = status?.slot ?? "";
   at("version").textContent = history?.version ?? "";
   const last = points[points.length - 1];
-  const findings = toDo(heard).length;
+  const findings = status?.findings.length ?? 0;
   let state = ["starting", ""];
   if (failure) state = ["does not answer", "bad"];
   else if (last?.paused) state = ["paused", "warn"];
