@@ -10,8 +10,8 @@ use serde::Serialize;
 /// A checkpoint that is older than this while much WAL lies ahead is one that does not move.
 const STUCK_SECONDS: f64 = 60.0;
 const MUCH: u64 = 16 << 20;
-/// Of what the server may keep for the slot, one part in so many is left at least: the alert WalhouseSafeWalLow asks for as much.
-const LEAST: u64 = 4;
+/// Of what the server may keep for the slot, so much is left at least.
+const LEAST: u64 = 4; // As much as the alert WalhouseSafeWalLow asks for: status is not to say that all is well meanwhile.
 /// A daemon that runs takes up a request within seconds.
 const TAKEN_UP_SECONDS: u64 = 60;
 
