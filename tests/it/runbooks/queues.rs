@@ -103,7 +103,8 @@ async fn events_that_no_worker_takes_are_told_until_a_second_process_takes_them(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_fails_is_paused_before_more_events_are_dead_letters() {
     let (db, sqs) = (with_outbox("book_fails").await, Sqs::shared());
-    let (daemon, prometheus) = handled(&db, sqs.port(), "WalhouseWorkerFails", &[]).await;
+    let (daemon, prometheus) =
+        handled(&db, sqs.port(), "WalhouseWorkerFails", &[("[15m]", "[8m]"), ("for: 5m", "for: 2m")]).await;
     let column = "ADD COLUMN day Date MATERIALIZED toDate(JSONExtractString(details, 'day'))";
     db.ch.query(&format!("ALTER TABLE audit_log {column}")).await;
     for number in 0..8 {
@@ -143,7 +144,7 @@ async fn a_worker_that_fails_is_paused_before_more_events_are_dead_letters() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_sqs_that_comes_back_without_its_queues_gets_them_anew_and_no_event_is_lost() {
     let (db, sqs) = (with_outbox("book_requests").await, Sqs::private());
-    let (daemon, prometheus) = handled(&db, sqs.port(), "WalhouseQueueRequestsFail", &[]).await;
+    let (daemon, prometheus) = handled(&db, sqs.port(), "WalhouseQueueRequestsFail", &[("for: 5m", "for: 2m")]).await;
     login(&db, "2026-01-01").await;
     audited(&db, "1").await;
     sqs.stop();
