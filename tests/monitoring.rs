@@ -110,6 +110,29 @@ fn every_metric_that_is_named_anywhere_exists() {
     assert!(count > 150, "only {count} names were found");
 }
 
+/// The integration tests, in one text.
+fn integration_tests(folder: &Path) -> String {
+    let mut all = String::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all += &integration_tests(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            all += &fs::read_to_string(&path).unwrap();
+        }
+    }
+    all
+}
+
+#[test]
+fn every_metric_is_looked_at_by_a_test_against_real_servers() {
+    let tests = named(&integration_tests(&path("tests/it")));
+    let is_looked_at =
+        |name: &str| ["", "_bucket", "_count", "_sum"].iter().any(|end| tests.contains(&format!("{name}{end}")));
+    let missing: Vec<&str> = ALL.iter().map(|metric| metric.name).filter(|name| !is_looked_at(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
 #[test]
 fn every_metric_is_on_the_dashboard() {
     let dashboard = named(&text("docker/grafana/walhouse.json"));

@@ -111,7 +111,7 @@ def alone(daemon):
 
 def series(daemon):
     for line in scrape(daemon.port).decode().splitlines():
-        if not line.startswith("#"):
+        if line and not line.startswith("#"):
             name, _, value = line.rpartition(" ")
             yield name.partition("{")[0], float(value)
 

@@ -17,7 +17,7 @@ pub enum Step {
     /// An event is to be sent.
     Send {
         /// What is to be sent.
-        event: Outgoing,
+        event: Box<Outgoing>,
         /// Where its transaction committed.
         commit: Lsn,
         /// When.
@@ -131,7 +131,7 @@ impl Feed {
             let Some(open) = self.open.as_mut().filter(|open| open.commit >= start) else { continue };
             open.events += 1;
             if open.events > self.start.events {
-                each(Step::Send { event, commit: open.commit, time: open.time });
+                each(Step::Send { event: Box::new(event), commit: open.commit, time: open.time });
             }
         }
     }

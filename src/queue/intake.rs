@@ -78,7 +78,7 @@ impl Held {
                 metrics::counter!(names::EVENTS, "queue" => event.queue.label()).increment(1);
                 let row = self.ledger.row();
                 self.ledger.open(row);
-                self.pending.push(row, event, (commit >= self.repeated).then_some(time));
+                self.pending.push(row, *event, (commit >= self.repeated).then_some(time));
             }
             Step::Passed(position) => self.ledger.idle(position),
         }

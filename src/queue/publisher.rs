@@ -63,7 +63,7 @@ enum Flight {
     /// A batch, from SQS.
     Batch { attempt: Attempt, destination: Destination, items: Vec<Item>, sent: Result<Sent, QueueError> },
     /// An event, from the store.
-    Stored { attempt: Attempt, destination: Destination, item: Item, stored: Result<Claim, StoreError> },
+    Stored { attempt: Attempt, destination: Destination, item: Box<Item>, stored: Result<Claim, StoreError> },
 }
 
 impl Publisher {
@@ -151,7 +151,7 @@ impl Publisher {
             let (claims, attempt) = (Arc::clone(&self.claims), self.store.attempt());
             self.running.spawn(async move {
                 let stored = claims.put(&item.event.body).await;
-                Flight::Stored { attempt, destination, item, stored }
+                Flight::Stored { attempt, destination, item: Box::new(item), stored }
             });
         }
     }
@@ -176,7 +176,7 @@ impl Publisher {
     fn landed(&mut self, flight: Flight) -> bool {
         match flight {
             Flight::Batch { attempt, destination, items, sent } => self.sent(attempt, destination, items, sent),
-            Flight::Stored { attempt, destination, item, stored } => self.stored(attempt, destination, item, stored),
+            Flight::Stored { attempt, destination, item, stored } => self.stored(attempt, destination, *item, stored),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The label `table`, and how many values it may have.
 //!
 //! Each table costs a handful of series in every scrape, so their number is bounded by `metrics.max_tables`: tables beyond it share
-//! one series of each counter, and have no gauges of their own.
+//! one series of each counter, and have no gauges of their own. A name that was seen once counts until the process ends, also
+//! if its table is dropped: who creates tables all the time comes to that number too, and no further.
 
 use super::names::TABLE_STOPPED;
 use metrics::SharedString;
@@ -82,5 +83,32 @@ mod tests {
         assert_eq!(label("public.b").as_deref(), Some("public.b"));
         assert_eq!(label("public.c"), None);
         assert_eq!(label("public.a").as_deref(), Some("public.a"));
+    }
+
+    #[test]
+    fn a_hundred_thousand_tables_of_whatever_name_are_a_page_of_bounded_size_that_can_be_read() {
+        const MOST: usize = 2_000;
+        let (known, recorder) =
+            (Known::new(MOST), metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder());
+        // A quotation mark, a line's end, what ends labels and what looks like a series: each at the longest, in bytes.
+        let hostile = ["\"", "\n", "\\", "}", "{", "\",x=\"", " 7\nfake_total 1", "\u{0}\r\t", "é", "\u{202e}"];
+        metrics::with_local_recorder(&recorder, || {
+            for number in 0..100_000 {
+                let odd = hostile[number % hostile.len()].repeat(8);
+                let name = format!("public.{odd}{number}");
+                let label = known.of(&name).map_or(OTHERS.into(), SharedString::from_shared);
+                metrics::counter!("probe_total", "table" => label).increment(1);
+            }
+        });
+        let page = recorder.handle().render();
+        let series: Vec<&str> = page.split('\n').filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+        assert_eq!(series.len(), MOST + 1);
+        assert!(
+            series.iter().all(|line| line.starts_with("probe_total{table=\"") && line.contains("\"} ")),
+            "{page:.500}"
+        );
+        let counted: u64 = series.iter().map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum();
+        assert_eq!(counted, 100_000);
+        assert!(page.len() < MOST * 300, "{} bytes", page.len());
     }
 }

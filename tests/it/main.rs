@@ -27,6 +27,7 @@ mod epoch;
 mod gap;
 mod hostile;
 mod keys;
+mod measures;
 mod memory;
 mod operations;
 mod options;

@@ -1,7 +1,9 @@
 //! Rows that ClickHouse itself refuses: they are found in their batch, and the others land.
 
+use std::time::Duration;
+
 use super::{ANCIENT, assert_none_stopped, create, ids, letters};
-use crate::support::{Daemon, TestDb, assert_equal, assert_settled_equal, settled, stopped};
+use crate::support::{Daemon, TestDb, assert_equal, assert_settled_equal, eventually, settled, stopped};
 
 const CHECK: &str = "ADD CONSTRAINT small CHECK ifNull(n, 0) < 1000";
 
@@ -37,6 +39,15 @@ async fn rows_that_violate_a_constraint_are_found_and_the_others_land() {
         assert_eq!(letter.envelope["new"], new);
     }
     assert_eq!(daemon.metric("walhouse_dead_letters_total", "reason=\"refused\"").await, 4.0);
+    assert!(daemon.metric("walhouse_insert_errors_total", "kind=\"refused\"").await >= 1.0);
+    // They are counted every half a minute.
+    eventually(Duration::from_secs(90), async || {
+        match daemon.metric("walhouse_dead_letters_stored", "public.t").await {
+            5.0 => Ok(()),
+            other => Err(format!("{other} letters")),
+        }
+    })
+    .await;
     assert!(!daemon.log().contains("1500"), "a value was told");
 
     // A key change into a refused row still removes the old key; good changes bring rows home.
