@@ -1,6 +1,6 @@
 //! What needs a person, and what to do about it.
 
-use super::{Report, Source, Stored, text::once};
+use super::{Report, Source, Stored};
 use crate::{
     clickhouse::requests::Request,
     postgres::retention::{Retention, size},
@@ -14,9 +14,6 @@ const MUCH: u64 = 16 << 20;
 const LEAST: u64 = 10;
 /// A daemon that runs takes up a request within seconds.
 const TAKEN_UP_SECONDS: u64 = 60;
-
-/// What to do about a server that gives no answer.
-const CHECK: &str = "walhouse check, which names the remedy; meanwhile nothing is lost, the slot keeps the WAL";
 
 /// Something that needs a person.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -32,10 +29,10 @@ pub struct Finding {
 pub(super) fn of(report: &Report) -> Vec<Finding> {
     let mut found = Findings::default();
     if let Some(why) = report.source.unreachable() {
-        found.add("PostgreSQL", format!("it can not be reached: {why}"), CHECK);
+        found.add("PostgreSQL", format!("it can not be reached: {why}"), "walhouse check");
     }
     if let Some(why) = report.stored.unreachable() {
-        found.add("ClickHouse", format!("it can not be reached: {}", once(why)), CHECK);
+        found.add("ClickHouse", format!("it can not be reached: {why}"), "walhouse check");
     }
     let (source, stored) = (report.source.known(), report.stored.known());
     if let Some(source) = source {

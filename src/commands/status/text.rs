@@ -17,7 +17,7 @@ impl fmt::Display for Report {
                 let end = self.source.known().and_then(|source| source.slot.as_ref()).map(|slot| slot.position);
                 stored_lines(f, stored, end)?;
             }
-            Part::Unknown { unreachable } => writeln!(f, "ClickHouse   {UNKNOWN}: {}", once(unreachable))?,
+            Part::Unknown { unreachable } => writeln!(f, "ClickHouse   {UNKNOWN}: {unreachable}")?,
         }
         self.queues(f)?;
         if let Part::Known(stored) = &self.stored {
@@ -128,11 +128,6 @@ impl Report {
         let all: Vec<String> = workers.workers.iter().map(one).collect();
         writeln!(f, "workers      {}", all.join(", "))
     }
-}
-
-/// That it can not be reached is said already.
-pub(super) fn once(why: &str) -> &str {
-    why.strip_prefix("ClickHouse can not be reached: ").unwrap_or(why)
 }
 
 fn seconds(seconds: f64) -> String {
