@@ -183,7 +183,7 @@ Exit codes:
     /// Puts right rows in ClickHouse that somebody has damaged or deleted since. Every change has the version that it had, so
     /// the end is the same however often it comes. PostgreSQL keeps what can be delivered again: source.replay_window of WAL
     /// before the checkpoint. Changes from before a table's copy, its last TRUNCATE or its last change of shape are left
-    /// out; walhouse resync is for those.
+    /// out; walhouse resync is for those. What range there is, --from-lsn 0/1 --dry-run tells.
     #[command(after_help = "Examples:
   walhouse replay --from-lsn 16/B374D848 --dry-run
   walhouse replay --from-lsn 16/B374D848

@@ -112,7 +112,7 @@ pub async fn run(config: &Config, args: &ReplayArgs, say: Say<'_>) -> Result<Ans
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
     let requests = Requests::new(target, &config.source.slot);
     let id = requests.ask(Action::Replay, "", "", &order.note()).await?;
-    say(&format!("delivery {order}: asked for"));
+    say(&format!("replay {order}: asked for; walhouse run takes it up within seconds"));
     if args.wait.no_wait {
         return Ok(answer("asked_for", None));
     }

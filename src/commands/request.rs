@@ -32,7 +32,7 @@ pub enum Error {
     Postgres(#[from] SqlError),
     /// A pattern is of no use.
     #[error(
-        "walhouse does not replicate a table {0}, so nothing was asked for: see walhouse status for those that it does"
+        "this slot does not replicate a table {0}, so nothing was asked for: walhouse status --json lists those that it does"
     )]
     NoTable(String),
     /// It can not be done.

@@ -24,7 +24,7 @@ use super::Config;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file can not be read.
-    #[error("{}: {source}; give the path of a configuration with --config", path.display())]
+    #[error("{}: {source}; {}", path.display(), readable(source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -49,6 +49,14 @@ pub enum ConfigError {
         /// What is wrong with it, and what is accepted.
         message: String,
     },
+}
+
+/// What to do about a file that can not be read.
+fn readable(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "let the user that runs walhouse read it",
+        _ => "give the path of a configuration with --config",
+    }
 }
 
 /// Reads the file, lays the environment over it, and checks the outcome.

@@ -44,7 +44,10 @@ pub enum Error {
     #[error("the checkpoint could not be read")]
     Checkpoint(#[source] CheckpointError),
     /// The position did not arrive at the fence in time.
-    #[error("walhouse is at {at}, needs {needs}: is it running? ({} s waited)", waited.as_secs())]
+    #[error(
+        "ClickHouse is at {at} of the WAL, and to compare it needs {needs}; it was waited for {} s. Is walhouse run going, and \
+         not paused? walhouse status says how far behind it is, and --timeout waits longer", waited.as_secs()
+    )]
     Behind {
         /// Where it is.
         at: Lsn,

@@ -107,7 +107,7 @@ async fn verify_waits_for_the_checkpoint_no_longer_than_it_was_told() {
     record(&db, "item", "streaming", "", 1).await;
     let config = config(&db, "");
     let exit = walhouse(&config, &["verify", "--timeout", "200ms", "--table", "public.item"]).await;
-    assert_exit(&exit, 1, "walhouse: walhouse is at 0/10, needs ");
+    assert_exit(&exit, 1, "walhouse: ClickHouse is at 0/10 of the WAL, and to compare it needs ");
     assert_eq!(exit.stdout, "");
     db.cleanup().await;
 }

@@ -368,7 +368,9 @@ async fn a_fence_that_is_not_reached_is_said_with_both_positions() {
     let error = sides.try_verify(&table, short, &|| async { Ok(Lsn(0x10)) }).await.unwrap_err();
     let Error::Behind { at, needs, .. } = &error else { panic!("{error:?}") };
     assert!(*at == Lsn(0x10) && *needs > Lsn(0x10));
-    assert!(error.to_string().starts_with(&format!("walhouse is at 0/10, needs {needs}: is it running?")));
+    assert!(
+        error.to_string().starts_with(&format!("ClickHouse is at 0/10 of the WAL, and to compare it needs {needs};"))
+    );
     // The connection is free again; a table that is absent on a side is named.
     let error = sides.try_verify(&table, options(), &arrived).await.unwrap_err();
     assert!(matches!(error, Error::ClickHouse { .. }), "{error:?}");

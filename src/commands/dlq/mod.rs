@@ -30,8 +30,19 @@ pub enum Error {
     #[error("{0}")]
     Unfinished(String),
     /// ClickHouse refuses, or is away.
-    #[error("{}", describe(.0))]
-    ClickHouse(#[from] clickhouse::error::Error),
+    #[error("{}{place}", describe(source))]
+    ClickHouse {
+        /// Where it was asked, and as whom.
+        place: String,
+        /// What it said.
+        source: clickhouse::error::Error,
+    },
+}
+
+impl From<clickhouse::error::Error> for Error {
+    fn from(source: clickhouse::error::Error) -> Self {
+        Self::ClickHouse { place: String::new(), source }
+    }
 }
 
 impl Error {
@@ -40,7 +51,7 @@ impl Error {
         match self {
             Self::Usage(_) => exit::USAGE,
             Self::Queue(error) => exit_code(error.kind),
-            Self::ClickHouse(error) => exit_code(kind(error)),
+            Self::ClickHouse { source, .. } => exit_code(kind(source)),
             Self::Unfinished(_) => exit::FOUND,
         }
     }
@@ -70,7 +81,14 @@ impl Answer {
 pub async fn run(config: &Config, args: &DlqArgs, stop: &CancellationToken, say: Say<'_>) -> Result<Answer, Error> {
     match &config.queue {
         Some(queue) if !args.rows => queues::run(config, queue, args, stop, say).await,
-        _ => rows::run(config, args).await,
+        _ => rows::run(config, args).await.map_err(|error| match error {
+            Error::ClickHouse { source, .. } => {
+                let (url, user) = (&config.clickhouse.url, &config.clickhouse.user);
+                let place = format!("; it is asked at clickhouse.url = {url} as clickhouse.user = {user}");
+                Error::ClickHouse { place, source }
+            }
+            error => error,
+        }),
     }
 }
 

@@ -146,7 +146,7 @@ impl From<dlq::Error> for Refusal {
         match error {
             dlq::Error::Usage(message) => Self::bad(message),
             dlq::Error::Unfinished(message) => Self::absent(message),
-            dlq::Error::ClickHouse(error) => error.into(),
+            dlq::Error::ClickHouse { source, .. } => source.into(),
             dlq::Error::Queue(QueueError { kind: Kind::Transient, message, .. }) => Self::unavailable(message),
             dlq::Error::Queue(error) => Self::new(StatusCode::BAD_GATEWAY, error.to_string()),
         }
