@@ -313,7 +313,7 @@ fn prefix(db: &TestDb) -> String {
 /// Batches of another size in each run, and one of the two ways to read the slot: it is the same to the outcome.
 fn pace(rng: &mut StdRng) -> String {
     let delay = [10, 50, 100, 300][rng.random_range(0..4)];
-    let rows = [3, 40, 500_000][rng.random_range(0..3)];
+    let rows = [20, 200, 500_000][rng.random_range(0..3)];
     let (window, lag) = [("32MiB", "64MiB"), ("1MiB", "2MiB")][rng.random_range(0..2)];
     format!(
         "[batch]\nmax_delay = \"{delay}ms\"\nmax_rows = {rows}\n[source]\ncatch_up_window = \"{window}\"\ncatch_up_lag = \"{lag}\"\n"
