@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::sleep;
 
-use crate::events::events;
+use crate::events::{committed, events};
 use crate::load::Load;
 use crate::oracle::{Verdict, judge, watch_versions};
 use crate::script::{SCHEMA, Script};
@@ -99,6 +99,8 @@ pub(crate) struct Stage {
     config: String,
     opening: Opening,
     workers: bool,
+    /// Events that were committed before walhouse listened.
+    early: Vec<String>,
     daemon: Option<Daemon>,
     load: Option<Load>,
     witness: Option<Witness>,
@@ -135,6 +137,7 @@ impl Stage {
             config,
             opening,
             workers: false,
+            early: Vec::new(),
             daemon: None,
             load: None,
             witness: None,
@@ -183,10 +186,12 @@ impl Stage {
             // Ready is who has caught up, which a slow machine may not as long as there is a load.
             self.rest().await;
             self.stream().await;
+            self.early = committed(&self.db).await;
             self.load = Some(Load::start(&self.db.pg, &mut self.rng, self.opening.storm));
             self.load().wait_commits(50).await;
         }
-        self.load().wait_for(if self.short { LEAST / 4 } else { LEAST }).await;
+        let least = if self.short { LEAST / 4 } else { LEAST };
+        self.load().wait_for(least).await;
         self.rest().await;
         self.witness.as_mut().expect("there is a witness").be_quiet().await;
         self.settle().await;
@@ -194,7 +199,7 @@ impl Stage {
         self.note("all is acknowledged");
         let mut verdict = judge(&self.db, tables).await;
         self.note("all is compared");
-        events(&self.db, &prefix(&self.db), self.workers, &mut verdict).await;
+        events(&self.db, &prefix(&self.db), &self.early, self.workers, &mut verdict).await;
         let seen = self.witness.take().expect("there is a witness").finish().await;
         verdict.add(&seen);
         self.note(format!("{} looks, {} checkpoints, {} rows covered", seen.samples, seen.checkpoints, seen.covered));
@@ -313,7 +318,7 @@ fn prefix(db: &TestDb) -> String {
 /// Batches of another size in each run, and one of the two ways to read the slot: it is the same to the outcome.
 fn pace(rng: &mut StdRng) -> String {
     let delay = [10, 50, 100, 300][rng.random_range(0..4)];
-    let rows = [3, 40, 500_000][rng.random_range(0..3)];
+    let rows = [20, 200, 500_000][rng.random_range(0..3)];
     let (window, lag) = [("32MiB", "64MiB"), ("1MiB", "2MiB")][rng.random_range(0..2)];
     format!(
         "[batch]\nmax_delay = \"{delay}ms\"\nmax_rows = {rows}\n[source]\ncatch_up_window = \"{window}\"\ncatch_up_lag = \"{lag}\"\n"

@@ -104,6 +104,7 @@ pub(super) async fn frozen(stage: &mut Stage) {
 /// It ends in time, and the next one goes on.
 pub(super) async fn stopped_while_a_sink_hangs(stage: &mut Stage) {
     for _ in 0..stage.rounds(2) {
+        let streams = stage.daemon().streams();
         stage.work(10..60).await;
         let (wire, sink) = if rand::RngExt::random_bool(&mut stage.rng, 0.5) {
             (&stage.clickhouse, "ClickHouse")
@@ -118,13 +119,14 @@ pub(super) async fn stopped_while_a_sink_hangs(stage: &mut Stage) {
         assert_eq!(status.code(), Some(0));
         stage.mend();
         stage.daemon().start();
-        stage.daemon().wait_ready().await;
+        stage.daemon().wait_streams(streams).await;
     }
 }
 
 /// Its message comes back, and has one effect.
 pub(super) async fn killed_inside_a_handler(stage: &mut Stage) {
     for _ in 0..stage.rounds(2) {
+        let streams = stage.daemon().streams();
         stage.work(10..30).await;
         let before = stage.clickhouse.struck();
         stage.clickhouse.swallow("INSERT+INTO+audit_log");
@@ -134,7 +136,7 @@ pub(super) async fn killed_inside_a_handler(stage: &mut Stage) {
         stage.inject("SIGKILL inside a handler");
         kill(stage);
         stage.mend();
-        stage.daemon().wait_ready().await;
+        stage.daemon().wait_streams(streams).await;
     }
 }
 
