@@ -204,7 +204,9 @@ async fn begin(config: &Arc<Config>, status: &Arc<Status>, mut ready: Ready) -> 
     let (mut senders, mut positions) = (vec![sender], vec![durable]);
     let (mut publisher, mut letters) = (None, None);
     let (identifier, epoch) = (ready.system_identifier, ready.epoch);
-    if let Some(lane) = QueueLane::new(config, &ready.state, identifier, epoch, (ready.queue_start, shared.repairing)).await {
+    if let Some(lane) =
+        QueueLane::new(config, &ready.state, identifier, epoch, (ready.queue_start, shared.repairing)).await
+    {
         senders.push(lane.sender);
         positions.push(lane.durable);
         publisher = Some(Task::spawn("queue", lane.publisher.run()));

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::recovery::blocks;
 use crate::support::{
-    ClickHouse, ClickHouseOptions, Daemon, Pg, Postgres, PostgresOptions, TestDb, assert_equal, command, done, eventually,
-    walhouse,
+    ClickHouse, ClickHouseOptions, Daemon, Pg, Postgres, PostgresOptions, TestDb, assert_equal, command, done,
+    eventually, walhouse,
 };
 
 const STOP: Duration = Duration::from_secs(20);
