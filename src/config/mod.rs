@@ -122,19 +122,30 @@ pub struct SourceConfig {
     /// Set it wherever the role has a password. It is read at the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
-    /// How much its connections have to be protected; [`SourceUrl::tls`] has what applies, from here or from the URL.
+    /// How much its connections have to be protected. Without it `verify-full`, and `prefer` towards this machine itself. It
+    /// may stand in the URL instead.
+    ///
+    /// Lower it only where the server has no certificate that can be verified; `prefer` alone goes on without TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sslmode: Option<SslMode>,
     /// A file of certificates in PEM form whose signature is trusted; the system's roots if it is absent, or `system`.
+    ///
+    /// Set it where the server's certificate is signed by an authority of your own, or of your provider.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sslrootcert: Option<PathBuf>,
     /// A file with the client's certificate.
+    ///
+    /// Set it, and `sslkey`, where the server asks for one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sslcert: Option<PathBuf>,
     /// A file with its private key.
+    ///
+    /// Set it together with `sslcert`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sslkey: Option<PathBuf>,
     /// Whether the password's exchange is bound to the server's certificate; `prefer` if it is absent.
+    ///
+    /// Set `"require"` where the server always offers it; `"disable"` behind a proxy that ends TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel_binding: Option<ChannelBinding>,
     /// The replication slot; created when it is absent. One slot feeds one ClickHouse database.
@@ -242,15 +253,23 @@ pub struct ClickHouseConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<PathBuf>,
     /// How much its connections have to be protected over https; `verify-full` if it is absent.
+    ///
+    /// Lower it only where the server has no certificate that can be verified.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sslmode: Option<SslMode>,
     /// A file of certificates in PEM form whose signature is trusted; the system's roots if it is absent, or `system`.
+    ///
+    /// Set it where the server's certificate is signed by an authority of your own, or of your provider.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sslrootcert: Option<PathBuf>,
     /// A file with the client's certificate.
+    ///
+    /// Set it, and `sslkey`, where the server asks for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sslcert: Option<PathBuf>,
     /// A file with its private key.
+    ///
+    /// Set it together with `sslcert`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sslkey: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]

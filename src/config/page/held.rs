@@ -45,7 +45,7 @@ fn every_variable_of_the_page_sets_its_key() {
     fs::write(&file, "0123456789abcdef-other").unwrap();
     let file_name = file.to_str().expect("a path of ASCII");
     let base = format!(
-        "source.url = \"postgres://w@localhost/shop\"\nobjects.url = \"s3://bucket\"\nqueue = {{}}\nreports.name.sql = \"{SQL}\"\n"
+        "source.url = \"postgres://w@localhost/shop\"\nobjects.url = \"s3://bucket\"\nclickhouse.url = \"https://localhost:8443\"\nqueue = {{}}\nreports.name.sql = \"{SQL}\"\n"
     );
     let usual = read(&base, &[]).expect("valid").redacted_toml().expect("TOML");
     // One of them is right for each key, and is no default.
@@ -63,6 +63,7 @@ fn every_variable_of_the_page_sets_its_key() {
         "json",
         "clamp",
         "escape",
+        "require",
         "public.other",
         "http://localhost:9",
         "s3://other",
