@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{audited, files, goes_on, large, objects, started};
 use crate::queue::{insert, prefix, with_outbox};
-use crate::support::{Sqs, eventually, settled, walhouse};
+use crate::support::{Sqs, eventually, settled, steps, take};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_store_is_away_a_large_event_waits_and_all_others_go_on() {
@@ -15,8 +15,10 @@ async fn while_the_store_is_away_a_large_event_waits_and_all_others_go_on() {
     let daemon = started(&db, &Sqs::handled(sqs.port(), &prefix(&db))).await;
     daemon.wait_log("the object store can not be used: an event that is too large for a queue", 1).await;
     daemon.wait_log("objects.url", 1).await;
-    let exit = walhouse(daemon.config(), &["check"]).await;
-    assert!(exit.code == Some(1) && exit.stdout.contains("objects can not be written"), "{exit:?}");
+    let taken = steps("WalhousePayloadsFail", &db);
+    let [check] = &taken[..] else { panic!("{taken:?}") };
+    let found = take(check, &db, &daemon).await;
+    assert!(found.contains("objects can not be written"), "{found}");
     let before = db.pg.value("SELECT pg_current_wal_lsn()").await;
     db.pg.execute(&format!("{} {}", large("one", 1, 3_000_000), insert("one", 2))).await;
     db.pg
@@ -38,6 +40,8 @@ async fn while_the_store_is_away_a_large_event_waits_and_all_others_go_on() {
     assert_eq!(db.pg.value(&held).await, "t");
     assert!(daemon.metric("walhouse_payload_errors_total", "request=\"write\"").await > 0.0);
     fs::remove_file(objects(&db)).expect("it can be removed");
+    let found = take(check, &db, &daemon).await;
+    assert!(!found.contains("objects can not be written"), "{found}");
     audited(&db).await;
     settled(&db).await;
     assert_eq!(daemon.metric("walhouse_payloads_stored_total", "").await, 1.0);
