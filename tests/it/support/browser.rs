@@ -72,7 +72,7 @@ impl Browser {
 
     /// Waits until an expression is true.
     pub(crate) async fn until(&self, expression: &str) {
-        eventually(Duration::from_secs(60), async || match self.run(&format!("return Boolean({expression})")).await {
+        eventually(Duration::from_secs(120), async || match self.run(&format!("return Boolean({expression})")).await {
             Value::Bool(true) => Ok(()),
             _ => Err(format!("{expression}; the page shows:\n{}", self.text().await)),
         })
