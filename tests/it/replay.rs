@@ -202,8 +202,11 @@ async fn what_is_delivered_again_is_not_late_and_the_replay_has_measures_of_its_
         assert_eq!(daemon.metric("walhouse_lag_seconds", "").await, 0.0);
     }
     clickhouse.resume();
-    daemon.wait_log("delivered again from", 1).await;
-    assert_eq!(daemon.metric("walhouse_replay_start_timestamp_seconds", "").await, 0.0);
+    eventually(Duration::from_secs(240), async || {
+        let start = daemon.metric("walhouse_replay_start_timestamp_seconds", "").await;
+        if start == 0.0 { Ok(()) } else { Err("it is not done".to_owned()) }
+    })
+    .await;
     assert_eq!(daemon.metric("walhouse_replay_remaining_bytes", "").await, 0.0);
     assert_eq!(daemon.metric("walhouse_commit_to_durable_seconds_count", "").await, 0.0);
     // What is new counts.
