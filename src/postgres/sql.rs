@@ -247,9 +247,6 @@ impl Place {
             "28000" if said.contains("client certificate") => {
                 format!("PostgreSQL at {name}: {said}; set source.sslcert and source.sslkey")
             }
-            "28000" if said.contains("no encryption") => {
-                format!("{name} lets role {user:?} in over TLS alone ({said}); set sslmode=verify-full in source.url")
-            }
             "28000" => {
                 format!("{name} does not let role {user:?} in ({said}); add a pg_hba.conf entry for it, or create it")
             }
