@@ -112,7 +112,8 @@ async fn look(pg: &Pg, ch: &Ch, slot: &str, positions: &Positions, seen: &mut Se
     };
     let count = |table: &str| format!("(SELECT uniqExact(n) FROM {table} WHERE n <= {covered})");
     let found = ch.try_query(&format!("SELECT {}, {}", count("tick"), count("tock"))).await?;
-    if found != format!("{covered}\t{covered}") {
+    // A server whose disk is full may answer with nothing, which is no answer.
+    if !found.is_empty() && found != format!("{covered}\t{covered}") {
         seen.wrong.push(format!(
             "the checkpoint {checkpoint} covers {covered} rows of each of two tables; of these there are {found}"
         ));

@@ -125,7 +125,7 @@ pub(super) async fn too_many_parts(stage: &mut Stage) {
         ch.query("ALTER TABLE item MODIFY SETTING parts_to_throw_insert = 2, parts_to_delay_insert = 1").await;
         ch.query("SYSTEM STOP MERGES item").await;
         stage.inject("no merges, and few parts are too many");
-        stage.daemon().wait_log("Too many parts", round as usize + 1).await;
+        stage.daemon().wait_log("TOO_MANY_PARTS", round as usize + 1).await;
         sleep(Duration::from_secs(1)).await;
         let ch = &stage.db.ch;
         ch.query("SYSTEM START MERGES item").await;
