@@ -11,7 +11,7 @@ mod hands;
 
 use super::{
     exposition::{Series, series},
-    rendered,
+    metrics_page::MetricsPage,
 };
 use crate::{
     clickhouse::presence::Absence,
@@ -24,7 +24,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use hands::{Hands, Waiting};
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -165,11 +164,11 @@ impl Default for History {
 
 impl History {
     /// Takes points until the future is dropped.
-    pub(super) async fn take(&self, metrics: &PrometheusHandle, status: &Status) {
+    pub(super) async fn take(&self, metrics: &MetricsPage, status: &Status) {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.tick().await;
-        let look = async || rendered(metrics.clone(), |page| look(&page)).await.unwrap_or_default();
+        let look = async || metrics.read(look).await.unwrap_or_default();
         let (mut before, mut at) = (look().await.counters, Instant::now());
         let mut waiting = Waiting::default();
         loop {

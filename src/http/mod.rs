@@ -15,6 +15,7 @@ mod auth;
 mod exposition;
 mod history;
 mod limits;
+mod metrics_page;
 mod page;
 mod rate;
 
@@ -34,6 +35,7 @@ use self::{
     api::{Api, Route},
     history::History,
     limits::{Bounded, Peer},
+    metrics_page::MetricsPage,
 };
 use crate::{
     clickhouse::presence::presence,
@@ -64,8 +66,9 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 /// Serves until the future is dropped.
 pub async fn serve(listener: TcpListener, metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>) {
     let history = Arc::<History>::default();
+    let metrics = MetricsPage::new(metrics);
     let router = router(metrics.clone(), Arc::clone(&status), api, Arc::clone(&history));
-    tokio::join!(run(Bounded::new(listener), router), history.take(&metrics, &status));
+    tokio::join!(run(Bounded::new(listener), router), history.take(&metrics, &status), metrics.keep());
 }
 
 /// What the status page shows beside what the API has anyway.
@@ -84,7 +87,7 @@ async fn run(listener: Bounded, router: Router) {
     }
 }
 
-fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>, history: Arc<History>) -> Router {
+fn router(metrics: MetricsPage, status: Arc<Status>, api: Arc<Api>, history: Arc<History>) -> Router {
     let metrics = move || async move { exposed(metrics).await };
     let shown = shown(history, Arc::clone(&status));
     let ready = move || async move { readiness(&status.account()) };
@@ -101,20 +104,11 @@ fn router(metrics: PrometheusHandle, status: Arc<Status>, api: Arc<Api>, history
 }
 
 /// The metrics, for Prometheus.
-async fn exposed(metrics: PrometheusHandle) -> Response {
-    match rendered(metrics, |page| page).await {
+async fn exposed(metrics: MetricsPage) -> Response {
+    match metrics.scraped().await {
         Some(page) => ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], page).into_response(),
         None => (StatusCode::INTERNAL_SERVER_ERROR, "the metrics could not be put into words\n").into_response(),
     }
-}
-
-/// What `read` makes of the page of metrics. With thousands of tables either takes tens of milliseconds, so it is done beside
-/// the threads on which everything else goes on. `None` if it ended in a panic, or the process ends.
-async fn rendered<T: Send + 'static>(
-    metrics: PrometheusHandle,
-    read: impl FnOnce(String) -> T + Send + 'static,
-) -> Option<T> {
-    tokio::task::spawn_blocking(move || read(metrics.render())).await.ok()
 }
 
 /// Without keep-alive nobody occupies a connection between two requests.
@@ -185,7 +179,10 @@ mod tests {
         let bounded = Bounded { listener, free: Arc::new(Semaphore::new(connections)), lifetime };
         let config = Config::new("postgres://walhouse@localhost/shop".parse().unwrap());
         let api = Api::new(Arc::new(config), CancellationToken::new());
-        tokio::spawn(run(bounded, router(recorder.handle(), Arc::clone(status), api, Arc::default())));
+        tokio::spawn(run(
+            bounded,
+            router(MetricsPage::new(recorder.handle()), Arc::clone(status), api, Arc::default()),
+        ));
         address
     }
 
