@@ -105,8 +105,8 @@ impl Presence {
             tracing::warn!(
                 doing,
                 error,
-                "ClickHouse is away; walhouse goes on when it is back, and nothing is lost, since the slot keeps the changes. \
-                 Start it, or correct clickhouse.url: walhouse check says more"
+                "ClickHouse is away; walhouse goes on when it is back. Start it, or correct clickhouse.url: walhouse check \
+                 says more"
             );
         }
         is_due

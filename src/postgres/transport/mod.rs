@@ -197,7 +197,8 @@ fn say_that_it_is_plain(url: &SourceUrl, endpoint: &Endpoint) {
         return;
     }
     if url.must_be_local() {
-        tracing::info!(%endpoint, "PostgreSQL has no TLS; the connection stays on this machine");
+        // Nobody has asked for more, and check says it.
+        tracing::debug!(%endpoint, "PostgreSQL has no TLS; the connection stays on this machine");
     } else {
         tracing::warn!(
             %endpoint,
