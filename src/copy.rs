@@ -305,9 +305,12 @@ impl Copier {
             match outcome {
                 Err(error) if error.is_of_the_chunk() => {
                     let pause = backoff.next_delay();
-                    // While ClickHouse is away the log has been told of that.
-                    if !presence().is_away() {
-                        tracing::warn!(table = table.spec.full_name(), ?pause, %error, "a chunk was cut short; copying it again");
+                    let name = table.spec.full_name();
+                    if presence().is_away() {
+                        // Of that the log has been warned.
+                        tracing::info!(table = name, ?pause, %error, "a chunk was cut short; copying it again");
+                    } else {
+                        tracing::warn!(table = name, ?pause, %error, "a chunk was cut short; copying it again");
                     }
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
