@@ -7,10 +7,11 @@ use std::time::Duration;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_waits_for_a_lock_is_told_with_who_holds_it() {
     let db = TestDb::new("book_copy").await;
+    // A row in each page: so many chunks that the copy can not be over before it is held.
     db.pg
         .execute(
-            "CREATE TABLE item (id int8 PRIMARY KEY, filler text);
-            INSERT INTO item SELECT i, repeat('x', 900) FROM generate_series(1, 60000) i",
+            "CREATE TABLE item (id int8 PRIMARY KEY, filler text) WITH (fillfactor = 10);
+            INSERT INTO item SELECT i, repeat('x', 900) FROM generate_series(1, 20000) i",
         )
         .await;
     let daemon = Daemon::spawn(&db, "[source.snapshot]\nworkers = 1\n");

@@ -100,7 +100,7 @@ async fn it_looks_again_and_again_while_the_daemon_comes_and_goes() {
     let mut watching = Watching::start(daemon.config(), &[]);
     let head = watching.line();
     assert!(head.ends_with("Z, again every 2 s until Ctrl-C"), "{head}");
-    assert_eq!(watching.line(), "walhouse     down");
+    assert_eq!(watching.line(), "state        down");
     while !watching.line().contains("✗ walhouse run: none is up") {}
     // A reader that has seen enough ends it too.
     watching.lines = None;
