@@ -1,4 +1,4 @@
-.PHONY: build test lint chaos demo bench bench-publish bench-micro bench-guard
+.PHONY: build test lint chaos soak demo bench bench-publish bench-micro bench-guard
 
 build:
 	cargo build --locked
@@ -14,6 +14,12 @@ chaos:
 	@tests/services/install
 	@CHAOS_RUNS=$(RUNS) CHAOS_SEED=$(SEED) CHAOS_ROWS=$(ROWS) CHAOS_JOBS=$(JOBS) \
 		cargo test --locked --test chaos -- --ignored --exact --nocapture at_length
+
+# One daemon through faults for MINUTES (60), with a release build: docs/faults.md.
+soak:
+	@tests/services/install
+	@SOAK_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) \
+		cargo test --release --locked --test chaos -- --ignored --exact --nocapture soak
 
 lint:
 	cargo fmt --check

@@ -47,6 +47,11 @@ impl Load {
         self.commits.load(Ordering::Relaxed)
     }
 
+    /// The number of committed transactions, for who looks at it beside.
+    pub(crate) fn counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.commits)
+    }
+
     /// Waits until so many more transactions were committed.
     pub(crate) async fn wait_commits(&self, more: u64) {
         self.wait_for(self.commits() + more).await;

@@ -18,6 +18,7 @@ mod run;
 mod scenario;
 mod script;
 mod sieve;
+mod soak;
 mod stage;
 mod wire;
 mod witness;
@@ -62,6 +63,15 @@ fn at_length() {
     let failed = plan.carry_out(true).iter().filter(|outcome| outcome.error.is_some()).count();
     println!("\nAll runs of this version so far:\n\n{}\n", report::table(&report::recorded()));
     assert_eq!(failed, 0, "runs have failed; above, each has its seed");
+}
+
+#[test]
+#[ignore = "as long as one wants: make soak"]
+fn soak() {
+    let (minutes, seed) = (variable("SOAK_MINUTES").unwrap_or(60), variable("CHAOS_SEED").unwrap_or(1));
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let found = runtime.block_on(soak::run(minutes, seed));
+    assert!(found.is_empty(), "{found:#?}");
 }
 
 /// A number of the environment; an empty one is none.

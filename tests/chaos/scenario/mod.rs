@@ -24,7 +24,7 @@ pub(crate) struct Scenario {
     pub(crate) play: Play,
 }
 
-type Play = for<'a> fn(&'a mut Stage) -> LocalBoxFuture<'a, ()>;
+pub(crate) type Play = for<'a> fn(&'a mut Stage) -> LocalBoxFuture<'a, ()>;
 
 const STREAMING: Opening =
     Opening { copying: false, storm: false, small_disk: false, sieve: false, workers: false, prepare: "", config: "" };
@@ -80,6 +80,26 @@ pub(crate) const ALL: &[Scenario] = &[
     scenario(29, "storm_of_ddl", Opening { storm: true, ..STREAMING }, |stage| {
         Box::pin(process::killed_in_a_storm_of_ddl(stage))
     }),
+];
+
+/// For a long run: workers, and a server that notices silence.
+pub(crate) const OPEN_FOR_ALL: Opening = Opening { workers: true, prepare: SHORT_TIMEOUT, ..STREAMING };
+
+/// Faults that walhouse lives through, in one process.
+pub(crate) const ENDURED: &[(&str, Play)] = &[
+    ("resets", |stage| Box::pin(network::reset(stage))),
+    ("half open", |stage| Box::pin(network::half_open(stage))),
+    ("late and lossy", |stage| Box::pin(network::late_and_lossy(stage))),
+    ("cuts", |stage| Box::pin(network::cut_after_any_byte(stage))),
+    ("answers of inserts lost", |stage| Box::pin(network::answer_of_an_insert_lost(stage))),
+    ("answers of sends lost", |stage| Box::pin(network::answer_of_a_send_lost(stage))),
+    ("SQS away", |stage| Box::pin(network::sqs_away(stage))),
+    ("frozen", |stage| Box::pin(process::frozen(stage))),
+    ("PostgreSQL killed", |stage| Box::pin(server::postmaster_killed(stage))),
+    ("walsender terminated", |stage| Box::pin(server::walsender_terminated(stage))),
+    ("ClickHouse killed", |stage| Box::pin(server::clickhouse_killed(stage))),
+    ("too many parts", |stage| Box::pin(server::too_many_parts(stage))),
+    ("a giant transaction", |stage| Box::pin(server::giant_transaction(stage))),
 ];
 
 const fn scenario(row: u32, name: &'static str, opening: Opening, play: Play) -> Scenario {

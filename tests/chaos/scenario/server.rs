@@ -88,6 +88,14 @@ pub(super) async fn restarted_inside_a_giant_transaction(stage: &mut Stage) {
     }
 }
 
+/// No fault, but work: a transaction larger than any batch, and its end.
+pub(super) async fn giant_transaction(stage: &mut Stage) {
+    let rows = "SELECT i, NULL, repeat(md5(i::text), 10) FROM generate_series(1000001, 1100000) i";
+    stage.inject("a transaction of 100,000 rows");
+    stage.db.pg.execute(&format!("INSERT INTO bulk {rows}")).await;
+    stage.db.pg.execute("DELETE FROM bulk WHERE id > 1000000").await;
+}
+
 pub(super) async fn walsender_terminated(stage: &mut Stage) {
     let sql = format!(
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}' AND active",
@@ -119,13 +127,14 @@ pub(super) async fn clickhouse_killed(stage: &mut Stage) {
 
 /// ClickHouse refuses inserts until it has merged what it has.
 pub(super) async fn too_many_parts(stage: &mut Stage) {
-    for round in 0..stage.rounds(2) {
+    for _ in 0..stage.rounds(2) {
         stage.work(10..40).await;
+        let before = stage.daemon().log().matches("TOO_MANY_PARTS").count();
         let ch = &stage.db.ch;
         ch.query("ALTER TABLE item MODIFY SETTING parts_to_throw_insert = 2, parts_to_delay_insert = 1").await;
         ch.query("SYSTEM STOP MERGES item").await;
         stage.inject("no merges, and few parts are too many");
-        stage.daemon().wait_log("TOO_MANY_PARTS", round as usize + 1).await;
+        stage.daemon().wait_log("TOO_MANY_PARTS", before + 1).await;
         sleep(Duration::from_secs(1)).await;
         let ch = &stage.db.ch;
         ch.query("SYSTEM START MERGES item").await;
