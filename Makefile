@@ -18,8 +18,9 @@ chaos:
 # One daemon through faults for MINUTES (60), with a release build: docs/faults.md.
 soak:
 	@tests/services/install
-	@SOAK_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) \
-		cargo test --release --locked --test chaos -- --ignored --exact --nocapture soak
+	@cargo build --release --locked --bin walhouse
+	@WALHOUSE_PROGRAM=target/release/walhouse SOAK_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) \
+		cargo test --locked --test chaos -- --ignored --exact --nocapture soak
 
 lint:
 	cargo fmt --check

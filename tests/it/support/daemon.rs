@@ -224,9 +224,14 @@ pub(crate) fn write_config(db: &TestDb, extra: &str, http_port: u16, file: &str)
     path
 }
 
+/// The program that was built with the tests, or the one that `WALHOUSE_PROGRAM` names.
+fn binary() -> PathBuf {
+    std::env::var_os("WALHOUSE_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_walhouse").into(), PathBuf::from)
+}
+
 fn launch(config: &Path, log: &Path, environment: &[(String, String)]) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("the log can be opened");
-    Command::new(env!("CARGO_BIN_EXE_walhouse"))
+    Command::new(binary())
         .arg("run")
         .arg("--config")
         .arg(config)
