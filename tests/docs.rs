@@ -111,15 +111,18 @@ fn every_link_leads_somewhere() {
     assert!(count > 150, "only {count} links were found");
 }
 
+/// The pages that a page links to.
+fn led_to(pages: &BTreeMap<PathBuf, String>, from: &Path) -> BTreeSet<PathBuf> {
+    let local = links(&pages[from]).into_iter().filter(|link| !link.contains("://"));
+    local.map(|link| resolved(from, link.split('#').next().unwrap())).collect()
+}
+
 #[test]
-fn every_page_of_docs_is_linked_from_the_readme() {
+fn every_page_of_docs_is_linked_from_the_readme_or_from_that_of_its_folder() {
     let pages = pages();
-    let readme = PathBuf::from("README.md");
-    let linked: BTreeSet<PathBuf> = links(&pages[&readme])
-        .iter()
-        .filter(|link| !link.contains("://"))
-        .map(|link| resolved(&readme, link.split('#').next().unwrap()))
-        .collect();
+    let mut linked = led_to(&pages, Path::new("README.md"));
+    let folders: Vec<_> = linked.iter().filter(|page| page.ends_with("README.md")).cloned().collect();
+    linked.extend(folders.iter().flat_map(|folder| led_to(&pages, folder)));
     let alone: Vec<&PathBuf> =
         pages.keys().filter(|page| page.starts_with("docs") && !linked.contains(*page)).collect();
     assert!(alone.is_empty(), "{alone:?}");
