@@ -245,6 +245,8 @@ async fn kills_under_load_leave_each_event_once() {
     let mut daemon = Daemon::spawn(&db, &Sqs::handled(sqs.port(), &prefix(&db)));
     daemon.wait_ready().await;
     daemon.wait_log("events that are written into the outbox table are sent from now on", 1).await;
+    let log = daemon.log();
+    assert!(!log.contains("has no queue"), "who makes the queues does not complain that there are none: {log}");
     for number in 0..EVENTS {
         db.pg.execute(&insert(&format!("user {}", number % 7), number)).await;
         if number % 150 == 149 {

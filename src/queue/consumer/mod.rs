@@ -74,6 +74,8 @@ const MAX_TAKERS: usize = 8;
 const GRACE: Duration = Duration::from_secs(12);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// Where walhouse makes the queues, it does so while a worker asks for messages fewer times than this: in about ten seconds.
+const MADE_WITHIN: u32 = 6;
 /// What became of a message that is a dead letter now.
 const DEAD: &str = "dead";
 /// An event that failed so often while others were handled fails by itself.
@@ -270,17 +272,20 @@ impl Consumer {
                 }
                 Err(error) => {
                     drop(hands);
-                    self.not_taken(&error);
+                    self.not_taken(&error, backoff.failures());
                     sleep(backoff.next_delay().max(FIRST_PAUSE)).await;
                 }
             }
         }
     }
 
-    fn not_taken(&self, error: &QueueError) {
+    /// It has failed so many times in a row before.
+    fn not_taken(&self, error: &QueueError, before: u32) {
         let worker = self.handler.name();
         metrics::counter!(names::TAKE_ERRORS, "worker" => worker, "kind" => error.kind.label()).increment(1);
-        if self.reminder.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now()) {
+        // At a first start the queue lane is about to make the queues.
+        let is_early = error.is_missing && self.sqs.creates() && before < MADE_WITHIN;
+        if !is_early && self.reminder.lock().unwrap_or_else(PoisonError::into_inner).is_due(Instant::now()) {
             tracing::warn!(worker, %error, "no messages can be taken; trying again");
         }
     }
