@@ -211,8 +211,10 @@ async fn carry(mut from: OwnedReadHalf, to: OwnedWriteHalf, line: Arc<Line>, way
     let (mut buffer, mut free_at) = (vec![0; 64 * 1024], Instant::now());
     loop {
         let read = tokio::select! {
-            read = from.read(&mut buffer) => read.unwrap_or(0),
+            // What is there to be read after a cut must not pass.
+            biased;
             () = line.reset.cancelled() => break,
+            read = from.read(&mut buffer) => read.unwrap_or(0),
         };
         let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return };
         let Some(passing) = line.judge(bytes, way) else { continue };
@@ -238,9 +240,10 @@ async fn deliver(mut to: OwnedWriteHalf, mut pieces: mpsc::Receiver<(Instant, Ve
         to.shutdown().await
     };
     tokio::select! {
+        biased;
+        () = end.cancelled() => {}
         // That the other side has gone, its own direction tells.
         _ = work => {}
-        () = end.cancelled() => {}
     }
 }
 
@@ -326,4 +329,33 @@ fn has(bytes: &[u8], text: &str) -> bool {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What comes through before a cut is what was sent, without a gap.
+#[test]
+fn nothing_passes_after_a_cut() {
+    let work = async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let port = listener.local_addr().expect("a listener has an address").port();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut numbers = (0_u32..).flat_map(u32::to_be_bytes);
+                    let mut piece = || numbers.by_ref().take(4000).collect::<Vec<_>>();
+                    while client.write_all(&piece()).await.is_ok() {}
+                });
+            }
+        });
+        let wire = Wire::to(port, Speech::Postgres).await;
+        for round in 0..60 {
+            let mut stream = TcpStream::connect(("127.0.0.1", wire.port())).await.expect("the line is there");
+            stream.write_all(b"go on").await.expect("it takes bytes");
+            wire.cut_after(40_000 + round, "go on");
+            let mut received = Vec::new();
+            _ = stream.read_to_end(&mut received).await;
+            let whole = received.chunks_exact(4).map(|number| u32::from_be_bytes(number.try_into().expect("four")));
+            assert!(whole.enumerate().all(|(at, number)| at == number as usize), "a gap, in round {round}");
+        }
+    };
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(work);
 }
