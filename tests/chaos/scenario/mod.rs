@@ -82,8 +82,11 @@ pub(crate) const ALL: &[Scenario] = &[
     }),
 ];
 
+/// The defaults, whatever was drawn: where some faults strike is the stream.
+const USUAL_READER: &str = "[source]\ncatch_up_window = \"32MiB\"\ncatch_up_lag = \"64MiB\"\n";
 /// For a long run: workers, and a server that notices silence.
-pub(crate) const OPEN_FOR_ALL: Opening = Opening { workers: true, prepare: SHORT_TIMEOUT, ..STREAMING };
+pub(crate) const OPEN_FOR_ALL: Opening =
+    Opening { workers: true, prepare: SHORT_TIMEOUT, config: USUAL_READER, ..STREAMING };
 
 /// Faults that walhouse lives through, in one process.
 pub(crate) const ENDURED: &[(&str, Play)] = &[
