@@ -4,7 +4,7 @@
 //! What is asked of it holds from then on, for connections that are there and for new ones, until `mend`.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub(crate) struct Wire {
 
 struct Shared {
     speech: Speech,
+    /// Where new connections lead to.
+    server: AtomicU16,
     weather: Mutex<Weather>,
     /// Cancelled to reset every connection that there is.
     lines: Mutex<CancellationToken>,
@@ -91,13 +93,13 @@ impl Wire {
     pub(crate) async fn to(server: u16, speech: Speech) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let port = listener.local_addr().expect("a listener has an address").port();
-        let shared =
-            Arc::new(Shared { speech, weather: Mutex::default(), lines: Mutex::new(CancellationToken::new()) });
+        let (server, lines) = (AtomicU16::new(server), Mutex::new(CancellationToken::new()));
+        let shared = Arc::new(Shared { speech, server, weather: Mutex::default(), lines });
         let lines = Arc::downgrade(&shared);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Some(shared) = lines.upgrade() else { return };
-                tokio::spawn(connect(client, server, shared));
+                tokio::spawn(connect(client, shared));
             }
         });
         Self { port, shared }
@@ -110,6 +112,12 @@ impl Wire {
     /// Every connection that there is gets a RST.
     pub(crate) fn reset(&self) {
         std::mem::take(&mut *lock(&self.shared.lines)).cancel();
+    }
+
+    /// Another server is at its end from now on; every connection to the one before is reset.
+    pub(crate) fn lead_to(&self, server: u16) {
+        self.shared.server.store(server, Ordering::Relaxed);
+        self.reset();
     }
 
     /// Every connection is reset, and every new one.
@@ -183,10 +191,11 @@ struct Line {
     reset: CancellationToken,
 }
 
-async fn connect(client: TcpStream, server: u16, shared: Arc<Shared>) {
+async fn connect(client: TcpStream, shared: Arc<Shared>) {
     if lock(&shared.weather).refuses {
         return reset(&client);
     }
+    let server = shared.server.load(Ordering::Relaxed);
     let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return reset(&client) };
     // Pieces are late because of the weather alone.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -321,7 +330,7 @@ fn reset(stream: &TcpStream) {
 }
 
 fn has(bytes: &[u8], text: &str) -> bool {
-    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    memchr::memmem::find(bytes, text.as_bytes()).is_some()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use tokio::time::sleep;
 
+use super::event;
 use crate::stage::Stage;
 use crate::support::{confirmed, eventually};
 use crate::wire::{Way, Wire};
@@ -103,22 +104,12 @@ pub(super) async fn part_of_a_batch_refused(stage: &mut Stage) {
         sieve.refuse_one();
         eventually(WAIT, async || {
             // Several of one transaction go together.
-            db.pg.try_execute(&(event() + &event() + &event())).await?;
+            db.pg.try_execute(&(event(0) + &event(0) + &event(0))).await?;
             if sieve.refused() > round { Ok(()) } else { Err("no batch came by".to_owned()) }
         })
         .await;
         stage.inject("one message of a batch is refused");
     }
-}
-
-/// An event, and what tells that it was committed.
-fn event() -> String {
-    let id = uuid::Builder::from_random_bytes(rand::random()).into_uuid();
-    let payload = format!(r#"{{"eventType": "login", "actingUserId": "u-{id}", "outcome": "success"}}"#);
-    format!(
-        "INSERT INTO emitted VALUES ('{id}'); INSERT INTO outbox_event (id, event_type, payload)
-        VALUES ('{id}', 'SecurityEventOccurred', '{payload}');"
-    )
 }
 
 /// The slot holds what was not sent.
@@ -139,7 +130,7 @@ pub(super) async fn sqs_away(stage: &mut Stage) {
         sleep(Duration::from_millis(200)).await;
         let here = "SELECT pg_current_wal_insert_lsn() - '0/0'";
         let position: u64 = stage.db.pg.value(here).await.parse().expect("a position is a number");
-        stage.db.pg.execute(&event()).await;
+        stage.db.pg.execute(&event(0)).await;
         stage.work(50..150).await;
         let told = confirmed(&stage.db.pg, &stage.db.name).await.expect("PostgreSQL answers");
         // The position of an event's own transaction is past this one.

@@ -1,13 +1,12 @@
 //! PostgreSQL or ClickHouse dies, or is busy with something that gets in the way.
 
 use std::fs;
-use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 use rand::RngExt;
 use tokio::time::sleep;
 
+use super::process::fill;
 use crate::stage::Stage;
 use crate::support::eventually;
 
@@ -147,10 +146,46 @@ pub(super) async fn disk_full(stage: &mut Stage) {
     }
 }
 
-/// Writes for as long as there is room.
-fn fill(path: &Path) -> std::io::Result<()> {
-    let (mut file, zeros) = (fs::File::create(path)?, vec![0; 1 << 20]);
-    loop {
-        file.write_all(&zeros)?;
+/// Large inserts find no memory until whoever took it gives it back.
+pub(super) async fn memory_full(stage: &mut Stage) {
+    for round in 0..stage.rounds(2) {
+        stage.work(10..40).await;
+        let ch = &stage.db.ch;
+        ch.query("CREATE TABLE hog (s String) ENGINE = Memory").await;
+        let full = loop {
+            // One that waits for others to end would wait for nothing.
+            let take = "INSERT INTO hog SETTINGS memory_usage_overcommit_max_wait_microseconds = 0
+                SELECT repeat('x', 1000000) FROM numbers(8)";
+            if let Err(error) = ch.try_query(take).await {
+                break error;
+            }
+        };
+        assert!(full.contains("MEMORY_LIMIT_EXCEEDED"), "{full}");
+        stage.inject("no memory is left");
+        let from = 10_000 * (round + 1);
+        let large = format!(
+            "INSERT INTO bulk SELECT i, NULL, repeat(md5(i::text), 30) FROM generate_series({from}, {from} + 8999) i"
+        );
+        stage.db.pg.execute(&large).await;
+        stage.daemon().wait_log("MEMORY_LIMIT_EXCEEDED", round as usize + 1).await;
+        stage.pass(0..1000).await;
+        stage.db.ch.query("DROP TABLE hog SYNC").await;
+        stage.load().wait_commits(20).await;
+    }
+}
+
+/// Of the parts of an insert those before this partition's go in, and the others do not, again and again for a while.
+pub(super) async fn one_partition_fails(stage: &mut Stage) {
+    for round in 0..stage.rounds(3) {
+        stage.work(10..40).await;
+        let partition = stage.rng.random_range(0..5);
+        // An index is computed for each part by itself, and this one fails as a connection that broke would.
+        let trap = format!("ADD INDEX trap toInt32(if(head % 5 = {partition}, '', '1')) TYPE minmax");
+        stage.db.ch.query(&format!("ALTER TABLE line {trap}")).await;
+        stage.inject(format!("nothing goes into partition {partition} of a table"));
+        stage.daemon().wait_log("ATTEMPT_TO_READ_AFTER_EOF", round as usize + 1).await;
+        stage.pass(0..1000).await;
+        stage.db.ch.query("ALTER TABLE line DROP INDEX trap").await;
+        stage.load().wait_commits(20).await;
     }
 }

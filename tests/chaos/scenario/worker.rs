@@ -1,0 +1,68 @@
+//! Workers die, or live too long.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+use crate::stage::Stage;
+use crate::support::{Daemon, eventually};
+
+const WAIT: Duration = Duration::from_secs(180);
+/// A message that its worker does not ask to keep is somebody else's after half a minute.
+const LEASE: Duration = Duration::from_secs(30);
+const HANDLER: &str = "INSERT+INTO+audit_log";
+
+/// Its message comes back, and has one effect.
+pub(super) async fn killed_inside_a_handler(stage: &mut Stage) {
+    for _ in 0..stage.rounds(2) {
+        let streams = stage.daemon().streams();
+        stage.work(10..30).await;
+        let before = stage.clickhouse.struck();
+        stage.clickhouse.swallow(HANDLER);
+        is_at_work(stage, before).await;
+        stage.inject("SIGKILL inside a handler");
+        stage.daemon().kill9();
+        stage.daemon().start();
+        stage.mend();
+        stage.daemon().wait_streams(streams).await;
+    }
+}
+
+/// It stands still in the middle of its handler for longer than the message is its own. Another process has the message in
+/// hand too when it goes on.
+pub(super) async fn worker_outlives_its_message(stage: &mut Stage) {
+    stage.work(20..60).await;
+    let before = stage.clickhouse.struck();
+    stage.clickhouse.swallow(HANDLER);
+    is_at_work(stage, before).await;
+    stage.daemon().freeze();
+    stage.inject("SIGSTOP inside a handler");
+    // There is nothing new to handle meanwhile.
+    stage.rest().await;
+    let other = Daemon::spawn(&stage.db, &stage.config());
+    other.wait_log("another walhouse holds this slot; waiting for it to end", 1).await;
+    let before = stage.clickhouse.struck();
+    tokio::time::sleep(LEASE).await;
+    is_at_work(stage, before).await;
+    stage.inject("its message is in the hands of another process, and it goes on");
+    stage.write();
+    let (first, second) = (stage.rng.random_bool(0.5), stage.rng.random_range(0..400));
+    // Which of both is sooner there is by chance.
+    if first {
+        stage.mend();
+    }
+    stage.daemon().resume();
+    tokio::time::sleep(Duration::from_millis(second)).await;
+    stage.mend();
+    stage.load().wait_commits(50).await;
+    let twice = "SELECT count() FROM audit_log WHERE event_id IN (
+        SELECT event_id FROM audit_log GROUP BY event_id HAVING count() > 1)";
+    let written = stage.db.ch.query(twice).await;
+    stage.note(format!("{written} rows of events that were handled more than once"));
+}
+
+/// Waits until a handler writes, which does not come to an end.
+async fn is_at_work(stage: &Stage, before: u32) {
+    let wire = &stage.clickhouse;
+    eventually(WAIT, async || if wire.struck() > before { Ok(()) } else { Err("no handler came by".to_owned()) }).await;
+}
