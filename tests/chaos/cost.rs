@@ -1,12 +1,13 @@
 //! The processor time that a run takes, and who takes it: what a campaign can afford follows from it, whatever else the
 //! machine does.
 
+use std::fmt;
 use std::fs;
 use std::ops::Sub;
 
 use serde::{Deserialize, Serialize};
 
-use crate::support::processor_seconds;
+use crate::support::thread_seconds;
 
 /// Seconds of one processor.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
@@ -21,6 +22,18 @@ pub(crate) struct Cost {
 impl Cost {
     pub(crate) fn sum(&self) -> f64 {
         self.daemon + self.postgres + self.clickhouse + self.sqs + self.harness
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { daemon, postgres, clickhouse, sqs, harness } = self;
+        let sum = self.sum();
+        write!(
+            to,
+            "{sum:.1} s of processors: walhouse {daemon:.1}, PostgreSQL {postgres:.1}, ClickHouse {clickhouse:.1}, SQS {sqs:.1}, \
+             harness {harness:.1}"
+        )
     }
 }
 
@@ -46,5 +59,5 @@ pub(crate) fn of_this_job() -> f64 {
         // One that has ended meanwhile has no name any more.
         fs::read_to_string(task.join("comm")).is_ok_and(|own| own.trim_end() == name)
     });
-    of_job.map(|task| processor_seconds(&task.join("stat"))).sum()
+    of_job.map(|task| thread_seconds(&task.join("stat"))).sum()
 }

@@ -76,8 +76,9 @@ async fn sent(sqs: &Sqs, prefix: &str, due: &[String], verdict: &mut Verdict) ->
     let (mut sent, deadline) = (BTreeMap::<String, Value>::new(), Instant::now() + PATIENCE);
     let mut differ = 0;
     loop {
-        // What is taken is out of sight for longer than this goes on.
+        // What is taken is out of sight for longer than this goes on; and nothing is waited for.
         let request = client.receive_message().queue_url(&url).max_number_of_messages(10).visibility_timeout(600);
+        let request = request.wait_time_seconds(0);
         let messages = request.send().await.expect("messages can be received").messages.unwrap_or_default();
         let is_empty = messages.is_empty();
         for message in messages {

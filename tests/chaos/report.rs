@@ -39,13 +39,12 @@ pub(crate) struct Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { row, scenario, seed, faults, rows, events, lost, wrong, seconds, cost, error, .. } = self;
-        let Cost { daemon, postgres, clickhouse, sqs, harness } = cost;
         let state = if error.is_some() { "FAILED" } else { "ok" };
         write!(
             to,
             "row {row:>2} {scenario:<40} seed {seed:<6} {faults:>2} faults {rows:>7} rows {events:>4} events \
-             {lost:>2} lost {wrong:>2} wrong {seconds:>6.1} s (CPU {daemon:.1} + {postgres:.1} + {clickhouse:.1} + {sqs:.1} \
-             + {harness:.1})  {state}"
+             {lost:>2} lost {wrong:>2} wrong {seconds:>6.1} s, {:.1} s CPU  {state}",
+            cost.sum()
         )
     }
 }

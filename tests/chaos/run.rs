@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use futures_util::FutureExt;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::cost::Cost;
 use crate::oracle::Verdict;
 use crate::report::{Outcome, directory, record};
 use crate::scenario::{ALL, Scenario};
@@ -95,7 +94,6 @@ pub(crate) fn scenarios(numbers: &[u32]) -> Vec<&'static Scenario> {
 async fn run(servers: &mut Option<Servers>, scenario: &'static Scenario, seed: u64, short: bool) -> Outcome {
     let began = Instant::now();
     let on = tokio::task::block_in_place(|| servers.get_or_insert_with(Servers::start).of(scenario.opening));
-    let before = on.cost();
     let mut stage = Stage::new(&on, scenario.row, seed, scenario.opening, short).await;
     let played = AssertUnwindSafe(play(&mut stage, scenario)).catch_unwind();
     let (verdict, error) = match tokio::time::timeout(LIMIT, played).await {
@@ -119,7 +117,7 @@ async fn run(servers: &mut Option<Servers>, scenario: &'static Scenario, seed: u
         lost: verdict.lost,
         wrong: verdict.wrong,
         seconds: began.elapsed().as_secs_f64(),
-        cost: Cost { daemon: stage.daemon_seconds(), ..on.cost() - before },
+        cost: stage.cost(),
         error,
     };
     stage.note(outcome.to_string());

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ const WITH_WORKERS: f64 = 0.25;
 /// What a ClickHouse may use, and what a small one has.
 const MEMORY: u64 = 2 << 30;
 const SMALL_MEMORY: u64 = 256 << 20;
+const DISK: u64 = 4 << 30;
 const SMALL_DISK: u64 = 512 << 20;
 /// The daemon's own.
 const OWN_DISK: u64 = 8 << 20;
@@ -52,12 +54,22 @@ pub(crate) struct Servers {
 
 impl Servers {
     pub(crate) fn start() -> Self {
-        let clickhouse = ClickHouse::private(ClickHouseOptions { memory: Some(MEMORY), ..Default::default() });
+        // In memory where that can be had: what is killed here is a process, and files outlive it there too.
+        let disk = is_root().then_some(DISK);
+        let clickhouse = ClickHouse::private(ClickHouseOptions { memory: Some(MEMORY), disk, ..Default::default() });
         Self { postgres: Self::postgres(), clickhouse, sqs: Sqs::private(), other: Arc::default() }
     }
 
     fn postgres() -> Arc<Postgres> {
-        let settings = vec![("max_wal_senders", "20".to_owned()), ("shared_buffers", "64MB".to_owned())];
+        let settings = [
+            ("max_wal_senders", "20"),
+            ("shared_buffers", "64MB"),
+            // The machine does not crash.
+            ("full_page_writes", "off"),
+            ("autovacuum", "off"),
+            ("jit", "off"),
+        ];
+        let settings = settings.map(|(name, value)| (name, value.to_owned())).to_vec();
         Postgres::private(PostgresOptions { settings, ..Default::default() })
     }
 
@@ -132,6 +144,7 @@ pub(crate) struct Stage {
     /// A part of the faults is enough.
     short: bool,
     began: Instant,
+    before: Cost,
     config: String,
     opening: Opening,
     workers: bool,
@@ -149,6 +162,7 @@ pub(crate) struct Stage {
 impl Stage {
     /// Databases with nothing in them, and lines in good weather.
     pub(crate) async fn new(servers: &Servers, row: u32, seed: u64, opening: Opening, short: bool) -> Self {
+        let (began, before) = (Instant::now(), servers.cost());
         let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1000).wrapping_add(u64::from(row)));
         let db = TestDb::on(servers.postgres.clone(), servers.clickhouse.clone(), &format!("chaos{row}")).await;
         let own_disk = opening.own_disk.then(|| Disk::at(&db.directory, OWN_DISK));
@@ -175,7 +189,8 @@ impl Stage {
             sieve,
             journal: Vec::new(),
             short,
-            began: Instant::now(),
+            began,
+            before,
             config,
             opening,
             workers: false,
@@ -212,14 +227,13 @@ impl Stage {
             self.write();
         }
         self.load().wait_commits(20).await;
-        self.note("the first fault may strike");
+        self.note_cost("the first fault may strike");
     }
 
     /// From here on the copies are done, and there is a witness.
     async fn stream(&mut self) {
         self.daemon().wait_ready().await;
-        let begun = self.seen.len() + 1;
-        self.daemon().wait_log(LISTENS, begun).await;
+        self.daemon().wait_log(LISTENS, 1).await;
         watch_versions(&self.db).await;
         self.witness = Some(Witness::start(&self.db));
     }
@@ -241,11 +255,13 @@ impl Stage {
         self.witness.as_mut().expect("there is a witness").be_quiet().await;
         self.settle().await;
         let tables: &[&str] = if self.opening.copying { &["ballast"] } else { &[] };
-        self.note("all is acknowledged");
+        self.note_cost("all is acknowledged");
         let mut verdict = judge(&self.db, tables).await;
-        self.note("all is compared");
-        events(&self.db, &self.servers.sqs, &self.prefix(), &self.early, self.workers, &mut verdict).await;
+        self.note_cost("all is compared");
+        // Nothing moves any more; a message that was in hand at a kill may come back late.
         self.seen.push(self.witness.take().expect("there is a witness").finish().await);
+        events(&self.db, &self.servers.sqs, &self.prefix(), &self.early, self.workers, &mut verdict).await;
+        self.note_cost("all events are compared");
         for seen in std::mem::take(&mut self.seen) {
             verdict.add(&seen);
             self.note(format!("{} looks, {} checkpoints, {} covered", seen.samples, seen.checkpoints, seen.covered));
@@ -270,7 +286,7 @@ impl Stage {
     pub(crate) async fn rest(&mut self) {
         if let Some(load) = self.load.take() {
             let commits = load.stop().await;
-            self.note(format!("the load has ended after {commits} commits"));
+            self.note_cost(&format!("the load has ended after {commits} commits"));
         }
     }
 
@@ -356,9 +372,15 @@ impl Stage {
         }
     }
 
-    /// The processor time of the daemons that are left.
-    pub(crate) fn daemon_seconds(&self) -> f64 {
-        self.daemon.as_ref().map_or(0.0, Daemon::processor_seconds)
+    /// What it has taken so far.
+    pub(crate) fn cost(&self) -> Cost {
+        let daemon = self.daemon.as_ref().map_or(0.0, Daemon::processor_seconds);
+        Cost { daemon, ..self.servers.cost() - self.before }
+    }
+
+    fn note_cost(&mut self, what: &str) {
+        let cost = self.cost();
+        self.note(format!("{what}; so far {cost}"));
     }
 
     /// Copies whatever a person would look at, for a run that has failed.
@@ -377,6 +399,11 @@ impl Stage {
         }
         Ok(())
     }
+}
+
+/// Only root may mount a disk.
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
 fn prefix(db: &TestDb) -> String {

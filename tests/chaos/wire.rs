@@ -55,6 +55,8 @@ struct Weather {
     loses: Option<(&'static str, u32)>,
     /// The text of requests that vanish, with all that comes after them.
     swallows: Option<&'static str>,
+    /// The text of requests that are on their way for as long as this holds.
+    holds: Option<&'static str>,
     /// Milliseconds that each piece is late, and the share of pieces that are late by a retransmission besides.
     delay: Range<u64>,
     loss: f64,
@@ -146,6 +148,11 @@ impl Wire {
         self.set(|weather| weather.swallows = Some(text));
     }
 
+    /// Requests with this text are on their way, and get to the server once all is well again.
+    pub(crate) fn hold(&self, text: &'static str) {
+        self.set(|weather| weather.holds = Some(text));
+    }
+
     /// Each piece is late by so many milliseconds; of some the first try is lost, and they are late by 200 ms more.
     pub(crate) fn delay(&self, milliseconds: Range<u64>, loss: f64) {
         self.set(|weather| (weather.delay, weather.loss) = (milliseconds, loss));
@@ -188,6 +195,8 @@ struct Line {
     loses: AtomicBool,
     /// Something has vanished: nothing more can pass.
     broken: AtomicBool,
+    /// A request is held up.
+    held: AtomicBool,
     reset: CancellationToken,
 }
 
@@ -206,6 +215,7 @@ async fn connect(client: TcpStream, shared: Arc<Shared>) {
         counted: AtomicBool::default(),
         loses: AtomicBool::default(),
         broken: AtomicBool::default(),
+        held: AtomicBool::default(),
         reset: token,
     });
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
@@ -216,7 +226,7 @@ async fn connect(client: TcpStream, shared: Arc<Shared>) {
 /// Has what comes from one side go to the other, in time.
 async fn carry(mut from: OwnedReadHalf, to: OwnedWriteHalf, line: Arc<Line>, way: Way) {
     let (sender, receiver) = mpsc::channel(ON_THE_WAY);
-    tokio::spawn(deliver(to, receiver, line.reset.clone()));
+    tokio::spawn(deliver(to, receiver, Arc::clone(&line), way));
     let (mut buffer, mut free_at) = (vec![0; 64 * 1024], Instant::now());
     loop {
         let read = tokio::select! {
@@ -238,10 +248,13 @@ async fn carry(mut from: OwnedReadHalf, to: OwnedWriteHalf, line: Arc<Line>, way
     reset(from.as_ref());
 }
 
-async fn deliver(mut to: OwnedWriteHalf, mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>, end: CancellationToken) {
+async fn deliver(mut to: OwnedWriteHalf, mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>, line: Arc<Line>, way: Way) {
     let work = async {
         while let Some((at, bytes)) = pieces.recv().await {
             tokio::time::sleep_until(at).await;
+            while way == Way::Up && line.is_held() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             to.write_all(&bytes).await?;
         }
         to.shutdown().await
@@ -249,7 +262,7 @@ async fn deliver(mut to: OwnedWriteHalf, mut pieces: mpsc::Receiver<(Instant, Ve
     tokio::select! {
         // That the other side has gone, its own direction tells.
         _ = work => {}
-        () = end.cancelled() => {}
+        () = line.reset.cancelled() => {}
     }
 }
 
@@ -297,6 +310,9 @@ impl Line {
         if weather.swallows.is_some_and(|text| has(&heard, text)) && !self.broken.swap(true, Ordering::Relaxed) {
             weather.struck += 1;
         }
+        if weather.holds.is_some_and(|text| has(&heard, text)) && !self.held.swap(true, Ordering::Relaxed) {
+            weather.struck += 1;
+        }
         if let Some((text, answered)) = weather.loses.filter(|(text, _)| has(&heard, text))
             && !self.counted.swap(true, Ordering::Relaxed)
         {
@@ -306,6 +322,12 @@ impl Line {
                 weather.struck += 1;
             }
         }
+    }
+
+    fn is_held(&self) -> bool {
+        let held = self.held.load(Ordering::Relaxed) && lock(&self.shared.weather).holds.is_some();
+        self.held.store(held, Ordering::Relaxed);
+        held
     }
 
     fn said(&self, text: &str) -> bool {

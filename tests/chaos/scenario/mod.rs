@@ -10,12 +10,9 @@ mod process;
 mod server;
 mod worker;
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-
 use futures_util::future::LocalBoxFuture;
 
-use crate::stage::{Opening, Small, Stage};
+use crate::stage::{Opening, Small, Stage, is_root};
 
 pub(crate) struct Scenario {
     /// Of the matrix.
@@ -149,8 +146,6 @@ fn event(bytes: usize) -> String {
     )
 }
 
-/// Only root may mount a disk.
 fn root() -> Option<String> {
-    let is_root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
-    (!is_root).then(|| "a small disk is mounted by root alone".to_owned())
+    (!is_root()).then(|| "a small disk is mounted by root alone".to_owned())
 }

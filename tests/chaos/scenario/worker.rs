@@ -28,37 +28,36 @@ pub(super) async fn killed_inside_a_handler(stage: &mut Stage) {
     }
 }
 
-/// It stands still in the middle of its handler for longer than the message is its own. Another process has the message in
-/// hand too when it goes on.
+/// It stands still in the middle of its handler for longer than the message is its own, and what it writes is on its way. Another
+/// process has the message in hand too when it goes on, and both write.
 pub(super) async fn worker_outlives_its_message(stage: &mut Stage) {
     stage.work(20..60).await;
     let before = stage.clickhouse.struck();
-    stage.clickhouse.swallow(HANDLER);
+    stage.clickhouse.hold(HANDLER);
     is_at_work(stage, before).await;
     stage.daemon().freeze();
     stage.inject("SIGSTOP inside a handler");
     // There is nothing new to handle meanwhile.
     stage.rest().await;
+    let before = stage.clickhouse.struck();
     let other = Daemon::spawn(&stage.db, &stage.config());
     other.wait_log("another walhouse holds this slot; waiting for it to end", 1).await;
-    let before = stage.clickhouse.struck();
     tokio::time::sleep(LEASE).await;
     is_at_work(stage, before).await;
     stage.inject("its message is in the hands of another process, and it goes on");
     stage.write();
-    let (first, second) = (stage.rng.random_bool(0.5), stage.rng.random_range(0..400));
-    // Which of both is sooner there is by chance.
+    // Which of both hears first that it was written is by chance.
+    let (first, later) = (stage.rng.random_bool(0.5), stage.rng.random_range(0..400));
     if first {
         stage.mend();
     }
     stage.daemon().resume();
-    tokio::time::sleep(Duration::from_millis(second)).await;
+    tokio::time::sleep(Duration::from_millis(later)).await;
     stage.mend();
     stage.load().wait_commits(50).await;
-    let twice = "SELECT count() FROM audit_log WHERE event_id IN (
-        SELECT event_id FROM audit_log GROUP BY event_id HAVING count() > 1)";
-    let written = stage.db.ch.query(twice).await;
-    stage.note(format!("{written} rows of events that were handled more than once"));
+    let twice = "SELECT uniqExact(event_id) FROM audit_log GROUP BY event_id HAVING count() > 1";
+    let twice = stage.db.ch.query(&format!("SELECT count() FROM ({twice})")).await;
+    stage.note(format!("{twice} events were written more than once, and not merged since"));
 }
 
 /// Waits until a handler writes, which does not come to an end.

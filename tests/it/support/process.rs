@@ -182,12 +182,22 @@ pub(crate) fn signal(name: &str, pids: &[u32]) {
     Command::new("sh").args(["-c", &script]).status().expect("sh can be started");
 }
 
-/// What a process, or a thread, has taken of processors, with its children that have ended: from its `stat` below `/proc`. Nothing
-/// if it has ended.
+/// What a process has taken of processors, with its children that have ended: from its `stat` below `/proc`. Nothing if it has
+/// ended.
 pub(crate) fn processor_seconds(stat: &Path) -> f64 {
+    // utime, stime, and cutime and cstime.
+    ticks(stat, 4)
+}
+
+/// What a thread has.
+pub(crate) fn thread_seconds(stat: &Path) -> f64 {
+    ticks(stat, 2)
+}
+
+/// Fields from the twelfth after the name on, which count in hundredths of a second.
+fn ticks(stat: &Path, fields: usize) -> f64 {
     let text = fs::read_to_string(stat).unwrap_or_default();
-    // utime, stime, cutime and cstime, in ticks of which Linux has a hundred a second.
-    let fields = text.rsplit_once(") ").map(|(_, rest)| rest.split(' ').skip(11).take(4)).into_iter().flatten();
+    let fields = text.rsplit_once(") ").map(|(_, rest)| rest.split(' ').skip(11).take(fields)).into_iter().flatten();
     fields.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
