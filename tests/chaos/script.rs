@@ -239,7 +239,7 @@ impl Script {
 
     /// A transaction of thousands of rows.
     fn bulk(&mut self) -> String {
-        let (from, rows, word) = (self.below(2000), self.rng.random_range(200..2000), self.word());
+        let (from, rows, word) = (self.below(2000), self.rng.random_range(100..1000), self.word());
         match self.rng.random_range(0..100) {
             0..50 => format!(
                 "INSERT INTO bulk SELECT i, NULL, '{word}' || i FROM generate_series({from}, {from} + {rows}) i

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const BALLAST: &str = "CREATE TABLE ballast (id int4 PRIMARY KEY, v text, body text) WITH (fillfactor = 10);
     INSERT INTO ballast SELECT i, md5(i::text), repeat('b', 300) FROM generate_series(1, 20000) i";
 /// Commits of a run, at least.
-const LEAST: u64 = 300;
+const LEAST: u64 = 200;
 /// The share of runs with workers, where a scenario is not about them.
 const WITH_WORKERS: f64 = 0.25;
 /// What a ClickHouse may use, and what a small one has.
@@ -412,8 +412,8 @@ fn prefix(db: &TestDb) -> String {
 
 /// Batches of another size in each run, and one of the two ways to read the slot: it is the same to the outcome.
 fn pace(rng: &mut StdRng) -> String {
-    let delay = [10, 50, 100, 300][rng.random_range(0..4)];
-    let rows = [20, 200, 500_000][rng.random_range(0..3)];
+    let delay = [20, 100, 200, 300][rng.random_range(0..4)];
+    let rows = [50, 500, 500_000][rng.random_range(0..3)];
     let (window, lag) = [("32MiB", "64MiB"), ("1MiB", "2MiB")][rng.random_range(0..2)];
     format!(
         "[batch]\nmax_delay = \"{delay}ms\"\nmax_rows = {rows}\n[source]\ncatch_up_window = \"{window}\"\ncatch_up_lag = \"{lag}\"\n"

@@ -47,7 +47,7 @@ const PARTITIONS: &str = "[tables.\"public.item\"]\npartition_by = \"intDiv(id, 
     [tables.\"public.line\"]\npartition_by = \"head % 5\"\n[tables.\"public.bulk\"]\npartition_by = \"intDiv(id, 500)\"\n";
 /// The server gives up a walsender that is silent for so long; it is silent for longer.
 const SHORT_TIMEOUT: &str = "DO $$ BEGIN
-    EXECUTE format('ALTER DATABASE %I SET wal_sender_timeout = ''4s''', current_database()); END $$";
+    EXECUTE format('ALTER DATABASE %I SET wal_sender_timeout = ''2s''', current_database()); END $$";
 
 pub(crate) const ALL: &[Scenario] = &[
     scenario(1, "killed_at_any_moment", STREAMING, |stage| Box::pin(process::killed_at_any_moment(stage))),

@@ -16,8 +16,8 @@ const STREAM: &str = "START_REPLICATION";
 
 /// All connections to one of the servers at once.
 pub(super) async fn reset(stage: &mut Stage) {
-    for _ in 0..stage.rounds(6) {
-        stage.pass(0..800).await;
+    for _ in 0..stage.rounds(5) {
+        stage.pass(0..400).await;
         let (wire, server) = stage.any_wire();
         wire.reset();
         stage.inject(format!("RST from {server}"));
@@ -43,7 +43,7 @@ pub(super) async fn half_open(stage: &mut Stage) {
 
 /// Two seconds late, with pieces that are lost at first, and narrow: slower, and nothing else.
 pub(super) async fn late_and_lossy(stage: &mut Stage) {
-    for _ in 0..stage.rounds(3) {
+    for _ in 0..stage.rounds(2) {
         let kind = stage.rng.random_range(0..3);
         let (wire, server) = stage.any_wire();
         let what = match kind {
@@ -61,7 +61,7 @@ pub(super) async fn late_and_lossy(stage: &mut Stage) {
             }
         };
         stage.inject(format!("{server}: {what}"));
-        sleep(Duration::from_secs(5)).await;
+        sleep(Duration::from_secs(3)).await;
         stage.mend();
         stage.work(20..60).await;
     }
@@ -79,7 +79,7 @@ pub(super) async fn cut_after_any_byte(stage: &mut Stage) {
 
 /// ClickHouse has applied an insert, and nobody knows.
 pub(super) async fn answer_of_an_insert_lost(stage: &mut Stage) {
-    for _ in 0..stage.rounds(12) {
+    for _ in 0..stage.rounds(8) {
         let (before, answered) = (stage.clickhouse.struck(), stage.rng.random_range(0..6));
         stage.clickhouse.lose_answer("INSERT+INTO+", answered);
         struck(&stage.clickhouse, before).await;
@@ -89,7 +89,7 @@ pub(super) async fn answer_of_an_insert_lost(stage: &mut Stage) {
 
 /// SQS has accepted messages, and nobody knows.
 pub(super) async fn answer_of_a_send_lost(stage: &mut Stage) {
-    for _ in 0..stage.rounds(8) {
+    for _ in 0..stage.rounds(6) {
         let (before, answered) = (stage.queues.struck(), stage.rng.random_range(0..3));
         stage.queues.lose_answer("AmazonSQS.SendMessageBatch", answered);
         struck(&stage.queues, before).await;
@@ -131,7 +131,7 @@ pub(super) async fn sqs_away(stage: &mut Stage) {
         let here = "SELECT pg_current_wal_insert_lsn() - '0/0'";
         let position: u64 = stage.db.pg.value(here).await.parse().expect("a position is a number");
         stage.db.pg.execute(&event(0)).await;
-        stage.work(50..150).await;
+        stage.work(30..90).await;
         let told = confirmed(&stage.db.pg, &stage.db.name).await.expect("PostgreSQL answers");
         // The position of an event's own transaction is past this one.
         let end: u64 = stage.db.pg.value(here).await.parse().expect("a position is a number");

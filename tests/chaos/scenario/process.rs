@@ -19,11 +19,11 @@ const WAIT: Duration = Duration::from_secs(180);
 /// Every third time while it is still starting.
 pub(super) async fn killed_at_any_moment(stage: &mut Stage) {
     let mut streams = 0;
-    for round in 0..stage.rounds(6) {
+    for round in 0..stage.rounds(4) {
         if round % 3 != 2 {
             stage.daemon().wait_streams(streams).await;
         }
-        stage.pass(0..800).await;
+        stage.pass(0..500).await;
         stage.inject("SIGKILL");
         streams = stage.daemon().streams();
         kill(stage);
@@ -33,7 +33,7 @@ pub(super) async fn killed_at_any_moment(stage: &mut Stage) {
 /// Rows are in ClickHouse, and the checkpoint that covers them is not.
 pub(super) async fn killed_between_insert_and_checkpoint(stage: &mut Stage) {
     for _ in 0..stage.rounds(3) {
-        stage.pass(0..500).await;
+        stage.pass(0..300).await;
         stage.clickhouse.swallow("INTO _checkpoint");
         let (db, wire) = (&stage.db, &stage.clickhouse);
         let before = ticks(stage).await;
@@ -58,7 +58,7 @@ async fn ticks(stage: &Stage) -> u64 {
 pub(super) async fn killed_between_checkpoint_and_status(stage: &mut Stage) {
     for _ in 0..stage.rounds(3) {
         let streams = stage.daemon().streams();
-        stage.pass(0..500).await;
+        stage.pass(0..300).await;
         stage.postgres.vanish(Way::Up, Some("START_REPLICATION"));
         let db = &stage.db;
         eventually(WAIT, async || {
@@ -77,7 +77,7 @@ pub(super) async fn killed_between_checkpoint_and_status(stage: &mut Stage) {
 /// What was copied stays copied; no slot is left but the one.
 pub(super) async fn killed_in_the_copy(stage: &mut Stage) {
     for _ in 0..stage.rounds(4) {
-        stage.pass(100..1500).await;
+        stage.pass(100..1000).await;
         stage.inject("SIGKILL");
         kill(stage);
     }
@@ -94,9 +94,9 @@ pub(super) async fn frozen(stage: &mut Stage) {
     for _ in 0..stage.rounds(2) {
         let streams = stage.daemon().streams();
         let before = stage.daemon().metric("walhouse_reconnects_total", "").await;
-        stage.inject("SIGSTOP for 9 s");
+        stage.inject("SIGSTOP for 4.5 s");
         stage.daemon().freeze();
-        tokio::time::sleep(Duration::from_secs(9)).await;
+        tokio::time::sleep(Duration::from_millis(4500)).await;
         stage.daemon().resume();
         stage.daemon().wait_streams(streams).await;
         stage.load().wait_commits(30).await;
@@ -186,8 +186,8 @@ pub(super) async fn clock_wrong_by_a_day(stage: &mut Stage) {
 }
 
 pub(super) async fn killed_in_a_storm_of_ddl(stage: &mut Stage) {
-    for _ in 0..stage.rounds(4) {
-        stage.work(60..200).await;
+    for _ in 0..stage.rounds(3) {
+        stage.work(30..120).await;
         stage.inject("SIGKILL");
         kill(stage);
     }

@@ -14,7 +14,7 @@ const WAIT: Duration = Duration::from_secs(180);
 
 /// Rows move to other places, and the stream does not tell.
 pub(super) async fn rewritten_in_the_copy(stage: &mut Stage) {
-    for round in 0..stage.rounds(5) {
+    for round in 0..stage.rounds(4) {
         let table = ["ballast", "item", "bulk"][stage.rng.random_range(0..3)];
         let rewrite = match stage.rng.random_range(0..3) {
             0 => format!("VACUUM FULL {table}"),
@@ -38,9 +38,9 @@ pub(super) async fn rewritten_in_the_copy(stage: &mut Stage) {
 
 /// The slot's position falls back to what was on disk.
 pub(super) async fn postmaster_killed(stage: &mut Stage) {
-    for _ in 0..stage.rounds(3) {
+    for _ in 0..stage.rounds(2) {
         let streams = stage.daemon().streams();
-        stage.pass(200..1500).await;
+        stage.pass(200..1000).await;
         stage.inject("SIGKILL of the postmaster");
         stage.db.postgres.kill9();
         stage.db.postgres.start();
@@ -51,7 +51,7 @@ pub(super) async fn postmaster_killed(stage: &mut Stage) {
 
 /// A transaction that is larger than any batch, while what reads it dies.
 pub(super) async fn restarted_inside_a_giant_transaction(stage: &mut Stage) {
-    for round in 0..stage.rounds(3) {
+    for round in 0..stage.rounds(2) {
         let from = 1_000_000 * (round + 1);
         let giant = stage.db.pg.connect().await.expect("a session");
         let part = |at: u32| {
@@ -92,8 +92,8 @@ pub(super) async fn walsender_terminated(stage: &mut Stage) {
         "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}' AND active",
         stage.db.name
     );
-    for _ in 0..stage.rounds(5) {
-        stage.pass(0..500).await;
+    for _ in 0..stage.rounds(4) {
+        stage.pass(0..300).await;
         let db = &stage.db;
         eventually(WAIT, async || match db.pg.try_query(&sql).await?.is_empty() {
             true => Err("nobody reads the slot".to_owned()),
@@ -107,10 +107,10 @@ pub(super) async fn walsender_terminated(stage: &mut Stage) {
 /// In the middle of its inserts; it is away for a while.
 pub(super) async fn clickhouse_killed(stage: &mut Stage) {
     for _ in 0..stage.rounds(2) {
-        stage.pass(200..1500).await;
+        stage.pass(200..1000).await;
         stage.inject("SIGKILL of ClickHouse");
         stage.db.clickhouse.kill9();
-        stage.work(10..100).await;
+        stage.work(10..60).await;
         stage.db.clickhouse.start();
         stage.load().wait_commits(30).await;
     }
@@ -140,7 +140,7 @@ pub(super) async fn disk_full(stage: &mut Stage) {
         let full = fill(&ballast).expect_err("a disk has an end");
         stage.inject(format!("ClickHouse's disk is full: {full}"));
         stage.daemon().wait_log("NOT_ENOUGH_SPACE", round as usize + 1).await;
-        stage.pass(0..2000).await;
+        stage.pass(0..1000).await;
         fs::remove_file(&ballast).expect("a file can be removed");
         stage.load().wait_commits(20).await;
     }
