@@ -30,14 +30,25 @@ pub(super) async fn half_open(stage: &mut Stage) {
     stage.work(10..60).await;
     // One of both directions is enough: an answer is missed, or is never asked for.
     let way = [Way::Both, Way::Down][stage.rng.random_range(0..2)];
-    let streams = stage.daemon().streams();
+    let (streams, before) = (stage.daemon().streams(), stage.postgres.struck());
     stage.postgres.vanish(way, Some(STREAM));
+    // It may be reading the backlog otherwise just now.
+    struck(&stage.postgres, before).await;
     stage.inject(format!("half open: {way:?}"));
     let began = Instant::now();
-    stage.daemon().wait_log("the server has gone silent", 1).await;
+    stage.rest().await;
+    // In the stream, or before its first word.
+    let daemon = stage.daemon();
+    eventually(WAIT, async || {
+        let log = daemon.log();
+        let words = ["the server has gone silent", "did not answer within 30s while to stream"];
+        if words.iter().any(|words| log.contains(words)) { Ok(()) } else { Err("nobody has noticed".to_owned()) }
+    })
+    .await;
     stage.note(format!("noticed after {:?}", began.elapsed()));
     assert!(began.elapsed() < Duration::from_secs(50), "noticed after {:?} only", began.elapsed());
     stage.mend();
+    stage.write();
     stage.daemon().wait_streams(streams).await;
 }
 
