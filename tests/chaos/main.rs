@@ -52,7 +52,7 @@ fn at_length() {
     let numbers: Vec<u32> = list("CHAOS_ROWS");
     let (runs, seed) = (variable("CHAOS_RUNS").unwrap_or(3), variable("CHAOS_SEED").unwrap_or(1));
     let mut plan = Plan::new(&scenarios(&numbers), seed, runs);
-    plan.jobs = variable("CHAOS_JOBS").unwrap_or(2);
+    plan.jobs = variable("CHAOS_JOBS").unwrap_or(4);
     let (all, recorded) = (plan.runs.len(), report::recorded());
     plan.runs.retain(|(scenario, seed)| !report::is_done(&recorded, scenario.name, *seed));
     println!(

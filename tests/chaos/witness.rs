@@ -122,7 +122,8 @@ async fn look(pg: &Pg, ch: &Ch, slot: &str, positions: &Positions, seen: &mut Se
         let there: Vec<u64> = there.trim_matches(['[', ']']).split(',').filter_map(|n| n.parse().ok()).collect();
         let lacks: Vec<u64> = (1..=covered).filter(|n| there.binary_search(n).is_err()).collect();
         if !lacks.is_empty() {
-            seen.wrong.push(format!("the checkpoint {checkpoint} covers {covered} rows of {table}, which lacks {lacks:?}"));
+            seen.wrong
+                .push(format!("the checkpoint {checkpoint} covers {covered} rows of {table}, which lacks {lacks:?}"));
         }
     }
     seen.covered = seen.covered.max(2 * covered);

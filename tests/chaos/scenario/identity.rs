@@ -23,6 +23,10 @@ pub(super) async fn another_slot_or_cluster(stage: &mut Stage) {
         assert_eq!(status.code(), Some(0));
         stage.work(5..30).await;
     }
+    if kind != 3 {
+        // What is stored, and the slot, are about to be thrown away.
+        stage.look_away().await;
+    }
     let says = match kind {
         0 => {
             let says = format!("the replication slot {slot} is gone");
@@ -57,7 +61,10 @@ pub(super) async fn another_slot_or_cluster(stage: &mut Stage) {
 
 /// Runs this on the slot, which nobody may use at that moment.
 async fn free(stage: &Stage, sql: &str) {
-    let end = format!("SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}' AND active", stage.db.name);
+    let end = format!(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = '{}' AND active",
+        stage.db.name
+    );
     eventually(WAIT, async || {
         stage.db.pg.try_query(&end).await?;
         stage.db.pg.try_query(sql).await
@@ -111,8 +118,6 @@ async fn mend(stage: &mut Stage, kind: u32) {
     if kind == 3 {
         stage.postgres.lead_to(stage.db.postgres.port());
     } else {
-        // What is copied anew begins anew.
-        stage.look_away().await;
         stage.rest().await;
         stage.db.ch.drop_database().await.expect("the database can be dropped");
         let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name =";

@@ -60,14 +60,15 @@ pub(crate) const ALL: &[Scenario] = &[
     scenario(4, "killed_in_the_copy", COPYING, |stage| Box::pin(process::killed_in_the_copy(stage))),
     scenario(5, "rewritten_in_the_copy", COPYING, |stage| Box::pin(server::rewritten_in_the_copy(stage))),
     scenario(6, "frozen", Opening { prepare: SHORT_TIMEOUT, ..STREAMING }, |stage| Box::pin(process::frozen(stage))),
-    scenario(7, "stopped_while_a_sink_hangs", STREAMING, |stage| Box::pin(process::stopped_while_a_sink_hangs(stage))),
+    scenario(7, "stopped_while_a_sink_hangs", STREAMING, |stage| Box::pin(process::stopped_while_a_sink_hangs(stage)))
+        .slow(),
     scenario(8, "postmaster_killed", STREAMING, |stage| Box::pin(server::postmaster_killed(stage))),
     scenario(9, "restarted_inside_a_giant_transaction", STREAMING, |stage| {
         Box::pin(server::restarted_inside_a_giant_transaction(stage))
     }),
     scenario(10, "walsender_terminated", STREAMING, |stage| Box::pin(server::walsender_terminated(stage))),
     scenario(11, "reset", STREAMING, |stage| Box::pin(network::reset(stage))),
-    scenario(12, "half_open", STREAMING, |stage| Box::pin(network::half_open(stage))),
+    scenario(12, "half_open", STREAMING, |stage| Box::pin(network::half_open(stage))).slow(),
     scenario(13, "late_and_lossy", STREAMING, |stage| Box::pin(network::late_and_lossy(stage))),
     scenario(14, "cut_after_any_byte", STREAMING, |stage| Box::pin(network::cut_after_any_byte(stage))),
     scenario(15, "answer_of_an_insert_lost", STREAMING, |stage| Box::pin(network::answer_of_an_insert_lost(stage))),
@@ -89,12 +90,13 @@ pub(crate) const ALL: &[Scenario] = &[
     scenario(20, "one_partition_fails", Opening { config: PARTITIONS, ..STREAMING }, |stage| {
         Box::pin(server::one_partition_fails(stage))
     }),
-    scenario(21, "sqs_away", WITH_WORKERS, |stage| Box::pin(network::sqs_away(stage))),
+    scenario(21, "sqs_away", WITH_WORKERS, |stage| Box::pin(network::sqs_away(stage))).slow(),
     scenario(22, "part_of_a_batch_refused", Opening { sieve: true, ..WITH_WORKERS }, |stage| {
         Box::pin(network::part_of_a_batch_refused(stage))
     }),
     scenario(23, "answer_of_a_send_lost", WITH_WORKERS, |stage| Box::pin(network::answer_of_a_send_lost(stage))),
-    scenario(24, "killed_inside_a_handler", WITH_WORKERS, |stage| Box::pin(worker::killed_inside_a_handler(stage))),
+    scenario(24, "killed_inside_a_handler", WITH_WORKERS, |stage| Box::pin(worker::killed_inside_a_handler(stage)))
+        .slow(),
     scenario(24, "worker_outlives_its_message", WITH_WORKERS, |stage| {
         Box::pin(worker::worker_outlives_its_message(stage))
     })
@@ -110,6 +112,7 @@ pub(crate) const ALL: &[Scenario] = &[
     scenario(30, "own_disk_full", Opening { own_disk: true, ..WITH_WORKERS }, |stage| {
         Box::pin(process::own_disk_full(stage))
     })
+    .slow()
     .unless(root),
 ];
 

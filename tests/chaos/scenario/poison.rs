@@ -11,7 +11,7 @@ use crate::support::{eventually, walhouse};
 const WAIT: Duration = Duration::from_secs(180);
 
 pub(super) async fn rows_and_messages(stage: &mut Stage) {
-    for round in 0..stage.rounds(2) {
+    for round in 0..stage.rounds(1) {
         stage.work(10..40).await;
         let (id, digit) = (stage.rng.random_range(0..200), stage.rng.random_range(0..10));
         let ch = &stage.db.ch;

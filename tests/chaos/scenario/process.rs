@@ -91,7 +91,7 @@ pub(super) async fn killed_in_the_copy(stage: &mut Stage) {
 
 /// The server gives the connection up meanwhile.
 pub(super) async fn frozen(stage: &mut Stage) {
-    for _ in 0..stage.rounds(2) {
+    for _ in 0..stage.rounds(1) {
         let streams = stage.daemon().streams();
         let before = stage.daemon().metric("walhouse_reconnects_total", "").await;
         stage.inject("SIGSTOP for 4.5 s");
@@ -110,11 +110,8 @@ pub(super) async fn stopped_while_a_sink_hangs(stage: &mut Stage) {
     for _ in 0..stage.rounds(2) {
         let streams = stage.daemon().streams();
         stage.work(10..60).await;
-        let (wire, sink) = if stage.rng.random_bool(0.5) {
-            (&stage.clickhouse, "ClickHouse")
-        } else {
-            (&stage.queues, "SQS")
-        };
+        let (wire, sink) =
+            if stage.rng.random_bool(0.5) { (&stage.clickhouse, "ClickHouse") } else { (&stage.queues, "SQS") };
         wire.vanish(Way::Both, None);
         stage.work(20..60).await;
         stage.inject(format!("SIGTERM while {sink} hangs"));
@@ -139,12 +136,13 @@ pub(super) async fn two_daemons(stage: &mut Stage) {
         if at_once {
             stage.daemon().start();
         }
-        let is_others_turn = eventually(WAIT, async || match (stage.daemon().streams() > own, other.streams() > others) {
-            (false, false) => Err("neither works".to_owned()),
-            (true, true) => panic!("both work"),
-            (_, is_others_turn) => Ok(is_others_turn),
-        })
-        .await;
+        let is_others_turn =
+            eventually(WAIT, async || match (stage.daemon().streams() > own, other.streams() > others) {
+                (false, false) => Err("neither works".to_owned()),
+                (true, true) => panic!("both work"),
+                (_, is_others_turn) => Ok(is_others_turn),
+            })
+            .await;
         if !at_once {
             stage.daemon().start();
         }
@@ -234,7 +232,10 @@ async fn put_aside(stage: &mut Stage) {
     stage.inject("an event that is put aside, and no room for it");
     stage.work(30..60).await;
     let told = confirmed(&stage.db.pg, &stage.db.name).await.expect("PostgreSQL answers");
-    assert!(told.is_some_and(|told| told < after), "acknowledged {told:?}, beyond an event between {before} and {after}");
+    assert!(
+        told.is_some_and(|told| told < after),
+        "acknowledged {told:?}, beyond an event between {before} and {after}"
+    );
 }
 
 /// Writes for as long as there is room.

@@ -176,7 +176,7 @@ pub(super) async fn memory_full(stage: &mut Stage) {
 
 /// Of the parts of an insert those before this partition's go in, and the others do not, again and again for a while.
 pub(super) async fn one_partition_fails(stage: &mut Stage) {
-    for round in 0..stage.rounds(3) {
+    for round in 0..stage.rounds(2) {
         stage.work(10..40).await;
         let partition = stage.rng.random_range(0..5);
         // An index is computed for each part by itself, and this one fails as a connection that broke would.
