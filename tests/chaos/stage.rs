@@ -27,7 +27,7 @@ const LISTENS: &str = "events that are written into the outbox table are sent fr
 const PATIENCE: Duration = Duration::from_secs(180);
 /// A heap of several chunks of the initial copy.
 const BALLAST: &str = "CREATE TABLE ballast (id int4 PRIMARY KEY, v text, body text) WITH (fillfactor = 10);
-    INSERT INTO ballast SELECT i, md5(i::text), repeat('b', 300) FROM generate_series(1, 20000) i";
+    INSERT INTO ballast SELECT i, md5(i::text), repeat('b', 300) FROM generate_series(1, 30000) i";
 /// Commits of a run, at least.
 const LEAST: u64 = 200;
 /// The share of runs with workers, where a scenario is not about them.

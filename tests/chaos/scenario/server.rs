@@ -8,24 +8,29 @@ use tokio::time::sleep;
 
 use super::process::fill;
 use crate::stage::Stage;
-use crate::support::eventually;
+use crate::support::{eventually, hold_copy};
 
 const WAIT: Duration = Duration::from_secs(180);
 
-/// Rows move to other places, and the stream does not tell.
+/// Rows move to other places, and the stream does not tell: at first those of chunks that were not read into one that was.
 pub(super) async fn rewritten_in_the_copy(stage: &mut Stage) {
-    for round in 0..stage.rounds(4) {
+    let chunks = stage.rng.random_range(1..4);
+    let holder = hold_copy(&stage.db, "ballast", chunks).await;
+    let denser = "ALTER TABLE ballast SET (fillfactor = 100); CLUSTER ballast USING ballast_pkey; COMMIT";
+    holder.batch_execute(denser).await.expect("a table can be rewritten");
+    stage.inject(format!("CLUSTER of ten times as dense a table, {chunks} of whose chunks were copied"));
+    for round in 0..stage.rounds(3) {
         let table = ["ballast", "item", "bulk"][stage.rng.random_range(0..3)];
-        let rewrite = match stage.rng.random_range(0..3) {
-            0 => format!("VACUUM FULL {table}"),
-            1 => format!("CLUSTER {table} USING {table}_pkey"),
-            _ => format!("ALTER TABLE {table} SET (fillfactor = {})", 20 + round * 10),
-        };
-        stage.inject(&rewrite);
+        let rewrite = ["VACUUM FULL".to_owned() + " " + table, format!("CLUSTER {table} USING {table}_pkey")];
+        let rewrite = &rewrite[stage.rng.random_range(0..2)];
+        let dense = format!("ALTER TABLE {table} SET (fillfactor = {})", stage.rng.random_range(10..=100));
+        stage.inject(rewrite);
         // The load's sessions hold locks now and then, and what waits for them too long is given up.
-        let done = stage.db.pg.try_execute(&rewrite).await;
-        stage.note(format!("{done:?}"));
-        let from = stage.rng.random_range(1..19_000);
+        for sql in [&dense, rewrite] {
+            let done = stage.db.pg.try_execute(sql).await;
+            stage.note(format!("{done:?}"));
+        }
+        let from = stage.rng.random_range(1..29_000);
         let change = format!(
             "UPDATE ballast SET id = id + 100000 * {} WHERE id BETWEEN {from} AND {from} + 50;
             UPDATE ballast SET v = 'changed' WHERE id % 997 = {round}; DELETE FROM ballast WHERE id % 1009 = {round}",
