@@ -5,7 +5,8 @@
 //! shows it too. Nothing is decided by it.
 //!
 //! Statements are many at once, so one may end long after what it tells has changed. What was begun before ClickHouse went away
-//! is no word of its return, and what was begun before it came back none of another absence.
+//! is no word of its return, and what was begun before it came back none of another absence. And a statement that hangs while
+//! others are answered hangs by itself: whoever sent it tells of that.
 
 use super::client;
 use crate::retry::Reminder;
@@ -33,6 +34,8 @@ struct Record {
     reminder: Reminder,
     /// When it came back last.
     back: Option<Instant>,
+    /// When it answered last.
+    heard: Option<Instant>,
 }
 
 /// It does not answer.
@@ -51,7 +54,7 @@ pub fn presence() -> &'static Presence {
 
 impl Presence {
     const fn new() -> Self {
-        Self { record: Mutex::new(Record { away: None, reminder: Reminder::every(REMIND), back: None }) }
+        Self { record: Mutex::new(Record { away: None, reminder: Reminder::every(REMIND), back: None, heard: None }) }
     }
 
     /// Since when it is away, if it is.
@@ -67,14 +70,16 @@ impl Presence {
     /// Takes note of how a statement ended that was begun then. Returns whether it did so because ClickHouse is away, of
     /// which the log is told here.
     pub fn note<T>(&self, begun: Instant, doing: &str, outcome: &Result<T, Error>) -> bool {
+        let now = Instant::now();
         match outcome {
+            Err(Error::TimedOut) if self.hangs_alone(begun, now) => false,
             Err(error) if client::is_away(error) => {
-                self.missed(begun, Instant::now(), doing, &client::describe(error));
+                self.missed(begun, now, doing, &client::describe(error));
                 true
             }
             // An error of its own is an answer.
             _ => {
-                self.answered(begun, Instant::now());
+                self.answered(begun, now);
                 false
             }
         }
@@ -88,6 +93,13 @@ impl Presence {
             self.missed(now, now, doing, &client::describe(error));
         }
         is_away
+    }
+
+    /// Whether others were answered in the second half of the time that a statement has hung: ClickHouse itself can hardly have
+    /// gone so late.
+    fn hangs_alone(&self, begun: Instant, now: Instant) -> bool {
+        let heard = self.record().heard;
+        heard.is_some_and(|heard| now.duration_since(heard) < now.duration_since(begun) / 2)
     }
 
     /// Returns whether the log was told.
@@ -115,6 +127,7 @@ impl Presence {
     /// Returns whether the log was told.
     fn answered(&self, begun: Instant, now: Instant) -> bool {
         let mut record = self.record();
+        record.heard = Some(now);
         if record.away.as_ref().is_none_or(|(_, since)| begun < *since) {
             return false;
         }
@@ -146,6 +159,17 @@ mod tests {
         assert!(presence.answered(at(700), at(701)) && !presence.is_away());
         assert!(!presence.answered(at(702), at(702)), "once");
         assert!(told(&710), "another absence is told at once");
+    }
+
+    #[test]
+    fn a_statement_that_hangs_while_others_are_answered_is_no_absence() {
+        let (presence, start) = (Presence::new(), Instant::now());
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        assert!(!presence.hangs_alone(at(0), at(60)), "nobody was answered yet");
+        presence.answered(at(49), at(50));
+        assert!(presence.hangs_alone(at(0), at(60)));
+        assert!(!presence.hangs_alone(at(45), at(60)), "the last answer was early in its time");
+        assert!(!presence.hangs_alone(at(51), at(111)), "none since it began");
     }
 
     #[test]

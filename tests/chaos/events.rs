@@ -22,18 +22,25 @@ pub(crate) async fn committed(db: &TestDb) -> Vec<String> {
 
 /// Compares what was committed with what came of it. `prefix` is that of the queues. Of events that were committed `early`,
 /// before walhouse said that it listens, some may have had no effect.
-pub(crate) async fn events(db: &TestDb, prefix: &str, early: &[String], workers: bool, verdict: &mut Verdict) {
+pub(crate) async fn events(
+    db: &TestDb,
+    sqs: &Sqs,
+    prefix: &str,
+    early: &[String],
+    workers: bool,
+    verdict: &mut Verdict,
+) {
     let committed = committed(db).await;
     let due: Vec<String> = committed.iter().filter(|id| early.binary_search(id).is_err()).cloned().collect();
     verdict.events += due.len() as u64;
-    let done = if workers { audited(db, &due, verdict).await } else { sent(prefix, &due, verdict).await };
+    let done = if workers { audited(db, &due, verdict).await } else { sent(sqs, prefix, &due, verdict).await };
     let lost = missing(&due, &done);
     let unasked = missing(&done, &committed);
     if lost + unasked > 0 {
         verdict.lost += lost;
         verdict.wrong(unasked, format!("events: {lost} had no effect, {unasked} were never committed"));
     }
-    let dead = Sqs::shared().count(&format!("{prefix}audit-log-dlq")).await;
+    let dead = sqs.count(&format!("{prefix}audit-log-dlq")).await;
     if dead > 0 {
         verdict.wrong(dead, format!("{dead} dead letters of events that nothing is wrong with"));
     }
@@ -63,25 +70,32 @@ async fn audited(db: &TestDb, due: &[String], verdict: &mut Verdict) -> Vec<Stri
     audited
 }
 
-/// What is in the queue, in order, once all that is due is there.
-async fn sent(prefix: &str, due: &[String], verdict: &mut Verdict) -> Vec<String> {
-    let (sqs, queue) = (Sqs::shared(), format!("{prefix}audit-log-queue"));
+/// What is in the queue, in order, once all that is due is there. Nothing is on its way to it any more.
+async fn sent(sqs: &Sqs, prefix: &str, due: &[String], verdict: &mut Verdict) -> Vec<String> {
+    let (client, url) = (sqs.client(), sqs.url(&format!("{prefix}audit-log-queue")).await);
     let (mut sent, deadline) = (BTreeMap::<String, Value>::new(), Instant::now() + PATIENCE);
     let mut differ = 0;
     loop {
-        let messages = sqs.drain(&queue, 10, Duration::from_millis(300)).await;
+        // What is taken is out of sight for longer than this goes on; and nothing is waited for.
+        let request = client.receive_message().queue_url(&url).max_number_of_messages(10).visibility_timeout(600);
+        let request = request.wait_time_seconds(0);
+        let messages = request.send().await.expect("messages can be received").messages.unwrap_or_default();
         let is_empty = messages.is_empty();
         for message in messages {
-            let id = message.body["metadata"]["eventId"].as_str().unwrap_or_default().to_owned();
-            let is_its_own = message.body["payload"]["actingUserId"] == format!("u-{id}");
+            let body: Value = serde_json::from_str(&message.body.unwrap_or_default()).unwrap_or_default();
+            let id = body["metadata"]["eventId"].as_str().unwrap_or_default().to_owned();
+            let is_its_own = body["payload"]["actingUserId"] == format!("u-{id}");
             // However often it is sent, it is the same event.
-            let is_same = sent.get(&id).is_none_or(|before| *before == message.body);
+            let is_same = sent.get(&id).is_none_or(|before| *before == body);
             differ += u64::from(!is_its_own || !is_same);
-            sent.insert(id, message.body);
+            sent.insert(id, body);
         }
         let is_all = due.iter().all(|id| sent.contains_key(id));
         if is_empty && (is_all || Instant::now() > deadline) {
             break;
+        }
+        if is_empty {
+            sleep(Duration::from_millis(50)).await;
         }
     }
     if differ > 0 {

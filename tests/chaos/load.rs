@@ -12,8 +12,10 @@ use tokio_postgres::{Client, Error};
 use crate::script::{Script, Step, Transaction};
 use crate::support::{Pg, eventually};
 
-/// Between two transactions of one session: the machine also has to run all that is tested.
+/// Between two transactions of one session: the machine also has to run all that is tested. It grows with what was committed, by
+/// once more for each so many: a fault that takes its time meets a load, and not one without end.
 const PACE: Duration = Duration::from_millis(20);
+const SLOWER: u64 = 100;
 const SESSIONS: usize = 4;
 /// Statements of a thousand that change a table's shape, usually and in a storm.
 const SOME_DDL: u32 = 15;
@@ -107,7 +109,8 @@ impl Session {
                 // A unique key in the way, a deadlock, or the server's end: nothing of it shall stay.
                 Err(_failed) => _ = client.batch_execute("ROLLBACK").await,
             }
-            tokio::time::sleep(PACE).await;
+            let commits = self.commits.load(Ordering::Relaxed);
+            tokio::time::sleep(PACE + PACE * u32::try_from(commits / SLOWER).unwrap_or(u32::MAX)).await;
         }
     }
 }

@@ -4,15 +4,16 @@ use std::any::Any;
 use std::fs;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use futures_util::FutureExt;
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::oracle::Verdict;
-use crate::report::{Outcome, commit, directory, record};
+use crate::report::{Outcome, directory, record};
 use crate::scenario::{ALL, Scenario};
 use crate::stage::{Servers, Stage};
+use crate::state::{commit, machine, state};
 
 /// No run takes so long, whatever else the machine does.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -26,11 +27,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Each of these rows with `runs` seeds, row by row in turn.
-    pub(crate) fn new(rows: &[&'static Scenario], first_seed: u64, runs: u64) -> Self {
-        let seeds = first_seed..first_seed.saturating_add(runs);
-        let runs = seeds.flat_map(|seed| rows.iter().map(move |&scenario| (scenario, seed))).collect();
-        Self { runs, jobs: 2, short: false }
+    /// Each of these with `runs` seeds, and with a tenth of them those that take long; one after the other, seed by seed.
+    pub(crate) fn new(scenarios: &[&'static Scenario], first_seed: u64, runs: u64) -> Self {
+        let seeds = |scenario: &Scenario| if scenario.slow { runs.div_ceil(10) } else { runs };
+        let of = |number| scenarios.iter().filter(move |scenario| number < seeds(scenario));
+        let runs = (0..runs).flat_map(|number| of(number).map(move |&scenario| (scenario, first_seed + number)));
+        Self { runs: runs.collect(), jobs: 2, short: false }
     }
 
     /// Runs all of it and returns what came of each; `keep` notes every one in the results.
@@ -50,20 +52,30 @@ impl Plan {
             }
             outcomes
         };
-        let in_a_runtime = || Runtime::new().expect("a runtime").block_on(job());
+        // The threads of a job have its name, by which what they cost is found.
+        let in_a_runtime = |name: &str| runtime(name).block_on(job());
         std::thread::scope(|scope| {
-            let jobs: Vec<_> = (0..self.jobs.max(1)).map(|_| scope.spawn(in_a_runtime)).collect();
+            let start = |number| {
+                let name = format!("job-{number}");
+                let thread = std::thread::Builder::new().name(name.clone());
+                thread.spawn_scoped(scope, move || in_a_runtime(&name)).expect("a thread can be started")
+            };
+            let jobs: Vec<_> = (0..self.jobs.max(1)).map(start).collect();
             jobs.into_iter().flat_map(|job| job.join().expect("a job does not panic")).collect()
         })
     }
+}
+
+fn runtime(name: &str) -> Runtime {
+    Builder::new_multi_thread().worker_threads(2).thread_name(name).enable_all().build().expect("a runtime")
 }
 
 fn next<T>(left: &Mutex<impl Iterator<Item = T>>) -> Option<T> {
     left.lock().unwrap_or_else(PoisonError::into_inner).next()
 }
 
-/// The scenarios with these numbers, or all of them.
-pub(crate) fn rows(numbers: &[u32]) -> Vec<&'static Scenario> {
+/// The scenarios of these rows, or all of them.
+pub(crate) fn scenarios(numbers: &[u32]) -> Vec<&'static Scenario> {
     for number in numbers {
         assert!(ALL.iter().any(|scenario| scenario.row == *number), "there is no scenario for row {number}");
     }
@@ -91,7 +103,10 @@ async fn run(servers: &mut Option<Servers>, scenario: &'static Scenario, seed: u
     };
     let error = error.or_else(|| (!verdict.found.is_empty()).then(|| verdict.found.join("\n")));
     let outcome = Outcome {
-        commit: commit(),
+        state: state().to_owned(),
+        commit: commit().to_owned(),
+        machine: machine().to_owned(),
+        began: UNIX_EPOCH.elapsed().map_or(0, |now| now.as_secs() - began.elapsed().as_secs()),
         row: scenario.row,
         scenario: scenario.name.to_owned(),
         seed,
@@ -102,6 +117,7 @@ async fn run(servers: &mut Option<Servers>, scenario: &'static Scenario, seed: u
         lost: verdict.lost,
         wrong: verdict.wrong,
         seconds: began.elapsed().as_secs_f64(),
+        cost: stage.cost(),
         error,
     };
     stage.note(outcome.to_string());
@@ -126,13 +142,18 @@ fn write_journal(stage: &Stage, outcome: &Outcome) {
     fs::create_dir_all(&directory).expect("the directory of the journals can be made");
     let error = outcome.error.as_deref().unwrap_or_default();
     let text = format!("{}\n{error}\n", stage.journal.join("\n"));
-    let file = directory.join(format!("row-{}-seed-{}.txt", outcome.row, outcome.seed));
+    let file = directory.join(format!("{}.txt", name(outcome)));
     fs::write(file, text).expect("a journal can be written");
+}
+
+/// Of what is kept of a run.
+fn name(outcome: &Outcome) -> String {
+    format!("row-{}-{}-seed-{}", outcome.row, outcome.scenario, outcome.seed)
 }
 
 /// Says how to see it again, and keeps what a person would look at.
 fn fail(stage: &Stage, outcome: &Outcome) {
-    let kept = directory().join("failures").join(format!("row-{}-seed-{}", outcome.row, outcome.seed));
+    let kept = directory().join("failures").join(name(outcome));
     let written = stage.keep(&kept);
     println!(
         "FAILED: row {}, {}, seed {}: {}\n  replay: make chaos ROWS={} SEED={} RUNS=1\n  logs: {} {}",

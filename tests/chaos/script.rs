@@ -239,7 +239,7 @@ impl Script {
 
     /// A transaction of thousands of rows.
     fn bulk(&mut self) -> String {
-        let (from, rows, word) = (self.below(2000), self.rng.random_range(200..2000), self.word());
+        let (from, rows, word) = (self.below(2000), self.rng.random_range(100..1000), self.word());
         match self.rng.random_range(0..100) {
             0..50 => format!(
                 "INSERT INTO bulk SELECT i, NULL, '{word}' || i FROM generate_series({from}, {from} + {rows}) i
@@ -324,17 +324,16 @@ impl Script {
         format!("{:x}", self.rng.random::<u32>())
     }
 
-    /// Text, quoted, and always stored out of line.
+    /// Text, quoted, and always stored out of line, where nothing is compressed. A new word again and again: to draw each letter
+    /// would take longer than all the rest.
     fn big(&mut self) -> String {
-        let length = self.rng.random_range(2_100..4_500);
-        let text: String = (0..length).map(|_| char::from(self.rng.random_range(b'a'..=b'z'))).collect();
-        format!("'{text}'")
+        let times = self.rng.random_range(260..560);
+        format!("'{}'", format!("{:08x}", self.rng.random::<u32>()).repeat(times))
     }
 
     fn bytes(&mut self) -> String {
-        let length = self.rng.random_range(2_100..3_000);
-        let hex: String = (0..length).map(|_| format!("{:02x}", self.rng.random::<u8>())).collect();
-        format!("'\\x{hex}'")
+        let times = self.rng.random_range(260..370);
+        format!("'\\x{}'", format!("{:016x}", self.rng.random::<u64>()).repeat(times))
     }
 }
 

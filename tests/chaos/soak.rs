@@ -17,9 +17,10 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use crate::oracle::Verdict;
-use crate::report::{commit, directory};
+use crate::report::directory;
 use crate::scenario::{ENDURED, OPEN_FOR_ALL};
 use crate::stage::{Servers, Stage};
+use crate::state::commit;
 use crate::support::Pg;
 
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -84,7 +85,7 @@ pub(crate) async fn run(minutes: u64, seed: u64) -> Vec<String> {
     stage.pass(CALM).await;
     let samples = watch.finish().await;
     let Verdict { rows, events, mut found, .. } = stage.close().await;
-    let course = Course { commit: commit(), seed, samples, faults, rows, events };
+    let course = Course { commit: commit().to_owned(), seed, samples, faults, rows, events };
     found.extend(judged(&course.samples));
     write(&course, &directory());
     found

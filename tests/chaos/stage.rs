@@ -2,22 +2,24 @@
 
 use std::fs;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::sleep;
 
+use crate::cost::{self, Cost};
 use crate::events::{committed, events};
 use crate::load::Load;
 use crate::oracle::{Verdict, judge, watch_versions};
 use crate::script::{SCHEMA, Script};
 use crate::sieve::Sieve;
-use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Postgres, PostgresOptions, Sqs, TestDb, eventually};
+use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Disk, Postgres, PostgresOptions, Sqs, TestDb, eventually};
 use crate::wire::{Speech, Wire};
-use crate::witness::Witness;
+use crate::witness::{Seen, Witness};
 
 const OUTBOX: &str = include_str!("../../migrations/postgres/0002_outbox_event.sql");
 const LISTENS: &str = "events that are written into the outbox table are sent from now on";
@@ -25,40 +27,75 @@ const LISTENS: &str = "events that are written into the outbox table are sent fr
 const PATIENCE: Duration = Duration::from_secs(180);
 /// A heap of several chunks of the initial copy.
 const BALLAST: &str = "CREATE TABLE ballast (id int4 PRIMARY KEY, v text, body text) WITH (fillfactor = 10);
-    INSERT INTO ballast SELECT i, md5(i::text), repeat('b', 300) FROM generate_series(1, 20000) i";
+    INSERT INTO ballast SELECT i, md5(i::text), repeat('b', 300) FROM generate_series(1, 30000) i";
 /// Commits of a run, at least.
-const LEAST: u64 = 400;
+const LEAST: u64 = 200;
 /// The share of runs with workers, where a scenario is not about them.
-const WITH_WORKERS: f64 = 0.25;
+const WITH_WORKERS: f64 = 0.15;
+/// What a ClickHouse may use, and what a small one has.
+const MEMORY: u64 = 2 << 30;
+const SMALL_MEMORY: u64 = 256 << 20;
+const DISK: u64 = 4 << 30;
 const SMALL_DISK: u64 = 512 << 20;
+/// The daemon's own.
+const OWN_DISK: u64 = 8 << 20;
 /// Bytes a second, so that a fault finds it in the middle.
 const COPY_PACE: u64 = 4_000_000;
 
-/// The servers of one job, which its runs use one after the other. Queues are on the one that all share.
+/// The servers of one job, which its runs use one after the other.
+#[derive(Clone)]
 pub(crate) struct Servers {
     pub(crate) postgres: Arc<Postgres>,
     pub(crate) clickhouse: Arc<ClickHouse>,
+    pub(crate) sqs: Arc<Sqs>,
+    /// Another cluster, once one is needed.
+    other: Arc<OnceLock<Arc<Postgres>>>,
 }
 
 impl Servers {
     pub(crate) fn start() -> Self {
-        let settings = vec![("max_wal_senders", "20".to_owned()), ("shared_buffers", "64MB".to_owned())];
-        let postgres = Postgres::private(PostgresOptions { settings, ..Default::default() });
-        let clickhouse = ClickHouse::private(ClickHouseOptions { memory: Some(2 << 30), ..Default::default() });
-        Self { postgres, clickhouse }
+        // In memory where that can be had: what is killed here is a process, and files outlive it there too.
+        let disk = is_root().then_some(DISK);
+        let clickhouse = ClickHouse::private(ClickHouseOptions { memory: Some(MEMORY), disk, ..Default::default() });
+        Self { postgres: Self::postgres(), clickhouse, sqs: Sqs::private(), other: Arc::default() }
     }
 
-    /// The same PostgreSQL, and a ClickHouse with a small disk.
-    fn with_small_disk(&self) -> Self {
-        let options = ClickHouseOptions { memory: Some(2 << 30), disk: Some(SMALL_DISK), ..Default::default() };
-        Self { postgres: self.postgres.clone(), clickhouse: ClickHouse::private(options) }
+    fn postgres() -> Arc<Postgres> {
+        let settings = [
+            ("max_wal_senders", "20"),
+            ("shared_buffers", "64MB"),
+            // The machine does not crash.
+            ("full_page_writes", "off"),
+            ("autovacuum", "off"),
+            ("jit", "off"),
+        ];
+        let settings = settings.map(|(name, value)| (name, value.to_owned())).to_vec();
+        Postgres::private(PostgresOptions { settings, ..Default::default() })
     }
 
-    /// Those that a scenario is played on.
+    /// Those that a scenario is played on: with a ClickHouse of its own, if that has to be a small one.
     pub(crate) fn of(&self, opening: Opening) -> Self {
-        match opening.small_disk {
-            true => self.with_small_disk(),
-            false => Self { postgres: self.postgres.clone(), clickhouse: self.clickhouse.clone() },
+        let clickhouse = match opening.small {
+            Small::No => return self.clone(),
+            Small::Disk => ClickHouseOptions { memory: Some(MEMORY), disk: Some(SMALL_DISK), ..Default::default() },
+            Small::Memory => ClickHouseOptions { memory: Some(SMALL_MEMORY), ..Default::default() },
+        };
+        Self { clickhouse: ClickHouse::private(clickhouse), ..self.clone() }
+    }
+
+    /// Another cluster.
+    pub(crate) fn other(&self) -> Arc<Postgres> {
+        tokio::task::block_in_place(|| self.other.get_or_init(Self::postgres).clone())
+    }
+
+    /// What they have taken so far, with the threads of this job.
+    pub(crate) fn cost(&self) -> Cost {
+        Cost {
+            daemon: 0.0,
+            postgres: self.postgres.processor_seconds(),
+            clickhouse: self.clickhouse.processor_seconds(),
+            sqs: self.sqs.processor_seconds(),
+            harness: cost::of_this_job(),
         }
     }
 }
@@ -70,8 +107,10 @@ pub(crate) struct Opening {
     pub(crate) copying: bool,
     /// The load does little but change the shape of a table in one of its sessions.
     pub(crate) storm: bool,
-    /// ClickHouse has a small disk of its own.
-    pub(crate) small_disk: bool,
+    /// There is a ClickHouse of its own, with little of something.
+    pub(crate) small: Small,
+    /// All that the daemon has to do with files is on a small disk: its working directory, its log, its objects.
+    pub(crate) own_disk: bool,
     /// Batches of messages may lose one of them.
     pub(crate) sieve: bool,
     /// walhouse's own workers take the events from the queues; otherwise they do in some of the runs, and in the others nobody
@@ -83,8 +122,17 @@ pub(crate) struct Opening {
     pub(crate) config: &'static str,
 }
 
+/// What a ClickHouse has little of.
+#[derive(Clone, Copy)]
+pub(crate) enum Small {
+    No,
+    Disk,
+    Memory,
+}
+
 pub(crate) struct Stage {
     pub(crate) db: TestDb,
+    pub(crate) servers: Servers,
     pub(crate) rng: StdRng,
     pub(crate) postgres: Wire,
     pub(crate) clickhouse: Wire,
@@ -96,6 +144,7 @@ pub(crate) struct Stage {
     /// A part of the faults is enough.
     short: bool,
     began: Instant,
+    before: Cost,
     config: String,
     opening: Opening,
     workers: bool,
@@ -104,16 +153,22 @@ pub(crate) struct Stage {
     daemon: Option<Daemon>,
     load: Option<Load>,
     witness: Option<Witness>,
+    /// By the witnesses before this one.
+    seen: Vec<Seen>,
+    /// Goes after what is on it.
+    _own_disk: Option<Disk>,
 }
 
 impl Stage {
     /// Databases with nothing in them, and lines in good weather.
     pub(crate) async fn new(servers: &Servers, row: u32, seed: u64, opening: Opening, short: bool) -> Self {
+        let (began, before) = (Instant::now(), servers.cost());
         let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1000).wrapping_add(u64::from(row)));
         let db = TestDb::on(servers.postgres.clone(), servers.clickhouse.clone(), &format!("chaos{row}")).await;
+        let own_disk = opening.own_disk.then(|| Disk::at(&db.directory, OWN_DISK));
         let postgres = Wire::to(db.postgres.port(), Speech::Postgres).await;
         let clickhouse = Wire::to(db.clickhouse.port(), Speech::Http).await;
-        let sqs = Sqs::shared().port();
+        let sqs = servers.sqs.port();
         let sieve = if opening.sieve { Some(Sieve::to(sqs).await) } else { None };
         let queues = Wire::to(sieve.as_ref().map_or(sqs, Sieve::port), Speech::Http).await;
         let config = format!(
@@ -126,6 +181,7 @@ impl Stage {
         );
         Self {
             db,
+            servers: servers.clone(),
             rng,
             postgres,
             clickhouse,
@@ -133,7 +189,8 @@ impl Stage {
             sieve,
             journal: Vec::new(),
             short,
-            began: Instant::now(),
+            began,
+            before,
             config,
             opening,
             workers: false,
@@ -141,6 +198,8 @@ impl Stage {
             daemon: None,
             load: None,
             witness: None,
+            seen: Vec::new(),
+            _own_disk: own_disk,
         }
     }
 
@@ -160,15 +219,15 @@ impl Stage {
         if opening.copying {
             self.db.pg.execute(BALLAST).await;
             self.postgres.throttle(COPY_PACE);
-            self.load = Some(Load::start(&self.db.pg, &mut self.rng, opening.storm));
+            self.write();
             self.daemon = Some(Daemon::spawn(&self.db, &config));
         } else {
             self.daemon = Some(Daemon::spawn(&self.db, &config));
             self.stream().await;
-            self.load = Some(Load::start(&self.db.pg, &mut self.rng, opening.storm));
+            self.write();
         }
         self.load().wait_commits(20).await;
-        self.note("the first fault may strike");
+        self.note_cost("the first fault may strike");
     }
 
     /// From here on the copies are done, and there is a witness.
@@ -187,7 +246,7 @@ impl Stage {
             self.rest().await;
             self.stream().await;
             self.early = committed(&self.db).await;
-            self.load = Some(Load::start(&self.db.pg, &mut self.rng, self.opening.storm));
+            self.write();
             self.load().wait_commits(50).await;
         }
         let least = if self.short { LEAST / 4 } else { LEAST };
@@ -196,22 +255,40 @@ impl Stage {
         self.witness.as_mut().expect("there is a witness").be_quiet().await;
         self.settle().await;
         let tables: &[&str] = if self.opening.copying { &["ballast"] } else { &[] };
-        self.note("all is acknowledged");
+        self.note_cost("all is acknowledged");
         let mut verdict = judge(&self.db, tables).await;
-        self.note("all is compared");
-        events(&self.db, &prefix(&self.db), &self.early, self.workers, &mut verdict).await;
-        let seen = self.witness.take().expect("there is a witness").finish().await;
-        verdict.add(&seen);
-        self.note(format!("{} looks, {} checkpoints, {} rows covered", seen.samples, seen.checkpoints, seen.covered));
-        assert!(seen.samples >= 10 && seen.checkpoints >= 3, "there was too little to see");
+        self.note_cost("all is compared");
+        // Nothing moves any more; a message that was in hand at a kill may come back late.
+        self.seen.push(self.witness.take().expect("there is a witness").finish().await);
+        events(&self.db, &self.servers.sqs, &self.prefix(), &self.early, self.workers, &mut verdict).await;
+        self.note_cost("all events are compared");
+        let (mut looks, mut checkpoints) = (0, 0);
+        for seen in std::mem::take(&mut self.seen) {
+            verdict.add(&seen);
+            (looks, checkpoints) = (looks + seen.samples, checkpoints + seen.checkpoints);
+        }
+        self.note(format!("{looks} looks, {checkpoints} checkpoints"));
+        assert!(looks >= 10 && checkpoints >= 3, "there was too little to see");
         verdict
+    }
+
+    /// The load begins, with a script of its own.
+    pub(crate) fn write(&mut self) {
+        self.load = Some(Load::start(&self.db.pg, &mut self.rng, self.opening.storm));
+    }
+
+    /// What was seen counts, and nobody looks any more until the end: what is stored is about to be thrown away.
+    pub(crate) async fn look_away(&mut self) {
+        let mut witness = self.witness.take().expect("there is a witness");
+        witness.be_quiet().await;
+        self.seen.push(witness.finish().await);
     }
 
     /// Ends the load.
     pub(crate) async fn rest(&mut self) {
         if let Some(load) = self.load.take() {
             let commits = load.stop().await;
-            self.note(format!("the load has ended after {commits} commits"));
+            self.note_cost(&format!("the load has ended after {commits} commits"));
         }
     }
 
@@ -249,6 +326,11 @@ impl Stage {
     /// So many rounds, or fewer where a part is enough.
     pub(crate) fn rounds(&self, full: u32) -> u32 {
         if self.short { full.div_ceil(3) } else { full }
+    }
+
+    /// What the names of its queues begin with.
+    pub(crate) fn prefix(&self) -> String {
+        prefix(&self.db)
     }
 
     /// A fault strikes now.
@@ -292,6 +374,17 @@ impl Stage {
         }
     }
 
+    /// What it has taken so far.
+    pub(crate) fn cost(&self) -> Cost {
+        let daemon = self.daemon.as_ref().map_or(0.0, Daemon::processor_seconds);
+        Cost { daemon, ..self.servers.cost() - self.before }
+    }
+
+    fn note_cost(&mut self, what: &str) {
+        let cost = self.cost();
+        self.note(format!("{what}; so far {cost}"));
+    }
+
     /// Copies whatever a person would look at, for a run that has failed.
     pub(crate) fn keep(&self, directory: &Path) -> std::io::Result<()> {
         fs::create_dir_all(directory)?;
@@ -310,15 +403,19 @@ impl Stage {
     }
 }
 
-/// What the names of its queues begin with.
+/// Only root may mount a disk.
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
 fn prefix(db: &TestDb) -> String {
     format!("{}-", db.name)
 }
 
-/// Batches of another size in each run, and one of the two ways to read the slot: it is the same to the outcome.
+/// Batches of another size in each run, seldom the smallest, which cost ClickHouse most, and one of the two ways to read the slot: it is the same to the outcome.
 fn pace(rng: &mut StdRng) -> String {
-    let delay = [10, 50, 100, 300][rng.random_range(0..4)];
-    let rows = [20, 200, 500_000][rng.random_range(0..3)];
+    let delay = [20, 100, 200, 200, 400, 400, 800, 800][rng.random_range(0..8)];
+    let rows = [50, 500, 500_000][rng.random_range(0..3)];
     let (window, lag) = [("32MiB", "64MiB"), ("1MiB", "2MiB")][rng.random_range(0..2)];
     format!(
         "[batch]\nmax_delay = \"{delay}ms\"\nmax_rows = {rows}\n[source]\ncatch_up_window = \"{window}\"\ncatch_up_lag = \"{lag}\"\n"

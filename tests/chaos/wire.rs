@@ -4,7 +4,7 @@
 //! What is asked of it holds from then on, for connections that are there and for new ones, until `mend`.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +38,8 @@ pub(crate) struct Wire {
 
 struct Shared {
     speech: Speech,
+    /// Where new connections lead to.
+    server: AtomicU16,
     weather: Mutex<Weather>,
     /// Cancelled to reset every connection that there is.
     lines: Mutex<CancellationToken>,
@@ -53,6 +55,8 @@ struct Weather {
     loses: Option<(&'static str, u32)>,
     /// The text of requests that vanish, with all that comes after them.
     swallows: Option<&'static str>,
+    /// The text of requests that are on their way for as long as this holds.
+    holds: Option<&'static str>,
     /// Milliseconds that each piece is late, and the share of pieces that are late by a retransmission besides.
     delay: Range<u64>,
     loss: f64,
@@ -91,13 +95,13 @@ impl Wire {
     pub(crate) async fn to(server: u16, speech: Speech) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let port = listener.local_addr().expect("a listener has an address").port();
-        let shared =
-            Arc::new(Shared { speech, weather: Mutex::default(), lines: Mutex::new(CancellationToken::new()) });
+        let (server, lines) = (AtomicU16::new(server), Mutex::new(CancellationToken::new()));
+        let shared = Arc::new(Shared { speech, server, weather: Mutex::default(), lines });
         let lines = Arc::downgrade(&shared);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Some(shared) = lines.upgrade() else { return };
-                tokio::spawn(connect(client, server, shared));
+                tokio::spawn(connect(client, shared));
             }
         });
         Self { port, shared }
@@ -110,6 +114,12 @@ impl Wire {
     /// Every connection that there is gets a RST.
     pub(crate) fn reset(&self) {
         std::mem::take(&mut *lock(&self.shared.lines)).cancel();
+    }
+
+    /// Another server is at its end from now on; every connection to the one before is reset.
+    pub(crate) fn lead_to(&self, server: u16) {
+        self.shared.server.store(server, Ordering::Relaxed);
+        self.reset();
     }
 
     /// Every connection is reset, and every new one.
@@ -136,6 +146,11 @@ impl Wire {
     /// Requests with this text do not get to the server, and whoever sent them waits.
     pub(crate) fn swallow(&self, text: &'static str) {
         self.set(|weather| weather.swallows = Some(text));
+    }
+
+    /// Requests with this text are on their way, and get to the server once all is well again.
+    pub(crate) fn hold(&self, text: &'static str) {
+        self.set(|weather| weather.holds = Some(text));
     }
 
     /// Each piece is late by so many milliseconds; of some the first try is lost, and they are late by 200 ms more.
@@ -180,13 +195,16 @@ struct Line {
     loses: AtomicBool,
     /// Something has vanished: nothing more can pass.
     broken: AtomicBool,
+    /// A request is held up.
+    held: AtomicBool,
     reset: CancellationToken,
 }
 
-async fn connect(client: TcpStream, server: u16, shared: Arc<Shared>) {
+async fn connect(client: TcpStream, shared: Arc<Shared>) {
     if lock(&shared.weather).refuses {
         return reset(&client);
     }
+    let server = shared.server.load(Ordering::Relaxed);
     let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { return reset(&client) };
     // Pieces are late because of the weather alone.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
@@ -197,6 +215,7 @@ async fn connect(client: TcpStream, server: u16, shared: Arc<Shared>) {
         counted: AtomicBool::default(),
         loses: AtomicBool::default(),
         broken: AtomicBool::default(),
+        held: AtomicBool::default(),
         reset: token,
     });
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
@@ -207,7 +226,7 @@ async fn connect(client: TcpStream, server: u16, shared: Arc<Shared>) {
 /// Has what comes from one side go to the other, in time.
 async fn carry(mut from: OwnedReadHalf, to: OwnedWriteHalf, line: Arc<Line>, way: Way) {
     let (sender, receiver) = mpsc::channel(ON_THE_WAY);
-    tokio::spawn(deliver(to, receiver, line.reset.clone()));
+    tokio::spawn(deliver(to, receiver, Arc::clone(&line), way));
     let (mut buffer, mut free_at) = (vec![0; 64 * 1024], Instant::now());
     loop {
         let read = tokio::select! {
@@ -231,17 +250,20 @@ async fn carry(mut from: OwnedReadHalf, to: OwnedWriteHalf, line: Arc<Line>, way
     reset(from.as_ref());
 }
 
-async fn deliver(mut to: OwnedWriteHalf, mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>, end: CancellationToken) {
+async fn deliver(mut to: OwnedWriteHalf, mut pieces: mpsc::Receiver<(Instant, Vec<u8>)>, line: Arc<Line>, way: Way) {
     let work = async {
         while let Some((at, bytes)) = pieces.recv().await {
             tokio::time::sleep_until(at).await;
+            while way == Way::Up && line.is_held() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             to.write_all(&bytes).await?;
         }
         to.shutdown().await
     };
     tokio::select! {
         biased;
-        () = end.cancelled() => {}
+        () = line.reset.cancelled() => {}
         // That the other side has gone, its own direction tells.
         _ = work => {}
     }
@@ -291,6 +313,9 @@ impl Line {
         if weather.swallows.is_some_and(|text| has(&heard, text)) && !self.broken.swap(true, Ordering::Relaxed) {
             weather.struck += 1;
         }
+        if weather.holds.is_some_and(|text| has(&heard, text)) && !self.held.swap(true, Ordering::Relaxed) {
+            weather.struck += 1;
+        }
         if let Some((text, answered)) = weather.loses.filter(|(text, _)| has(&heard, text))
             && !self.counted.swap(true, Ordering::Relaxed)
         {
@@ -300,6 +325,12 @@ impl Line {
                 weather.struck += 1;
             }
         }
+    }
+
+    fn is_held(&self) -> bool {
+        let held = self.held.load(Ordering::Relaxed) && lock(&self.shared.weather).holds.is_some();
+        self.held.store(held, Ordering::Relaxed);
+        held
     }
 
     fn said(&self, text: &str) -> bool {
@@ -324,7 +355,7 @@ fn reset(stream: &TcpStream) {
 }
 
 fn has(bytes: &[u8], text: &str) -> bool {
-    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    memchr::memmem::find(bytes, text.as_bytes()).is_some()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -149,6 +149,8 @@ async fn agrees(stream: &mut TcpStream, endpoint: &Endpoint) -> Result<bool, Ope
         (0, _) => Err(failed(io::Error::new(io::ErrorKind::ConnectionReset, "it has hung up when asked for TLS"))),
         (1, b'S') => Ok(true),
         (1, b'N') => Ok(false),
+        // One that ends at this very moment says so in the same breath; nobody has signed that either.
+        (2, b'N') if answer[1] == b'E' => Err(OpenError::Busy { endpoint: endpoint.clone() }),
         (_, b'S' | b'N') => Err(OpenError::Early { endpoint: endpoint.clone() }),
         // An error, which nobody has signed: it is not to be quoted.
         (_, b'E') => Err(OpenError::Busy { endpoint: endpoint.clone() }),

@@ -80,6 +80,11 @@ impl ClickHouse {
         self.server.pid()
     }
 
+    /// The processor time that it has taken so far.
+    pub(crate) fn processor_seconds(&self) -> f64 {
+        self.server.processor_seconds()
+    }
+
     /// A crash.
     pub(crate) fn kill9(&self) {
         self.server.kill9(self.server.pid());

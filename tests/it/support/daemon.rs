@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::database::TestDb;
 use super::http::get;
-use super::process::{free_port, signal, tail, wait_for};
+use super::process::{free_port, processor_seconds, signal, tail, wait_for};
 use super::toml::overlay;
 use super::{Response, eventually};
 
@@ -23,6 +23,10 @@ pub(crate) struct Daemon {
     log: PathBuf,
     port: u16,
     environment: Vec<(String, String)>,
+    /// Where it works from its next start on; this process's without it.
+    directory: Option<PathBuf>,
+    /// Processor seconds of its lives before this one.
+    spent: f64,
 }
 
 /// How a process ended.
@@ -41,19 +45,24 @@ impl Daemon {
         let id = rand::random::<u32>();
         let config = write_config(db, extra, port, &format!("walhouse-{id:08x}.toml"));
         let log = config.with_extension("log");
-        let child = launch(&config, &log, &[]);
-        Self { child, config, log, port, environment: Vec::new() }
+        let child = launch(&config, &log, &[], None);
+        Self { child, config, log, port, environment: Vec::new(), directory: None, spent: 0.0 }
     }
 
     /// Starts it again after its end, with the same configuration and the same log.
     pub(crate) fn start(&mut self) {
         assert!(self.ended_by_itself().is_some(), "walhouse is still running");
-        self.child = launch(&self.config, &self.log, &self.environment);
+        self.child = launch(&self.config, &self.log, &self.environment, self.directory.as_deref());
     }
 
     /// What it finds in its environment from its next start on, beside ours.
     pub(crate) fn set_environment(&mut self, environment: Vec<(String, String)>) {
         self.environment = environment;
+    }
+
+    /// Its working directory from its next start on.
+    pub(crate) fn set_directory(&mut self, directory: &Path) {
+        self.directory = Some(directory.to_owned());
     }
 
     /// How it has ended, if it has.
@@ -63,12 +72,14 @@ impl Daemon {
 
     /// A crash.
     pub(crate) fn kill9(&mut self) {
+        self.spent = self.processor_seconds();
         self.child.kill().expect("walhouse can be killed");
         self.child.wait().expect("walhouse can be waited for");
     }
 
     /// Asks it to stop, and fails the test when it has not within `timeout`.
     pub(crate) async fn sigterm(&mut self, timeout: Duration) -> ExitStatus {
+        self.spent = self.processor_seconds();
         signal("TERM", &[self.child.id()]);
         self.ended(timeout).await
     }
@@ -129,6 +140,11 @@ impl Daemon {
         self.port
     }
 
+    /// The processor time that it has taken so far, but for the end of a life that it ended by itself.
+    pub(crate) fn processor_seconds(&self) -> f64 {
+        self.spent + processor_seconds(&Path::new("/proc").join(format!("{}/stat", self.pid())))
+    }
+
     /// Resident memory.
     pub(crate) fn rss_bytes(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("walhouse is running");
@@ -184,7 +200,7 @@ impl Drop for Daemon {
 
 /// Runs one command of walhouse to its end: `walhouse(daemon.config(), &["verify"])`.
 pub(crate) async fn walhouse(config: &Path, arguments: &[&str]) -> Exit {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_walhouse"));
+    let mut command = Command::new(binary());
     command.arg("--config").arg(config).args(arguments).stdin(Stdio::null());
     let output = tokio::task::block_in_place(|| command.output()).expect("walhouse can be started");
     Exit {
@@ -229,9 +245,11 @@ fn binary() -> PathBuf {
     std::env::var_os("WALHOUSE_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_walhouse").into(), PathBuf::from)
 }
 
-fn launch(config: &Path, log: &Path, environment: &[(String, String)]) -> Child {
+fn launch(config: &Path, log: &Path, environment: &[(String, String)], directory: Option<&Path>) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(log).expect("the log can be opened");
-    Command::new(binary())
+    let program = fs::canonicalize(binary()).expect("walhouse is built");
+    Command::new(program)
+        .current_dir(directory.unwrap_or(Path::new(".")))
         .arg("run")
         .arg("--config")
         .arg(config)

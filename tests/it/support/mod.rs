@@ -42,7 +42,7 @@ pub(crate) use front::Front;
 pub(crate) use http::{Response, exchange, get, put};
 pub(crate) use load::{LOAD_TABLES, Load};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
-pub(crate) use process::{free_port, signal};
+pub(crate) use process::{Disk, free_port, processor_seconds, signal, thread_seconds};
 pub(crate) use prometheus::{Prometheus, program};
 pub(crate) use proxy::Proxy;
 pub(crate) use runbook::{NOT_TESTED, Running, Step, command, done, fenced, said, sections, steps, take};
@@ -52,9 +52,8 @@ pub(crate) use watch::{Watch, confirmed, stored};
 
 /// Tries until `attempt` succeeds, and fails the test with its last error once `timeout` has passed.
 pub(crate) async fn eventually<T>(timeout: Duration, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
-    let deadline = Instant::now() + timeout;
+    let (begun, deadline) = (Instant::now(), Instant::now() + timeout);
     let mut last = "no attempt came to an end".to_owned();
-    let mut pause = Duration::from_millis(10);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(left, attempt()).await {
@@ -63,8 +62,9 @@ pub(crate) async fn eventually<T>(timeout: Duration, mut attempt: impl AsyncFnMu
             Err(_elapsed) => panic!("not within {timeout:?}, and the attempt hangs; the last error was: {last}"),
         }
         assert!(Instant::now() < deadline, "not within {timeout:?}: {last}");
+        // What takes long may be seen a little later.
+        let pause = (begun.elapsed() / 8).clamp(Duration::from_millis(10), Duration::from_millis(250));
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_millis(250));
     }
 }
 

@@ -83,6 +83,11 @@ impl Postgres {
         text.lines().next().and_then(|line| line.parse().ok()).expect("postmaster.pid begins with a pid")
     }
 
+    /// The processor time that it has taken so far.
+    pub(crate) fn processor_seconds(&self) -> f64 {
+        self.server.processor_seconds()
+    }
+
     /// A crash of the postmaster; its children notice and follow.
     pub(crate) fn kill9(&self) {
         self.server.kill9(self.pid());

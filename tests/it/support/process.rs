@@ -19,6 +19,8 @@ pub(crate) struct Server {
     directory: PathBuf,
     arguments: Vec<String>,
     running: Mutex<Option<Running>>,
+    /// Processor seconds of those that were killed.
+    spent: Mutex<f64>,
 }
 
 struct Running {
@@ -33,7 +35,7 @@ impl Server {
         let directory = run_directory().join(name);
         let mut all = vec![kind.to_owned(), "--remove".to_owned(), "--dir".to_owned(), directory.display().to_string()];
         all.extend(arguments);
-        Self { name: name.to_owned(), directory, arguments: all, running: Mutex::new(None) }
+        Self { name: name.to_owned(), directory, arguments: all, running: Mutex::new(None), spent: Mutex::new(0.0) }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -75,6 +77,7 @@ impl Server {
 
     /// Kills these processes, of which `server.py` or its only child is one, and waits for the end.
     pub(crate) fn kill9(&self, pid: u32) {
+        *self.spent() += self.running_for();
         let mut running = self.lock().take().expect("the server is running");
         signal("KILL", &[pid]);
         running.child.wait().expect("server.py can be waited for");
@@ -96,6 +99,21 @@ impl Server {
         let mut running = self.lock().take().expect("the server is running");
         signal(with, &[pid]);
         running.child.wait().expect("server.py can be waited for");
+    }
+
+    /// The processor time that it has taken so far, over all of its lives.
+    pub(crate) fn processor_seconds(&self) -> f64 {
+        *self.spent() + self.running_for()
+    }
+
+    fn running_for(&self) -> f64 {
+        let pid = self.lock().as_ref().map(|running| running.child.id());
+        let family = pid.map(family).unwrap_or_default();
+        family.iter().map(|pid| processor_seconds(&Path::new("/proc").join(format!("{pid}/stat")))).sum()
+    }
+
+    fn spent(&self) -> std::sync::MutexGuard<'_, f64> {
+        self.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn log(&self) -> PathBuf {
@@ -162,6 +180,25 @@ pub(crate) fn signal(name: &str, pids: &[u32]) {
     let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
     let script = format!("kill -{name} {} 2>/dev/null", pids.join(" "));
     Command::new("sh").args(["-c", &script]).status().expect("sh can be started");
+}
+
+/// What a process has taken of processors, with its children that have ended: from its `stat` below `/proc`. Nothing if it has
+/// ended.
+pub(crate) fn processor_seconds(stat: &Path) -> f64 {
+    // utime, stime, and cutime and cstime.
+    ticks(stat, 4)
+}
+
+/// What a thread has.
+pub(crate) fn thread_seconds(stat: &Path) -> f64 {
+    ticks(stat, 2)
+}
+
+/// Fields from the twelfth after the name on, which count in hundredths of a second.
+fn ticks(stat: &Path, fields: usize) -> f64 {
+    let text = fs::read_to_string(stat).unwrap_or_default();
+    let fields = text.rsplit_once(") ").map(|(_, rest)| rest.split(' ').skip(11).take(fields)).into_iter().flatten();
+    fields.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
 }
 
 /// A process and all that descend from it.

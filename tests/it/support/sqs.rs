@@ -58,6 +58,11 @@ impl Sqs {
         self.port
     }
 
+    /// The processor time that it has taken so far.
+    pub(crate) fn processor_seconds(&self) -> f64 {
+        self.server.processor_seconds()
+    }
+
     /// `[queue]` with this prefix, by way of `port`, and nobody who handles what is in it.
     pub(crate) fn config(port: u16, prefix: &str) -> String {
         format!("{}[workers]\nenabled = false\n", Self::handled(port, prefix))

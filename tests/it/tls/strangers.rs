@@ -41,6 +41,8 @@ async fn whoever_is_not_postgres_is_named_as_such() {
         refused(at(silent, mode).await, &["has ended the connection within TLS's handshake"]);
         let busy = stranger(b"E\0\0\0\x20SFATAL\0Mtoo many connections\0\0", b"").await;
         assert!(refused(at(busy, mode).await, &["can not begin a session", "see its log"]));
+        let ends = stranger(b"NE\0\0\0\x20SFATAL\0Mpostmaster exit\0\0", b"").await;
+        assert!(refused(at(ends, mode).await, &["can not begin a session", "see its log"]), "time mends that");
     }
 }
 
