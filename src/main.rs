@@ -24,7 +24,7 @@ use walhouse::{
         resync, status as standing, verify,
     },
     config::{self, Config},
-    http, pipeline, probe,
+    http, pipeline, privacy, probe,
     status::Status,
     telemetry, trace, workers,
 };
@@ -44,6 +44,8 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
+    privacy::memory();
+    privacy::panics();
     allocator::give_large_buffers_back();
     let cli = Cli::parse();
     match start(&cli) {
