@@ -28,9 +28,9 @@ impl Findings {
         for (place, text) in &self.said {
             for canary in canaries {
                 if let Some(at) = text.find(canary.as_str()) {
-                    let (from, to) = (text.floor_char_boundary(at.saturating_sub(200)), at + canary.len());
-                    let to = text.ceil_char_boundary((to + 100).min(text.len()));
-                    found.push(format!("{place} has {canary}: …{}…", &text[from..to]));
+                    let around = &text.as_bytes()[at.saturating_sub(200)..(at + canary.len() + 100).min(text.len())];
+                    let around = String::from_utf8_lossy(around);
+                    found.push(format!("{place} has {canary}: …{around}…"));
                 }
             }
         }

@@ -56,7 +56,9 @@ fn allowed(policy: &str) -> BTreeSet<Deed> {
 /// What somebody has called, against what the policy gives.
 #[track_caller]
 fn assert_exactly(policy: &str, seen: &BTreeSet<Deed>) {
-    let allowed = allowed(policy);
+    let mut allowed = allowed(policy);
+    // No request has this name: with it S3 says of an object that is not there that it is not there.
+    allowed.remove(&("s3:ListBucket".to_owned(), "bucket"));
     let (missing, idle): (Vec<_>, Vec<_>) = (seen.difference(&allowed).collect(), allowed.difference(seen).collect());
     assert!(missing.is_empty(), "{policy} does not allow what is called: {missing:?}");
     assert!(idle.is_empty(), "{policy} allows what nobody calls: {idle:?}");
@@ -215,7 +217,6 @@ async fn shown(account: &Account, config: &std::path::Path) {
     let quiet = format!("{}[workers]\nenabled = false\n", account.config(&sender));
     let mut daemon = Daemon::spawn(db, &quiet);
     daemon.wait_ready().await;
-    daemon.wait_log("events that are written into the outbox table are sent from now on", 1).await;
     db.pg
         .execute(
             "INSERT INTO outbox_event (id, event_type, payload) SELECT '00000000-0000-4000-8000-000000000009', 'SecurityEventOccurred',
@@ -223,7 +224,7 @@ async fn shown(account: &Account, config: &std::path::Path) {
         )
         .await;
     account.count("audit-log-dlq", 1).await;
-    let arguments = ["dlq", "show", "--queue", "audit-log", "00000000-0000-4000-8000-000000000009"];
+    let arguments = ["dlq", "show", "--queue", "audit-log", "00000000-0000-4000-8000-000000000009", "--payload"];
     let exit = walhouse(config, &arguments).await;
     assert!(exit.code == Some(0), "{exit:?}");
     assert!(daemon.sigterm(Duration::from_secs(25)).await.success());

@@ -12,6 +12,11 @@ fn hostile(what: &str) -> String {
     name
 }
 
+/// The same for what is written into a configuration, which takes no control characters in a name.
+fn written(what: &str) -> String {
+    hostile(what).chars().filter(|one| !one.is_control()).collect()
+}
+
 fn ident(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -27,6 +32,11 @@ fn target(name: &str) -> String {
 /// As a basic string of TOML, which is also one of JSON.
 fn toml(text: &str) -> String {
     serde_json::to_string(text).expect("a string")
+}
+
+/// A pattern that is this name.
+fn pattern(name: &str) -> String {
+    name.chars().map(|one| if r"\*?[]{}".contains(one) { format!("\\{one}") } else { one.to_string() }).collect()
 }
 
 fn escaped(text: &str) -> String {
@@ -53,7 +63,8 @@ impl Names {
             value: of("v"),
             label: of("l"),
             mask: of("m"),
-            target: of("g"),
+            // Short enough, with the database's name, for a file's.
+            target: "g\"'`\\;--/*${x}%s?ü".to_owned(),
         }
     }
 
@@ -67,7 +78,7 @@ impl Names {
              CREATE TABLE {schema}.{table} ({key} text, n int, {value} text, kind {schema}.{kind}, domain {schema}.{domain},
                 pair {schema}.{pair}, masked text, big text, PRIMARY KEY ({key}, n));
              ALTER TABLE {schema}.{table} ALTER big SET STORAGE EXTERNAL;
-             CREATE TABLE {schema}.log ({value} text, n int); ALTER TABLE {schema}.log REPLICA IDENTITY FULL",
+             CREATE TABLE log ({value} text, n int); ALTER TABLE log REPLICA IDENTITY FULL",
             label = literal(&self.label),
         )
     }
@@ -76,7 +87,7 @@ impl Names {
         let (schema, table) = (ident(&self.schema), ident(&self.table));
         format!(
             "INSERT INTO {schema}.{table} SELECT {text}, i, {text} || i, {label}, {text}, ROW({text}, i)::{schema}.{pair}, {text}, repeat({text}, 100)
-             FROM generate_series({from}, {from} + 9) i; INSERT INTO {schema}.log SELECT {text}, i FROM generate_series({from}, {from} + 9) i",
+             FROM generate_series({from}, {from} + 9) i; INSERT INTO log SELECT {text}, i FROM generate_series({from}, {from} + 9) i",
             text = literal(&hostile("x")),
             pair = ident(&hostile("p")),
             label = literal(&self.label),
@@ -97,7 +108,7 @@ async fn no_name_changes_what_a_statement_means() {
     let db = TestDb::on(Postgres::private(Default::default()), ClickHouse::shared(), "injection").await;
     // By number, as two tests may run at once on the shared ClickHouse.
     let (names, suffix) = (Names::new(), &db.name[db.name.len() - 3..]);
-    let (source, warehouse, publication) = (hostile("d"), hostile(&format!("w{suffix}")), hostile("p"));
+    let (source, warehouse, publication) = (hostile("d"), written(&format!("w{suffix}")), written("p"));
     Pg::new(db.postgres.clone(), "postgres").execute(&format!("CREATE DATABASE {}", ident(&source))).await;
     let pg = session(&db, &source).await;
     pg.batch_execute(&format!("{}; {}", names.create(), names.rows(1))).await.expect("SQL");
@@ -121,7 +132,7 @@ async fn no_name_changes_what_a_statement_means() {
     pg.batch_execute(&names.rows(11)).await.expect("SQL");
     pg.batch_execute(&format!(
         "UPDATE {schema}.{table} SET {value} = {value} || '!' WHERE n % 2 = 0; UPDATE {schema}.{table} SET n = -n WHERE n % 5 = 0;
-         DELETE FROM {schema}.{table} WHERE n = 3; DELETE FROM {schema}.log WHERE n = 3;
+         DELETE FROM {schema}.{table} WHERE n = 3; DELETE FROM log WHERE n = 3;
          ALTER TABLE {schema}.{table} ADD COLUMN {more} text DEFAULT {};
          UPDATE {schema}.{table} SET {more} = {key} WHERE n = 4; ALTER TABLE {schema}.{table} RENAME {value} TO {renamed}",
         literal(&names.label),
@@ -160,12 +171,12 @@ async fn no_name_changes_what_a_statement_means() {
     let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02X}")).collect::<String>();
     assert_eq!(masked, format!("{}\t{}", hex(&names.mask), hex(&names.label)));
 
-    pg.batch_execute(&format!("TRUNCATE {schema}.log; {}", names.rows(21))).await.expect("SQL");
-    let exit = walhouse(daemon.config(), &["resync", &whole]).await;
+    pg.batch_execute(&format!("TRUNCATE log; {}", names.rows(21))).await.expect("SQL");
+    let exit = walhouse(daemon.config(), &["resync", &pattern(&whole)]).await;
     assert_eq!(exit.code, Some(0), "{exit:?}");
     equal().await;
     for arguments in
-        [["status"].as_slice(), &["check"], &["dlq", "list"], &["provision"], &["verify", "--table", &whole]]
+        [["status"].as_slice(), &["check"], &["dlq", "list"], &["provision"], &["verify", "--table", &pattern(&whole)]]
     {
         let exit = walhouse(daemon.config(), arguments).await;
         assert!(exit.code.is_some_and(|code| code < 2), "{arguments:?}: {exit:?}");
@@ -177,6 +188,19 @@ async fn no_name_changes_what_a_statement_means() {
     let log = daemon.log();
     let forged = log.lines().filter(|line| line.starts_with(['\t', '?'])).count();
     assert_eq!(forged, 0, "a name has made lines of the log: {log}");
+    // A name that no file of ClickHouse can have keeps its own table out, and no other.
+    pg.batch_execute(&format!("CREATE TABLE {schema}.{} (id int PRIMARY KEY)", ident(&hostile("f"))))
+        .await
+        .expect("SQL");
+    daemon.wait_log("bytes too long for the files there", 1).await;
+    pg.batch_execute(&format!("UPDATE {schema}.{table} SET n = 1000 WHERE n = 4")).await.expect("SQL");
+    eventually(Duration::from_secs(60), async || {
+        match ch.try_query(&format!("SELECT max(n) FROM {of}")).await?.as_str() {
+            "1000" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
     assert_eq!(daemon.streams(), 1, "{log}");
     daemon.kill9();
     ch.query(&format!("DROP DATABASE {}", target(&warehouse))).await;
