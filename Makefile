@@ -1,4 +1,4 @@
-.PHONY: build test lint chaos chaos-publish soak demo bench bench-publish bench-micro bench-guard
+.PHONY: build test lint audit sbom advisories chaos chaos-publish soak demo bench bench-publish bench-micro bench-guard
 
 build:
 	cargo build --locked
@@ -30,6 +30,17 @@ chaos-publish:
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- --deny warnings
+
+# What it is made of: held to deny.toml, and written down in target/sbom/walhouse.cdx.json.
+audit:
+	@.ci/audit
+
+sbom:
+	@.ci/audit sbom
+
+# Known weaknesses of what it is made of. Fetches their database: not part of every change.
+advisories:
+	@.ci/audit advisories
 
 # KEEP=1 leaves everything running; DEMO_SECONDS is how long the load lasts.
 demo:

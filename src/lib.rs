@@ -38,11 +38,11 @@
 //!    stops the table, by name.
 //! 5. Memory is bounded by configuration, whatever the size of a transaction, a table or a backlog.
 //! 6. The source's connection never starves: status goes out while ClickHouse is slow, down or hung.
-//! 7. No row value in a log, an error or a metric; no secret in any output.
+//! 7. No row value in a log, an error, a metric or a panic; no secret in any output.
 //!
 //! # Who may import whom
 //!
-//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`] and [`allocator`]; [`mask`], [`trace`], [`tls`]
+//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`], [`privacy`] and [`allocator`]; [`mask`], [`trace`], [`tls`]
 //! and [`store`], where the results of reports and large payloads go, know the configuration alone. `postgres` and `clickhouse`
 //! stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know each other; nor does
 //! `queue`. `setup` and `copy` join the two, `workers` join ClickHouse and the queues, `pipeline` composes
@@ -62,6 +62,7 @@ pub mod lane;
 pub mod mask;
 pub mod pipeline;
 pub mod postgres;
+pub mod privacy;
 pub mod probe;
 pub mod queue;
 pub mod quote;

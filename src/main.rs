@@ -24,7 +24,7 @@ use walhouse::{
         resync, status as standing, verify,
     },
     config::{self, Config},
-    http, pipeline, probe,
+    http, pipeline, privacy, probe,
     status::Status,
     telemetry, trace, workers,
 };
@@ -44,6 +44,8 @@ impl Failure {
 }
 
 fn main() -> ExitCode {
+    privacy::memory();
+    privacy::panics();
     allocator::give_large_buffers_back();
     let cli = Cli::parse();
     match start(&cli) {
@@ -222,7 +224,10 @@ async fn stands(config: &Config, args: &StatusArgs) -> Result<u8, Failure> {
         let clear = if io::stdout().is_terminal() { "\x1b[2J\x1b[H" } else { "" };
         let text = match args.json {
             true => report.json().to_string(),
-            false => format!("{clear}{now}, again every {} s until Ctrl-C\n{report}", AGAIN.as_secs()),
+            false => {
+                let report = shown(&report.to_string());
+                format!("{clear}{now}, again every {} s until Ctrl-C\n{report}", AGAIN.as_secs())
+            }
         };
         code = report.exit_code();
         if !written(&text)? {
@@ -271,7 +276,20 @@ fn pretty(value: &serde_json::Value) -> String {
 
 /// To standard output. A reader that has seen enough (`| head`) is no error.
 fn print(text: String) -> Result<(), Failure> {
-    written(&text).map(drop)
+    written(&shown(&text)).map(drop)
+}
+
+/// As a terminal may have it: names come from servers, and whoever chose one may have put what terminals obey into it.
+fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => shown.push(character),
+            _ if character.is_control() => shown.extend(character.escape_default()),
+            _ => shown.push(character),
+        }
+    }
+    shown
 }
 
 /// Whether somebody still reads it.
@@ -286,5 +304,5 @@ fn written(text: &str) -> Result<bool, Failure> {
 
 /// To standard error, where there may be nobody.
 fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", shown(line));
 }

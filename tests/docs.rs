@@ -136,3 +136,30 @@ fn anchors_are_made_as_github_makes_them() {
     assert_eq!(anchors(page).into_iter().collect::<Vec<_>>(), expected);
     assert_eq!(links("[a](b.md#c), `[d](e)` and [`f`](g.md \"h\")\n```\n[i](j)\n```\n"), ["b.md#c", "g.md"]);
 }
+
+/// Every file below a folder.
+fn sources(folder: &Path, all: &mut String) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, all);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            all.push_str(&fs::read_to_string(path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_tests_that_the_threat_model_names_are_there() {
+    let page = fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let mut all = String::new();
+    sources(&root().join("tests"), &mut all);
+    sources(&root().join("src"), &mut all);
+    // A test is a sentence.
+    let is_test = |word: &&str| word.matches('_').count() > 3 && !word.contains([' ', '(']);
+    let named: Vec<_> = page.lines().flat_map(|line| line.split('`').skip(1).step_by(2)).filter(is_test).collect();
+    assert!(named.len() > 20, "{named:?}");
+    for name in named {
+        assert!(all.contains(&format!("fn {name}()")), "docs/security.md names the test {name}, and there is none");
+    }
+}

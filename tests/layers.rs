@@ -10,6 +10,7 @@ use std::{
 const ALLOWED: &[(&str, &[&str])] = &[
     ("allocator", &[]),
     ("event", &[]),
+    ("privacy", &[]),
     ("quote", &[]),
     ("retry", &[]),
     ("status", &[]),

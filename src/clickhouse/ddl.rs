@@ -3,6 +3,7 @@
 use super::{
     block::ColumnSpec,
     changelog::{self, LogOp, OP_COLUMN, ORDINAL_COLUMN},
+    reshape::fresh_name,
     retrying,
     table::{IS_DELETED, TableSpec, VERSION},
     text::DateTimeRange,
@@ -156,9 +157,21 @@ pub async fn name(client: &Client, uuid: &str) -> Result<Option<String>, Error> 
     retrying("look for a target", || client.query_raw(sql).param("uuid", uuid).fetch_optional::<String>()).await
 }
 
+/// The longest name of a file, in bytes.
+const LONGEST_FILE: usize = 255;
+/// What ClickHouse calls the file of a table that was dropped, beside its name and its database's: dots, a UUID, `.sql`.
+const FILE_BESIDE: usize = 48;
+
+/// How long a name is as a part of a file's name: other than letters, digits and `_`, a byte takes three.
+fn escaped(name: &str) -> usize {
+    name.bytes().map(|byte| if byte.is_ascii_alphanumeric() || byte == b'_' { 1 } else { 3 }).sum()
+}
+
 /// Tables in the database that have names which are wanted.
 #[derive(Debug, Default)]
 pub struct Present {
+    /// The database itself.
+    database: String,
     tables: HashMap<String, PresentTable>,
     /// Targets of other slots, with the slot.
     others: HashMap<String, String>,
@@ -175,6 +188,14 @@ impl Present {
     /// Why the names of a target and its view can not be used, if so: [`create`] would drop what is
     /// there.
     pub fn taken(&self, spec: &TableSpec) -> Option<String> {
+        if let Some(excess) = self.excess(spec) {
+            return Some(format!(
+                "its name in ClickHouse, {}, is by {excess} bytes too long for the files there, in whose names each byte that is \
+                 no letter, digit or _ takes three: give it a shorter target in [tables.\"{}\"]",
+                spec.target,
+                spec.full_name()
+            ));
+        }
         let (target, view) = (&spec.target, spec.view());
         let foreign_table = self.tables.get(target).is_some_and(|table| !table.is_target);
         let foreign_view = self.tables.get(&view).is_some_and(|table| !table.is_view);
@@ -186,6 +207,12 @@ impl Present {
         }
         let other = self.others.get(target)?;
         Some(format!("the table {target} in ClickHouse belongs to the slot {other}: choose another database"))
+    }
+
+    /// By how much the longest of the names that a table gets is too long for a file, if it is.
+    fn excess(&self, spec: &TableSpec) -> Option<usize> {
+        let own = escaped(&spec.view()).max(escaped(&fresh_name(&spec.target)));
+        (own + escaped(&self.database) + FILE_BESIDE).checked_sub(LONGEST_FILE).filter(|excess| *excess > 0)
     }
 }
 
@@ -203,7 +230,9 @@ pub async fn present(client: &Client, slot: &str, specs: &[&TableSpec]) -> Resul
     let tables = retrying("look at targets", tables).await?.into_iter();
     let table = |(name, is_view, is_target)| (name, PresentTable { is_view: is_view != 0, is_target: is_target != 0 });
     let others = retrying("look at targets", others).await?.into_iter().collect();
-    Ok(Present { tables: tables.map(table).collect(), others })
+    let database = || client.query_raw("SELECT currentDatabase()").fetch_one::<String>();
+    let database = retrying("look at the database", database).await?;
+    Ok(Present { database, tables: tables.map(table).collect(), others })
 }
 
 /// The UUID of a target, if it exists.
@@ -311,6 +340,15 @@ pub fn create_view(spec: &TableSpec) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_as_long_as_its_file() {
+        for (name, length) in
+            [("sales_order2", 12), ("sales order", 13), ("a.b", 5), ("ü", 6), ("注文", 18), ("\"`\\", 9)]
+        {
+            assert_eq!(escaped(name), length, "{name}");
+        }
+    }
 
     #[test]
     fn each_migration_says_what_it_makes() {

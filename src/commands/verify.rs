@@ -201,8 +201,8 @@ pub async fn run(config: &Config, args: &VerifyArgs, progress: &(dyn Fn(&str) + 
     let target = client(&config.clickhouse).with_database(&config.clickhouse.database);
     let records = stored(config, &target).await?.tables().await;
     let records: HashMap<u32, TableRecord> = records.into_iter().map(|record| (record.oid, record)).collect();
-    let mut source = sql::connect(&config.source, "walhouse verify").await?;
-    masked::prepare(&source, config.masking.salt.as_ref()).await?;
+    let salted = masked::settings(config.masking.salt.as_ref());
+    let mut source = sql::connect_with(&config.source, "walhouse verify", salted.as_ref()).await?;
     let tables = wanted(&source, config, args).await?;
     let mut report = Report::default();
     let checkpoint = Stored::new(&target, config).await?;

@@ -7,6 +7,7 @@
 
 use std::{io, time::Duration};
 
+use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::{
     Client,
     config::{SslMode, SslNegotiation},
@@ -119,15 +120,35 @@ pub async fn connect(source: &SourceConfig, application_name: &str) -> Result<Cl
     connect_over(transport::open(&source.url).await?, source, application_name).await
 }
 
+/// As [`connect`], with settings of the session's own (`-c name=value …`). They are given before there is a statement, so no
+/// log of statements and of their parameters has them.
+pub async fn connect_with(
+    source: &SourceConfig,
+    application_name: &str,
+    settings: Option<&SecretString>,
+) -> Result<Client, SqlError> {
+    bounded(transport::open(&source.url).await?, source, application_name, settings).await
+}
+
 /// As [`connect`], over what is open already.
 pub async fn connect_over(
     transport: Transport,
     source: &SourceConfig,
     application_name: &str,
 ) -> Result<Client, SqlError> {
+    bounded(transport, source, application_name, None).await
+}
+
+async fn bounded(
+    transport: Transport,
+    source: &SourceConfig,
+    application_name: &str,
+    settings: Option<&SecretString>,
+) -> Result<Client, SqlError> {
     let place = Place::of(source);
     // tokio-postgres bounds nothing here: a server may accept and then be silent.
-    match tokio::time::timeout(LOGIN_TIMEOUT, Box::pin(log_in(transport, source, &place, application_name))).await {
+    let login = Box::pin(log_in(transport, source, &place, application_name, settings));
+    match tokio::time::timeout(LOGIN_TIMEOUT, login).await {
         Ok(outcome) => outcome,
         Err(_) => Err(place.silent()),
     }
@@ -138,9 +159,13 @@ async fn log_in(
     source: &SourceConfig,
     place: &Place,
     application_name: &str,
+    settings: Option<&SecretString>,
 ) -> Result<Client, SqlError> {
     let mut config = source.url.connection().clone();
-    let options = startup_options(config.get_options());
+    let mut options = startup_options(config.get_options());
+    if let Some(settings) = settings {
+        options = format!("{options} {}", settings.expose_secret());
+    }
     config.application_name(application_name).options(options);
     // There is nothing more to negotiate.
     config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{TestDb, eventually, free_port, signal, walhouse, write_config};
+use crate::security::owner_of_memory;
+use crate::support::{TestDb, eventually, free_port, get, signal, walhouse, write_config};
 
 const DOCKERFILE: &str = include_str!("../../docker/Dockerfile");
 /// Of gcr.io/distroless/cc: the C library and libgcc.
@@ -112,6 +113,13 @@ async fn the_image_runs_read_only_and_not_as_root() {
     let pid = container.0.id();
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
     assert!(status.contains("\nUid:\t10001\t10001\t10001\t10001\n"), "{status}");
+    // Its secrets are in its environment, and closed to whoever else runs as this user; its own metrics are not.
+    assert_eq!(owner_of_memory(pid), 0);
+    let metrics = get(port, "/metrics").await.expect("an answer").body;
+    for metric in ["process_resident_memory_bytes", "process_open_fds", "process_threads"] {
+        let value = metrics.lines().find_map(|line| line.strip_prefix(metric)?.trim().parse::<f64>().ok());
+        assert!(value.is_some_and(|value| value > 0.0), "{metric}: {value:?}");
+    }
     assert!(walhouse(&config, &["verify"]).await.code == Some(0));
 
     signal("TERM", &[pid]);

@@ -50,6 +50,7 @@ mod rules;
 mod runbooks;
 mod scale;
 mod scrape;
+mod security;
 mod servers;
 mod shapes;
 mod startup;

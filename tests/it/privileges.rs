@@ -13,7 +13,7 @@ use crate::support::{
 
 const README: &str = include_str!("../../README.md");
 /// As the configuration that ClickHouse's own packages bring.
-const CLICKHOUSE_SETTINGS: &str = "<access_control_improvements>
+pub(crate) const CLICKHOUSE_SETTINGS: &str = "<access_control_improvements>
     <select_from_system_db_requires_grant>true</select_from_system_db_requires_grant>
     <select_from_information_schema_requires_grant>true</select_from_information_schema_requires_grant>
     </access_control_improvements>";
@@ -25,7 +25,7 @@ const TABLES: &str = "CREATE TABLE item (id int8 PRIMARY KEY, name text, body te
 
 /// The statements for PostgreSQL, for whoever publishes by itself and for whoever reads what others publish, and the grants in
 /// ClickHouse, each for a user of its own choice.
-fn documented() -> (&'static str, &'static str, Vec<String>) {
+pub(crate) fn documented() -> (&'static str, &'static str, Vec<String>) {
     let section = README.split("\n## Privileges\n").nth(1).and_then(|rest| rest.split("\n## ").next());
     let statements = blocks(section.expect("the README's section"), "sql");
     let [publishes, reads, clickhouse] = statements[..] else { panic!("{statements:?}") };

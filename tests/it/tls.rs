@@ -1,6 +1,7 @@
 //! Connections that are protected, and those that must not come about: against a real server, and whoever pretends to be one.
 
 mod clients;
+mod pss;
 mod renewal;
 mod services;
 mod strangers;

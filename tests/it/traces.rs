@@ -15,16 +15,19 @@ use crate::queue::{LOGIN, prefix, with_outbox};
 use crate::support::{Daemon, Sqs, eventually};
 
 /// A collector: it takes what is posted to it, and answers as one does.
-struct Collector {
+pub(crate) struct Collector {
     port: u16,
-    requests: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
+    requests: Requests,
 }
 
+/// The head of each request, and what it brought.
+type Requests = Arc<Mutex<Vec<(String, ExportTraceServiceRequest)>>>;
+
 impl Collector {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("bound").port();
-        let requests = Arc::<Mutex<Vec<_>>>::default();
+        let requests = Requests::default();
         let kept = Arc::clone(&requests);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -34,14 +37,26 @@ impl Collector {
         Self { port, requests }
     }
 
-    fn config(&self, ratio: f64) -> String {
+    pub(crate) fn config(&self, ratio: f64) -> String {
         format!("[tracing]\notlp_endpoint = \"http://127.0.0.1:{}\"\nsample_ratio = {ratio:?}\n", self.port)
     }
 
     fn spans(&self) -> Vec<Span> {
         let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let resources = requests.iter().flat_map(|request| &request.resource_spans);
+        let resources = requests.iter().flat_map(|(_, request)| &request.resource_spans);
         resources.flat_map(|resource| &resource.scope_spans).flat_map(|scope| scope.spans.clone()).collect()
+    }
+
+    /// All that it was told, as text.
+    pub(crate) fn everything(&self) -> String {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.iter().map(|(_, request)| format!("{request:?}\n")).collect()
+    }
+
+    /// The heads of all requests.
+    pub(crate) fn heads(&self) -> String {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.iter().map(|(head, _)| head.as_str()).collect()
     }
 
     /// Waits for a span whose name begins so, and which this says of it.
@@ -60,7 +75,7 @@ impl Collector {
     }
 }
 
-async fn serve(mut stream: TcpStream, kept: Arc<Mutex<Vec<ExportTraceServiceRequest>>>) {
+async fn serve(mut stream: TcpStream, kept: Requests) {
     let mut read = Vec::new();
     while stream.read_buf(&mut read).await.is_ok_and(|bytes| bytes > 0) {
         let Some(end) = read.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
@@ -73,7 +88,7 @@ async fn serve(mut stream: TcpStream, kept: Arc<Mutex<Vec<ExportTraceServiceRequ
             continue;
         }
         let request = ExportTraceServiceRequest::decode(&read[end + 4..whole]).expect("spans");
-        kept.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+        kept.lock().unwrap_or_else(PoisonError::into_inner).push((head, request));
         read.drain(..whole);
         let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
         stream.write_all(answer).await.expect("an answer");
@@ -162,7 +177,7 @@ async fn what_a_request_has_caused_is_one_trace() {
     let spans = collector.spans();
     assert!(!spans.iter().any(|span| attributes(span).values().any(|value| value == "unwanted")), "{spans:?}");
     assert!(!format!("{spans:?}").contains("canary"), "{spans:?}");
-    let first = collector.requests.lock().unwrap_or_else(PoisonError::into_inner)[0].clone();
+    let first = collector.requests.lock().unwrap_or_else(PoisonError::into_inner)[0].1.clone();
     assert!(format!("{:?}", first.resource_spans[0].resource).contains("\"walhouse\""), "{first:?}");
     drop(daemon);
     db.cleanup().await;

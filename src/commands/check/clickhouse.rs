@@ -31,6 +31,12 @@ const RIGHTS: [&str; 9] = [
     "TRUNCATE",
 ];
 
+/// What it needs beside its database, where the server asks for grants on these: engines of tables, and of `system` to see its
+/// own inserts end.
+const ELSEWHERE: [(&str, &str); 2] = [("TABLE ENGINE", "ReplacingMergeTree"), ("SELECT", "system.processes")];
+/// For metrics alone.
+const PARTS: (&str, &str) = ("SELECT", "system.parts");
+
 pub(super) async fn check(config: &ClickHouseConfig) -> Report {
     let mut report = Report::default();
     let client = client(config);
@@ -109,7 +115,7 @@ async fn database_found(client: &Client, user: &str, database: &str, engine: Opt
             format!("{database} has the engine {engine}, without EXCHANGE TABLES"),
             "name a database of its own in clickhouse.database; it will be created",
         ),
-        None => match granted(client, "CREATE DATABASE", database).await {
+        None => match granted(client, "CREATE DATABASE", &format!("{database}.*")).await {
             Ok(true) => fine(format!("{database} will be created")),
             Ok(false) => failed(
                 format!("user {user:?} sees no database {database}, and may not create it"),
@@ -127,27 +133,35 @@ async fn database_found(client: &Client, user: &str, database: &str, engine: Opt
 }
 
 async fn rights(client: &Client, user: &str, database: &str, exists: bool) -> Found {
-    let mut missing = Vec::new();
-    for right in RIGHTS {
-        match granted(client, right, database).await {
+    let own = format!("{database}.*");
+    let needed = RIGHTS.map(|right| (right, own.as_str())).into_iter().chain(ELSEWHERE).chain([PARTS]);
+    let mut missing: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (right, on) in needed {
+        match granted(client, right, on).await {
             Ok(true) => {}
-            Ok(false) => missing.push(right),
+            Ok(false) => match missing.last_mut() {
+                Some((place, rights)) if *place == on => rights.push(right),
+                _ => missing.push((on, vec![right])),
+            },
             Err(error) => return warning(format!("not known: {}", describe(&error)), "the first run will tell"),
         }
     }
     if missing.is_empty() {
         return fine(if exists { "all that is needed" } else { "all that is needed, once it is created" });
     }
-    let missing = missing.join(", ");
-    failed(
-        format!("user {user:?} lacks {missing}"),
-        format!("GRANT {missing} ON {database}.* TO {}", quote::clickhouse(user)),
-    )
+    let to = quote::clickhouse(user);
+    let rights = |(on, rights): &(&str, Vec<&str>)| format!("{} ON {on}", rights.join(", "));
+    let lacks = format!("user {user:?} lacks {}", missing.iter().map(rights).collect::<Vec<_>>().join("; "));
+    let remedy = missing.iter().map(|of| format!("GRANT {} TO {to}", rights(of))).collect::<Vec<_>>().join("; ");
+    if missing.iter().all(|(on, _)| *on == PARTS.1) {
+        return warning(format!("{lacks}, and so tells no metrics of parts"), remedy);
+    }
+    failed(lacks, remedy)
 }
 
-async fn granted(client: &Client, right: &str, database: &str) -> Result<bool, Error> {
+async fn granted(client: &Client, right: &str, on: &str) -> Result<bool, Error> {
     // A name may hold a question mark, which `query` would take for a parameter.
-    let statement = format!("CHECK GRANT {right} ON {database}.*");
+    let statement = format!("CHECK GRANT {right} ON {on}");
     bounded(client.query_raw(&statement).fetch_one::<u8>()).await.map(|granted| granted == 1)
 }
 

@@ -1,25 +1,22 @@
 //! Masks in PostgreSQL's own words, so that the two sides of a masked column can be compared
 //! without trusting walhouse's own hashing, and without a value leaving the servers.
 //!
-//! The salt is no part of a statement, which `pg_stat_statements` and the server's log may keep: the
-//! session has it as a setting of its own, given as a parameter.
+//! The salt is no part of a statement nor a parameter of one, which `pg_stat_statements` and the server's log may keep: the
+//! session begins with what is made of it, as settings of its own.
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio_postgres::Client;
 
 use crate::{
     mask::{Mask, pads},
-    postgres::sql::SqlError,
     quote,
 };
 
-/// Gives the session what hashes are keyed with.
-pub(super) async fn prepare(client: &Client, salt: Option<&SecretString>) -> Result<(), SqlError> {
-    let Some(salt) = salt else { return Ok(()) };
-    let [inner, outer] = pads(salt);
-    let set = "SELECT set_config('walhouse.mask_inner', $1, false), set_config('walhouse.mask_outer', $2, false)";
-    client.query(set, &[&inner.expose_secret(), &outer.expose_secret()]).await?;
-    Ok(())
+/// What hashes are keyed with, as settings that a session begins with.
+pub(super) fn settings(salt: Option<&SecretString>) -> Option<SecretString> {
+    let [inner, outer] = pads(salt?);
+    let settings = [("inner", inner), ("outer", outer)]
+        .map(|(name, pad)| format!("-c walhouse.mask_{name}={}", pad.expose_secret()));
+    Some(settings.join(" ").into())
 }
 
 /// What PostgreSQL computes in the place of `column`, of the column's type or, for a hash, as text.
