@@ -1,4 +1,4 @@
-.PHONY: build test lint chaos demo bench bench-publish bench-micro bench-guard
+.PHONY: build test lint chaos simulate demo bench bench-publish bench-micro bench-guard
 
 build:
 	cargo build --locked
@@ -14,6 +14,11 @@ chaos:
 	@tests/services/install
 	@CHAOS_RUNS=$(RUNS) CHAOS_SEED=$(SEED) CHAOS_ROWS=$(ROWS) CHAOS_JOBS=$(JOBS) \
 		cargo test --locked --test chaos -- --ignored --exact --nocapture at_length
+
+# RUNS schedules of made-up servers, from SEED on, JOBS at once: docs/faults.md. HISTORY=1 prints what happens in the first.
+simulate:
+	@SIMULATE_RUNS=$(RUNS) SIMULATE_SEED=$(SEED) SIMULATE_JOBS=$(JOBS) SIMULATE_TELL=$(HISTORY) \
+		cargo test --locked --profile simulation --test simulation -- --ignored --exact --nocapture at_length
 
 lint:
 	cargo fmt --check
