@@ -1,4 +1,4 @@
-.PHONY: build test lint audit sbom advisories chaos chaos-publish soak demo bench bench-publish bench-micro bench-guard
+.PHONY: build test lint audit sbom advisories chaos chaos-publish soak simulate fuzz mutants demo bench bench-publish bench-micro bench-guard
 
 build:
 	cargo build --locked
@@ -23,9 +23,15 @@ soak:
 	@cargo build --release --locked --bin walhouse
 	@WALHOUSE_PROGRAM=target/release/walhouse SOAK_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) \
 		cargo test --locked --test chaos -- --ignored --exact --nocapture soak
+
 # The table of all its runs, into docs/faults.md.
 chaos-publish:
 	@WALHOUSE_PROGRAM=target/release/walhouse cargo test --locked --test chaos -- --ignored --exact publish
+
+# RUNS schedules of made-up servers, from SEED on, JOBS at once: docs/faults.md. HISTORY=1 prints what happens in the first.
+simulate:
+	@SIMULATE_RUNS=$(RUNS) SIMULATE_SEED=$(SEED) SIMULATE_JOBS=$(JOBS) SIMULATE_TELL=$(HISTORY) \
+		cargo test --locked --profile simulation --test simulation -- --ignored --exact --nocapture at_length
 
 lint:
 	cargo fmt --check

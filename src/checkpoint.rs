@@ -50,10 +50,12 @@ pub async fn run<S: CheckpointStore>(
             return Ok(());
         }
         tokio::select! {
+            biased;
             () = any_changed(&mut lanes) => {}
             () = stop.cancelled() => continue,
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(INTERVAL) => {}
             () = stop.cancelled() => {}
         }

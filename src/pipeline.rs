@@ -6,23 +6,21 @@
 //! restart, so there is one way to resume, and it is the one that every kill tests. Only
 //! ClickHouse may be away without ending a session: the lane waits for it, and the slot holds.
 
+pub mod flow;
 mod letters;
 mod pause;
-mod queue;
+pub mod queue;
 mod replay;
 mod session;
 mod tables;
 
 use crate::{
-    checkpoint::CheckpointStore,
-    clickhouse::{job::Failure, state::State},
+    clickhouse::job::Failure,
     config::Config,
     copy::CopyError,
-    event::Lsn,
     postgres::{
         assembler::StreamError,
         connection::ConnectionError,
-        lock::SlotLock,
         slot::{AskError, Gap},
         source,
         sql::SqlError,
@@ -33,13 +31,9 @@ use crate::{
     telemetry::{self, names},
 };
 use std::{
-    sync::{
-        Arc, Once,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Once},
     time::{Duration, Instant, SystemTime},
 };
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// The first and the longest bound of the wait before a new session.
@@ -58,25 +52,33 @@ pub struct Halt {
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
-enum SessionError {
+pub enum SessionError {
+    /// A statement at the source.
     #[error(transparent)]
     Sql(#[from] SqlError),
+    /// The connection that the slot is read over.
     #[error(transparent)]
     Connection(#[from] ConnectionError),
+    /// What came over it.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// A destination.
     #[error(transparent)]
     Lane(#[from] Failure),
+    /// The slot does not go on where the checkpoint is.
     #[error(transparent)]
     Gap(#[from] Gap),
+    /// What only an operator can mend.
     #[error("{0}")]
     Definite(String),
+    /// A bug.
     #[error("the task {0} ended in a panic; this is a bug in walhouse")]
     Panic(&'static str),
 }
 
 impl SessionError {
-    fn kind(&self) -> Kind {
+    /// Whether a new session may go on.
+    pub fn kind(&self) -> Kind {
         match self {
             Self::Sql(error) => error.kind(),
             Self::Connection(error) | Self::Stream(StreamError::Connection(error)) => error.kind(),
@@ -188,29 +190,4 @@ pub async fn run(config: Arc<Config>, status: Arc<Status>, stop: CancellationTok
 fn checkpoints_begin() {
     static FIRST: Once = Once::new();
     FIRST.call_once(|| metrics::gauge!(names::CHECKPOINT_TIME).set(telemetry::seconds(SystemTime::now())));
-}
-
-/// The store of checkpoints, behind the slot's lock: a process that lost the lock stores nothing.
-struct Guarded {
-    state: Arc<State>,
-    lock: Arc<SlotLock>,
-    allowed: Arc<AtomicBool>,
-    /// The queue lane's own position, if there is one.
-    queue: Option<watch::Receiver<Lsn>>,
-}
-
-impl CheckpointStore for Guarded {
-    type Error = Failure;
-
-    async fn save(&mut self, lsn: Lsn) -> Result<(), Failure> {
-        if !self.lock.is_held().await {
-            self.allowed.store(false, Ordering::SeqCst);
-            return Err(Failure::LockLost);
-        }
-        let queue = self.queue.as_ref().map_or(Lsn::ZERO, |queue| *queue.borrow());
-        self.state.advance(lsn, queue).await?;
-        metrics::gauge!(names::CHECKPOINT).set(lsn.0 as f64);
-        metrics::gauge!(names::CHECKPOINT_TIME).set(telemetry::seconds(SystemTime::now()));
-        Ok(())
-    }
 }

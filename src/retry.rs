@@ -4,7 +4,8 @@
 //! must. Waiting grows exponentially up to a cap, with full jitter, so that many clients of one
 //! server that comes back do not come back together.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often trouble that goes on is told again.
 const REMIND: Duration = Duration::from_secs(30);
@@ -46,7 +47,7 @@ impl Backoff {
     pub fn next_delay(&mut self) -> Duration {
         let bound = self.bound();
         self.failures = self.failures.saturating_add(1);
-        bound.mul_f64(rand::random::<f64>())
+        bound.mul_f64(fastrand::f64())
     }
 
     /// An attempt succeeded: the next failure is the first one again.

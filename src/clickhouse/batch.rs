@@ -26,11 +26,8 @@ use super::{
     text::ValueError,
 };
 use crate::event::{Lsn, Tuple, Value, Version};
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Instant, SystemTime},
-};
+use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use tokio::time::Instant;
 
 /// Where a change stands in the stream.
 #[derive(Clone, Copy, Debug)]

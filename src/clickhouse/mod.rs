@@ -39,10 +39,8 @@ pub mod warehouse;
 
 use crate::retry::{Backoff, Kind};
 use clickhouse::error::Error;
-use std::{
-    future::Future,
-    time::{Duration, Instant},
-};
+use std::{future::Future, time::Duration};
+use tokio::time::Instant;
 
 /// How long a statement may go without an answer before it is given up and sent again.
 const PATIENCE: Duration = Duration::from_secs(60);

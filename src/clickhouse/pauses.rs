@@ -7,10 +7,8 @@
 use super::{client::code, presence::presence};
 use clickhouse::{Client, Row, error::Error};
 use serde::{Deserialize, Serialize};
-use std::{
-    fmt,
-    time::{Duration, Instant},
-};
+use std::{fmt, time::Duration};
+use tokio::time::Instant;
 
 /// For one look; ClickHouse may be away.
 const PATIENCE: Duration = Duration::from_secs(10);

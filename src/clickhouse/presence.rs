@@ -13,8 +13,9 @@ use crate::retry::Reminder;
 use clickhouse::error::Error;
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
+use tokio::time::Instant;
 
 /// How often the log says that it is still away.
 const REMIND: Duration = Duration::from_secs(300);

@@ -40,11 +40,12 @@ use spare::Spares;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
+    time::Instant,
 };
 
 /// Inserts and other jobs that run at once.
@@ -204,7 +205,7 @@ impl Sink {
                     None => self.obey(command).await?,
                     Some(_) => self.waiting.push(command),
                 },
-                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {
+                () = tokio::time::sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                     self.seal_due();
                 }
                 _ = tick.tick() => {

@@ -55,7 +55,7 @@ pub struct State {
     staged: std::sync::Mutex<Staged>,
     /// The stored ceiling, or a lower one that is being stored.
     ceiling: AtomicU64,
-    /// The highest commit of which a row or an event may have been sent.
+    /// The highest commit of which a row or an event may have been sent, also by an earlier session.
     sent: AtomicU64,
 }
 

@@ -88,7 +88,7 @@ impl<'a> Sending<'a> {
     pub(super) async fn next(&mut self) -> Result<Option<Block>, CopyError> {
         if self.ahead.is_none() {
             let Some(open) = &self.open else { return std::future::pending().await };
-            tokio::time::sleep_until(open.deadline().into()).await;
+            tokio::time::sleep_until(open.deadline()).await;
             self.close();
         }
         self.sent().await

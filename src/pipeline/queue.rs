@@ -4,13 +4,13 @@ use crate::{
     clickhouse::{client::describe, state::State},
     config::Config,
     event::{Epoch, Lsn},
-    lane::{LaneSender, Reserve, lane},
+    lane::{Reread, Reserve, lane},
+    pipeline::flow::Lane,
     postgres::again::Again,
     queue::{claim::Claims, client::Sqs, outbox::Origin, published::Published, publisher::Publisher},
 };
 use futures_util::{FutureExt, future::BoxFuture};
 use std::sync::Arc;
-use tokio::sync::watch;
 
 /// The ceiling of the checkpoint, which is for rows and events alike.
 struct Ceiling(Arc<State>);
@@ -21,14 +21,16 @@ impl Reserve for Ceiling {
     }
 }
 
-/// The queue lane, before it runs.
-pub(super) struct QueueLane {
-    pub(super) sender: LaneSender,
-    pub(super) durable: watch::Receiver<Lsn>,
-    pub(super) publisher: Publisher,
-    pub(super) sqs: Arc<Sqs>,
-    pub(super) claims: Arc<Claims>,
-    pub(super) origin: Origin,
+/// The queue lane, before it runs, and what else sends events.
+pub struct QueueLane {
+    /// The lane.
+    pub lane: Lane<Publisher>,
+    /// SQS.
+    pub sqs: Arc<Sqs>,
+    /// Where goes what is too large for it.
+    pub claims: Arc<Claims>,
+    /// What events are from.
+    pub origin: Origin,
 }
 
 impl QueueLane {
@@ -38,17 +40,30 @@ impl QueueLane {
         state: &Arc<State>,
         system_identifier: u64,
         epoch: Epoch,
-        (start, repeated): (Lsn, Lsn),
+        positions: (Lsn, Lsn),
     ) -> Option<Self> {
         let queue = config.queue.as_ref()?;
-        let sqs = Arc::new(Sqs::new(queue, &config.workers).await);
+        let sqs = Sqs::new(queue, &config.workers).await;
+        let again = Arc::new(Again::new(config.source.clone()));
+        Some(Self::over(config, (sqs, again), state, (system_identifier, epoch), positions))
+    }
+
+    /// Into this SQS, with `again` for what is to be read once more.
+    pub fn over(
+        config: &Config,
+        (sqs, again): (Sqs, Arc<dyn Reread>),
+        state: &Arc<State>,
+        (system_identifier, epoch): (u64, Epoch),
+        (start, repeated): (Lsn, Lsn),
+    ) -> Self {
         let (sender, receiver, durable) = lane(start);
         let origin = origin(config, system_identifier, epoch);
-        let (again, claims) = (Arc::new(Again::new(config.source.clone())), Arc::new(Claims::new(&config.objects)));
+        let (sqs, claims) = (Arc::new(sqs), Arc::new(Claims::new(&config.objects)));
         let ahead = Arc::new(Ceiling(Arc::clone(state)));
-        let (to, budget) = ((Arc::clone(&sqs), Arc::clone(&claims)), queue.budget.as_usize());
-        let publisher = Publisher::new(receiver, to, ahead, origin.clone(), (start, repeated), budget, again);
-        Some(Self { sender, durable, publisher, sqs, claims, origin })
+        let budget = config.queue.as_ref().map_or(0, |queue| queue.budget.as_usize());
+        let to = (Arc::clone(&sqs), Arc::clone(&claims));
+        let destination = Publisher::new(receiver, to, ahead, origin.clone(), (start, repeated), budget, again);
+        Self { lane: Lane { destination, sender, durable }, sqs, claims, origin }
     }
 }
 

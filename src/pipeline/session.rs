@@ -4,13 +4,14 @@ mod monitor;
 mod running;
 
 use super::{
-    Guarded, SessionError, checkpoints_begin, letters, pause,
+    SessionError, checkpoints_begin,
+    flow::{Flow, Lane, Parts, Task},
+    letters, pause,
     queue::QueueLane,
     replay::{self, Replay},
     tables::{self, Tables},
 };
 use crate::{
-    checkpoint,
     clickhouse::{
         client, ddl,
         insert::{Inserter, QueryIds, kill_leftovers},
@@ -29,17 +30,16 @@ use crate::{
         connection::ReplicationConnection,
         lock::SlotLock,
         lookup::Lookup,
-        outlet::Outlet,
         publication::{self, Publication},
         slot::{self, Server},
-        source::{Reader, Settings, Source},
+        source::{Reader, Settings},
         sql,
     },
     setup,
     status::{Status, Step},
 };
 use clickhouse::{Client, Compression};
-use running::{Running, Task};
+use running::Running;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicUsize},
@@ -128,6 +128,7 @@ async fn prepare(config: &Config, status: &Status, held: &mut Option<Arc<SlotLoc
              that follow, are passed over and never sent"
         );
     }
+    state.inherit(server.position);
     let requests = Requests::new(clickhouse.clone(), &source.slot);
     let replay = replay::take_up(&requests, &server, &checkpoint, status).await?;
     let queue_start = match &replay {
@@ -201,47 +202,35 @@ async fn begin(config: &Arc<Config>, status: &Arc<Status>, mut ready: Ready) -> 
     let (publication, telling) = (ready.publication, Arc::clone(status));
     let tables = Tables::new(source.clone(), publication, Arc::clone(&shared), copier, commands, telling, &known);
     let sink = Sink::new(Arc::clone(&shared), limits(config), ready.epoch, start, receiver, command_receiver, known);
-    let (mut senders, mut positions) = (vec![sender], vec![durable]);
-    let (mut publisher, mut letters) = (None, None);
+    let sink = Lane { destination: sink, sender, durable };
     let (identifier, epoch) = (ready.system_identifier, ready.epoch);
-    if let Some(lane) =
-        QueueLane::new(config, &ready.state, identifier, epoch, (ready.queue_start, shared.repairing)).await
-    {
-        senders.push(lane.sender);
-        positions.push(lane.durable);
-        publisher = Some(Task::spawn("queue", lane.publisher.run()));
-        letters = Some(Task::spawn("letters", letters::run(Arc::clone(&shared), lane.sqs, lane.claims, lane.origin)));
-    }
+    let queue = QueueLane::new(config, &ready.state, identifier, epoch, (ready.queue_start, shared.repairing)).await;
+    let (mut positions, mut letters) = (vec![sink.durable.clone()], None);
+    let queue = queue.map(|QueueLane { lane, sqs, claims, origin }| {
+        positions.push(lane.durable.clone());
+        letters = Some(Task::spawn("letters", letters::run(Arc::clone(&shared), sqs, claims, origin)));
+        lane
+    });
 
     let (stored, watched) = watch::channel(ready.checkpoint);
     let acknowledged = Acknowledged::new(watched.clone(), source.replay_window.0, ready.confirmed);
     let replay = ready.replay.take().map(|replay| {
         let hold = acknowledged.hold(replay.order.start());
-        let follow = replay::follow(replay, shared.requests.clone(), positions.clone(), hold, Arc::clone(status));
-        Task::spawn("replay", follow)
+        Task::spawn("replay", replay::follow(replay, shared.requests.clone(), positions, hold, Arc::clone(status)))
     });
     // A quarter of the budget for what is on its way.
     let room = Room::new(config.memory.budget.as_usize() / 8);
-    let outlet = Outlet::new(start, senders, room, acknowledged);
     let began = Box::new(reading(Arc::clone(status)));
-    let settings = Settings { source: source.clone(), lock: Arc::clone(&ready.lock), flushed: head, began };
-    let reader = Source::start(ready.replication, outlet, settings).await?;
-
-    let settled = CancellationToken::new();
+    let reading = Settings { source: source.clone(), lock: ready.lock, flushed: head, began };
+    let (replication, state) = (ready.replication, ready.state);
+    let parts = Parts { sink, queue, start, room, replication, reading, state, allowed, stored, acknowledged };
     checkpoints_begin();
-    let queue = positions.get(1).cloned();
-    let guarded = Guarded { state: Arc::clone(&ready.state), lock: ready.lock, allowed, queue };
     Ok(Running {
-        sink: Task::spawn("sink", sink.run()),
-        checkpoints: Task::spawn("checkpoint", checkpoint::run(guarded, positions, stored, settled.clone())),
+        flow: Box::pin(Flow::begin(parts)).await?,
         tables: Task::spawn("tables", tables.run(ready.control)),
         monitor: Task::spawn("monitor", monitor::run(Arc::clone(config), Arc::clone(status), watched, flushed)),
-        publisher,
         letters,
         replay,
-        reader,
-        settled,
-        state: ready.state,
     })
 }
 

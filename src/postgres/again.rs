@@ -42,8 +42,21 @@ impl Reread for Again {
 }
 
 async fn open(source: &SourceConfig, from: Lsn, room: Room) -> Result<Replay, ConnectionError> {
+    let connection = ReplicationConnection::connect(&source.url, APPLICATION).await?;
+    over(connection, source, from, room).await
+}
+
+/// Begins to read the stream of `source` once more, at `from`, over a connection of its own.
+///
+/// # Errors
+/// What the server says; none of it is for ever.
+pub async fn over(
+    mut connection: ReplicationConnection,
+    source: &SourceConfig,
+    from: Lsn,
+    room: Room,
+) -> Result<Replay, ConnectionError> {
     const DOING: &str = "to read events once more";
-    let mut connection = ReplicationConnection::connect(&source.url, APPLICATION).await?;
     let rows = connection.command(DOING, "SELECT pg_backend_pid()").await?;
     let pid = rows.into_iter().flatten().next().flatten().unwrap_or_default();
     // Slots share one name space, of all databases.

@@ -56,16 +56,26 @@ impl ReplicationConnection {
     /// Transient when the network, a starting server or its certificate is in the way, definite for credentials,
     /// unknown databases and hosts.
     pub async fn connect(url: &SourceUrl, application: &str) -> Result<Self, ConnectionError> {
-        Self::session(url, application, true).await
+        Self::over(transport::open(url).await?, url, application).await
+    }
+
+    /// As [`connect`](Self::connect), over what leads to the server already.
+    pub async fn over(stream: Transport, url: &SourceUrl, application: &str) -> Result<Self, ConnectionError> {
+        Self::session(stream, url, application, true).await
     }
 
     /// As [`connect`](Self::connect), but an ordinary session: it reads the slot with a COPY.
     pub async fn connect_for_copy(url: &SourceUrl, application: &str) -> Result<Self, ConnectionError> {
-        Self::session(url, application, false).await
+        Self::session(transport::open(url).await?, url, application, false).await
     }
 
-    async fn session(url: &SourceUrl, application: &str, replication: bool) -> Result<Self, ConnectionError> {
-        let stream = Box::new(transport::open(url).await?);
+    async fn session(
+        stream: Transport,
+        url: &SourceUrl,
+        application: &str,
+        replication: bool,
+    ) -> Result<Self, ConnectionError> {
+        let stream = Box::new(stream);
         let endpoint = stream.endpoint().to_string();
         let mut connection = Self { stream, endpoint, buffer: BytesMut::with_capacity(8 * 1024) };
         let endpoint = connection.endpoint.clone();
@@ -298,7 +308,8 @@ mod tests {
     #[tokio::test]
     async fn the_room_of_a_large_row_is_given_back_and_what_is_behind_it_is_kept() {
         let (near, _far) = tokio::net::UnixStream::pair().unwrap();
-        let stream = Box::new(Transport::of_unix(near));
+        let endpoint = crate::config::Endpoint::Unix(std::path::PathBuf::new());
+        let stream = Box::new(Transport::over(near, &endpoint));
         let mut connection = ReplicationConnection { stream, endpoint: String::new(), buffer: BytesMut::new() };
         connection.buffer.reserve(8 * GULP);
         connection.buffer.extend_from_slice(b"the beginning of the next");

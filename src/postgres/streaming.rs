@@ -21,7 +21,8 @@ use crate::{
     telemetry::names,
 };
 use bytes::BytesMut;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// A status update goes out at least this often. While a lane is full nothing is read, so neither is the server's
@@ -167,7 +168,7 @@ impl Streaming {
 
 async fn sleep_until(moment: Option<Instant>) {
     match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
 }

@@ -162,7 +162,11 @@ impl Sqs {
                 loader = loader.credentials_provider(Credentials::new("walhouse", "walhouse", None, None, "emulator"));
             }
         }
-        let client = Client::new(&loader.load().await);
+        Self::over(Client::new(&loader.load().await), config, workers)
+    }
+
+    /// By way of `client`, which must repeat nothing by itself.
+    pub fn over(client: Client, config: &QueueConfig, workers: &WorkersConfig) -> Self {
         let region = || config.region.as_deref().map_or_else(|| "AWS".to_owned(), |region| format!("AWS, {region}"));
         let endpoint = config.endpoint_url.clone().unwrap_or_else(region);
         Self {

@@ -19,10 +19,8 @@ use crate::{
     telemetry::names,
 };
 use futures_util::future::BoxFuture;
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
 
 /// So near, the stream waits for the second reading.
 const NEAR: u64 = 1 << 20;
@@ -144,7 +142,7 @@ impl Intake {
         match reading {
             _ if is_full => std::future::pending().await,
             Reading::Paused(Some(until)) => {
-                tokio::time::sleep_until((*until).into()).await;
+                tokio::time::sleep_until(*until).await;
                 *reading = Reading::Paused(None);
             }
             Reading::Paused(None) => {

@@ -5,7 +5,8 @@
 //! side is away, and not with how much was on its way to it.
 
 use crate::retry::{Backoff, Reminder};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The first and the longest bound of a pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -77,7 +78,7 @@ impl Patience {
     /// Ends with the pause; without one it never does.
     pub(super) async fn passes(until: Option<Instant>) {
         match until {
-            Some(until) => tokio::time::sleep_until(until.into()).await,
+            Some(until) => tokio::time::sleep_until(until).await,
             None => std::future::pending().await,
         }
     }

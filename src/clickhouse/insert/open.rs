@@ -9,10 +9,8 @@ use super::{
 };
 use crate::{clickhouse::block::Block, event::Lsn, quote, telemetry::names};
 use clickhouse::insert_formatted::InsertFormatted;
-use std::{
-    sync::atomic::Ordering,
-    time::{Duration, Instant},
-};
+use std::{sync::atomic::Ordering, time::Duration};
+use tokio::time::Instant;
 
 /// An insert of so many bytes is worth its part; ClickHouse holds as much in memory.
 const LARGE: usize = 128 << 20;

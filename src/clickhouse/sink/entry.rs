@@ -15,8 +15,8 @@ use metrics::Counter;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::Arc,
-    time::Instant,
 };
+use tokio::time::Instant;
 
 /// The share of the longest delay for which a batch rests before it is sent for no other reason
 /// than that nothing else of its table is: a tenth of a second by default.

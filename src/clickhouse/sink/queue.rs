@@ -17,8 +17,8 @@ use std::{
     cmp::Reverse,
     collections::VecDeque,
     sync::{Arc, atomic::Ordering},
-    time::Instant,
 };
+use tokio::time::Instant;
 
 /// Bytes of WAL, from which on larger batches are worth more than early ones: well above what a calm
 /// load writes between two looks at the head.

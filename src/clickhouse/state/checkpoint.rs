@@ -113,6 +113,12 @@ impl State {
         self.write_checkpoint(&mut inner, checkpoint).await
     }
 
+    /// What an earlier session may have sent counts as sent: nothing beyond its ceiling, and nothing beyond `end`, where the
+    /// source's WAL ends now. To be called before anything else is sent: it may come again, or not before the next stop.
+    pub fn inherit(&self, end: Lsn) {
+        self.sent.fetch_max(end.0.min(self.ceiling.load(SeqCst)), SeqCst);
+    }
+
     /// When nothing more will be sent: the ceiling comes down to what was, so that a planned failover
     /// after a graceful stop is no gap.
     pub async fn settle(&self) -> Result<(), clickhouse::error::Error> {

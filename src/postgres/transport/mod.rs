@@ -68,6 +68,8 @@ pub struct Transport {
 enum Stream {
     Plain(Socket),
     Tls(Box<TlsStream<BufReader<Socket>>>),
+    /// Opened by somebody else.
+    Given(Box<dyn Duplex + Send + Sync>),
 }
 
 /// Opens a connection to the server.
@@ -211,6 +213,12 @@ fn say_that_it_is_plain(url: &SourceUrl, endpoint: &Endpoint) {
 }
 
 impl Transport {
+    /// What somebody else has opened, such as two ends within one process.
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static, endpoint: &Endpoint) -> Self {
+        let stream = Stream::Given(Box::new(stream));
+        Self { stream, guard: Guard::off(), peer: None, mode: SslMode::Disable, endpoint: endpoint.clone() }
+    }
+
     fn plain(socket: Socket, guard: Guard, endpoint: &Endpoint) -> Self {
         let endpoint = endpoint.clone();
         Self { stream: Stream::Plain(socket), guard, peer: None, mode: SslMode::Disable, endpoint }
@@ -239,18 +247,15 @@ impl Transport {
         match &mut self.stream {
             Stream::Plain(socket) => socket.rest(),
             Stream::Tls(stream) => stream.get_mut().0.get_mut().rest(),
+            Stream::Given(_) => Ok(()),
         }
-    }
-
-    #[cfg(test)]
-    pub(super) fn of_unix(stream: UnixStream) -> Self {
-        Self::plain(Socket::Unix(stream), Guard::off(), &Endpoint::Unix(std::path::PathBuf::new()))
     }
 
     fn inner(&mut self) -> Pin<&mut (dyn Duplex + '_)> {
         match &mut self.stream {
             Stream::Plain(socket) => Pin::new(socket),
             Stream::Tls(stream) => Pin::new(stream.as_mut()),
+            Stream::Given(stream) => Pin::new(stream.as_mut()),
         }
     }
 }

@@ -10,7 +10,8 @@ use crate::{
         pending::{Destination, MAX_BYTES},
     },
 };
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// For so long SQS hides a message, counted from when it was taken; and what a request may take of that.
 const LONGEST_HIDDEN: Duration = Duration::from_secs(12 * 3600);
