@@ -172,6 +172,17 @@ mod tests {
     }
 
     #[test]
+    fn a_string_that_is_no_text_is_refused_and_not_landed_as_it_is_written() {
+        let position = json!({"epoch": 0, "commitLsn": "0/200", "recordLsn": "0/1F0"});
+        for written in [r#""\ud800""#, r#""a\udc00b""#] {
+            let mut event = event(&position, &json!({}));
+            let payload = format!(r#"{{"tableName": "t", "operation": "insert", "after": {{"a": {written}}}}}"#);
+            event.envelope.payload = RawValue::from_string(payload).unwrap();
+            assert!(matches!(resent(&event), Err(HandleError::Definite(_))), "{written}");
+        }
+    }
+
+    #[test]
     fn a_change_without_a_position_is_never_landed() {
         let payload = json!({"tableName": "t", "operation": "delete", "before": {"a": "1"}, "after": null});
         let refused = resent(&event(&Value::Null, &payload));

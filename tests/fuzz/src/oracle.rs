@@ -117,11 +117,9 @@ fn address(text: &[u8], of_four: bool) -> Meaning {
 fn four(text: &[u8]) -> Option<Vec<u8>> {
     let parts: Vec<_> = text.split(|&byte| byte == b'.').collect();
     let number = |part: &&[u8]| {
-        let plain = (1..=3).contains(&part.len())
-            && part.iter().all(u8::is_ascii_digit)
-            && (part.len() == 1 || part[0] != b'0');
-        let value = part.iter().fold(0_u32, |value, &digit| value * 10 + u32::from(digit.wrapping_sub(b'0')));
-        u8::try_from(value).ok().filter(|_| plain)
+        let plain = part.len() == 1 || part.first() != Some(&b'0');
+        let digits = (1..=3).contains(&part.len()) && part.iter().all(u8::is_ascii_digit);
+        std::str::from_utf8(part).ok().filter(|_| plain && digits)?.parse().ok()
     };
     if parts.len() != 4 { None } else { parts.iter().map(number).collect() }
 }
