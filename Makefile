@@ -1,4 +1,4 @@
-.PHONY: build test lint chaos demo bench bench-publish bench-micro bench-guard
+.PHONY: build test lint chaos fuzz mutants demo bench bench-publish bench-micro bench-guard
 
 build:
 	cargo build --locked
@@ -14,6 +14,19 @@ chaos:
 	@tests/services/install
 	@CHAOS_RUNS=$(RUNS) CHAOS_SEED=$(SEED) CHAOS_ROWS=$(ROWS) CHAOS_JOBS=$(JOBS) \
 		cargo test --locked --test chaos -- --ignored --exact --nocapture at_length
+
+# Inputs that nobody has thought of, for SECONDS each target: tests/fuzz/README.md. What is new goes to target/fuzz.
+fuzz:
+	@for target in $(or $(TARGET),$(basename $(notdir $(wildcard tests/fuzz/targets/*.rs)))); do \
+		mkdir -p target/fuzz/corpus/$$target; echo "== $$target"; \
+		cargo +nightly fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz --sanitizer none $$target \
+			target/fuzz/corpus/$$target tests/fuzz/corpus/$$target tests/fuzz/found/$$target -- \
+			-max_total_time=$(or $(SECONDS),60) -max_len=4096 -timeout=10 || exit 1; \
+	done
+
+# Small changes to the code that a test has to notice: docs/testing.md. SHARD=0/8 does an eighth of them.
+mutants:
+	@cargo mutants --output target $(if $(SHARD),--shard $(SHARD))
 
 lint:
 	cargo fmt --check

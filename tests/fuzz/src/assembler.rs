@@ -93,6 +93,9 @@ impl Source {
                     send(&mut out, 0, &relation);
                 }
                 send(&mut out, change.record, &change.body);
+                if change.record % 30 == 0 {
+                    alive(&mut out, change.record + 5);
+                }
             }
             let mut commit = b"C\0".to_vec();
             commit.extend(transaction.commit().to_be_bytes());
@@ -100,9 +103,7 @@ impl Source {
             commit.extend([0; 8]);
             send(&mut out, transaction.commit(), &commit);
             if transaction.is_idle_after {
-                out.put_slice(b"d\0\0\0\x16k");
-                out.put_u64(transaction.idle());
-                out.put_slice(&[0; 9]);
+                alive(&mut out, transaction.idle());
             }
         }
         out
@@ -197,6 +198,13 @@ fn send(out: &mut BytesMut, at: u64, body: &[u8]) {
     out.put_slice(body);
 }
 
+/// What a server says now and then, inside of transactions too.
+fn alive(out: &mut BytesMut, end: u64) {
+    out.put_slice(b"d\0\0\0\x16k");
+    out.put_u64(end);
+    out.put_slice(&[0; 9]);
+}
+
 struct Reader {
     assembler: Assembler,
     told: Vec<String>,
@@ -211,7 +219,9 @@ impl Reader {
             let position = self.assembler.position();
             buffer.extend_from_slice(piece);
             let taken = self.assembler.take(&mut buffer, to_commit)?;
-            assert!(self.assembler.position() >= position, "a position moved back");
+            let now = self.assembler.position();
+            assert!(now >= position, "a position moved back");
+            assert!(now.0 == 1 || [948, 960].contains(&(now.0 % STEP)), "a position inside of a transaction");
             let Some(group) = taken.group else { continue };
             for event in &group.events {
                 self.note(match event {
