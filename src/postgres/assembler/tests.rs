@@ -87,6 +87,7 @@ fn a_position_lies_behind_commits_and_idle_marks_alone() {
     let rest = Stream::default().truncate(20).logical(30, 1).commit(90, 95);
     assert_eq!(rest.take(&mut assembler).unwrap(), ["truncate 20", "message 30", "commit 95"]);
     assert_eq!((assembler.position(), assembler.is_between_transactions()), (Lsn(95), true));
+    assert!(Stream::default().keepalive(95, 0).take(&mut assembler).unwrap().is_empty());
     let idle = Stream::default().keepalive(80, 0).keepalive(95, 0).keepalive(96, 0).keepalive(99, 0).logical(97, 0);
     assert_eq!(idle.take(&mut assembler).unwrap(), ["idle 99", "message 97"]);
     // A reader that goes on may bring a commit that ends before what a keepalive has said.
@@ -170,6 +171,9 @@ fn what_was_handed_over_of_an_interrupted_transaction_is_left_out() {
     assembler.begin_anew();
     let whole = again().row(10).row(10).truncate(20).commit(90, 95).begin(190);
     assert_eq!(whole.take(&mut assembler).unwrap(), ["relation", "row 10", "truncate 20", "commit 95", "begin 190"]);
+    let mut further = interrupted(&[10, 20]);
+    let whole = Stream::default().relation().begin(90).row(10).row(20).row(30);
+    assert_eq!(whole.take(&mut further).unwrap(), ["relation", "row 30"]);
     let mut nothing = interrupted(&[]);
     assert_eq!(Stream::default().begin(90).commit(90, 95).take(&mut nothing).unwrap(), ["commit 95"]);
     assert!(nothing.is_between_transactions());
