@@ -33,6 +33,19 @@ simulate:
 	@SIMULATE_RUNS=$(RUNS) SIMULATE_SEED=$(SEED) SIMULATE_JOBS=$(JOBS) SIMULATE_TELL=$(HISTORY) \
 		cargo test --locked --profile simulation --test simulation -- --ignored --exact --nocapture at_length
 
+# Inputs that nobody has thought of, for SECONDS each target: tests/fuzz/README.md. What is new goes to target/fuzz.
+fuzz:
+	@for target in $(or $(TARGET),$(basename $(notdir $(wildcard tests/fuzz/targets/*.rs)))); do \
+		mkdir -p target/fuzz/corpus/$$target; echo "== $$target"; \
+		cargo +nightly fuzz run --fuzz-dir tests/fuzz --target-dir target/fuzz --sanitizer none $$target \
+			target/fuzz/corpus/$$target tests/fuzz/corpus/$$target tests/fuzz/found/$$target -- \
+			-max_total_time=$(or $(SECONDS),60) -max_len=4096 -timeout=10 || exit 1; \
+	done
+
+# Small changes to the code that a test has to notice: docs/testing.md. SHARD=0/8 does an eighth of them.
+mutants:
+	@cargo mutants --output target $(if $(SHARD),--shard $(SHARD))
+
 lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- --deny warnings

@@ -242,7 +242,7 @@ mod tests {
         assert!(tokio::time::timeout(Duration::from_millis(20), &mut large).await.is_err());
         drop(small);
         let large = large.await;
-        assert_eq!(room.taken(), 10 * UNIT);
+        assert_eq!((room.bytes(), room.taken()), (10 * UNIT, 10 * UNIT));
         assert!(tokio::time::timeout(Duration::from_millis(20), room.take(1)).await.is_err());
         drop(large);
         assert_eq!(room.taken(), 0);

@@ -109,6 +109,7 @@ mod tests {
     fn waits_double_up_to_the_cap_and_never_exceed_their_bound() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30));
         for failures in 0..100 {
+            assert_eq!(backoff.failures(), failures);
             let bound = backoff.bound();
             let expected = 100_u64.checked_shl(failures).filter(|_| failures < 32).unwrap_or(u64::MAX).min(30_000);
             assert_eq!(bound, Duration::from_millis(expected));
@@ -116,6 +117,11 @@ mod tests {
         }
         backoff.reset();
         assert_eq!((backoff.bound(), backoff.failures()), (Duration::from_millis(100), 0));
+    }
+
+    #[test]
+    fn the_two_kinds_have_two_words() {
+        assert_eq!([Kind::Transient, Kind::Definite].map(Kind::label), ["transient", "definite"]);
     }
 
     #[test]

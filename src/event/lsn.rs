@@ -62,6 +62,13 @@ mod tests {
     }
 
     #[test]
+    fn a_distance_is_from_what_is_earlier() {
+        assert_eq!(Lsn(0x1_0000_0007).since(Lsn(5)), 0x1_0000_0002);
+        assert_eq!((Lsn(5).since(Lsn(5)), Lsn(5).since(Lsn(7))), (0, 0));
+        assert_eq!(format!("{:?}", Lsn(0x16_B374_D848)), "16/B374D848");
+    }
+
+    #[test]
     fn refuses_what_is_no_lsn() {
         for text in ["", "/", "1", "1/", "/1", "1/2/3", "g/0", "+1/0", "100000000/0", "0/ 1"] {
             assert_eq!(text.parse::<Lsn>(), Err(ParseLsnError), "{text:?}");

@@ -90,5 +90,15 @@ mod tests {
             (version.epoch(), version.commit(), version.record()),
             (Epoch(7), Lsn(0x12_3456_789A), Lsn(u64::MAX))
         );
+        assert_eq!(format!("{version:?}"), "7:12/3456789A:FFFFFFFF/FFFFFFFF");
+    }
+
+    #[test]
+    fn as_text_it_is_a_whole_number_that_comes_back() {
+        let version = Version::new(Epoch(255), Lsn(1), Lsn(2));
+        let text = String::from(version);
+        assert_eq!(text, version.0.to_string());
+        assert_eq!(Version::try_from(text), Ok(version));
+        assert!(Version::try_from("one".to_owned()).is_err());
     }
 }

@@ -180,6 +180,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_oldest_and_what_is_settled_is_known() {
+        let later = NOW + std::time::Duration::from_secs(1);
+        let mut ledger = Ledger::new(Lsn(0));
+        assert!(ledger.is_settled() && ledger.oldest().is_none());
+        let first = ledger.row();
+        assert_eq!((first, ledger.row(), ledger.next_row()), (0, 1, 2));
+        ledger.open(first);
+        assert!(!ledger.is_settled());
+        // Without a row between them, two commits are one mark, of the first one's time.
+        ledger.commit(Lsn(10), NOW);
+        ledger.commit(Lsn(20), later);
+        assert_eq!(ledger.oldest(), Some(NOW));
+        ledger.close(first);
+        assert!(!ledger.is_settled());
+        assert_eq!(ledger.settle(), (Lsn(20), vec![NOW]));
+        assert!(ledger.is_settled() && ledger.oldest().is_none());
+    }
+
+    #[test]
     fn an_early_keepalive_does_not_pull_the_position_back() {
         let mut ledger = Ledger::new(Lsn(50));
         ledger.idle(Lsn(40));
@@ -239,8 +258,9 @@ mod tests {
         let commits = 3 * MAX_MARKS as u64;
         for position in 1..=commits {
             ledger.row();
-            ledger.commit(Lsn(position), SystemTime::UNIX_EPOCH);
+            ledger.commit(Lsn(position), NOW + std::time::Duration::from_secs(position));
         }
+        assert_eq!(ledger.oldest(), Some(NOW + std::time::Duration::from_secs(1)));
         assert!(ledger.marks.len() <= MAX_MARKS);
         assert_eq!(ledger.settle().0, Lsn(0));
         ledger.close(open);

@@ -67,6 +67,7 @@ impl From<watch::Receiver<Lsn>> for Acknowledged {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
 
     #[test]
     fn it_stays_behind_by_the_window_and_never_falls_below_where_the_slot_stood() {
@@ -76,6 +77,17 @@ mod tests {
         store.send_replace(Lsn(1500));
         assert_eq!(acknowledged.position(), Lsn(1200));
         assert_eq!(Acknowledged::from(stored).position(), Lsn(1500));
+    }
+
+    #[tokio::test]
+    async fn it_is_waited_for_until_more_is_stored() {
+        let (store, stored) = watch::channel(Lsn(1000));
+        let mut acknowledged = Acknowledged::new(stored, 0, Lsn::ZERO);
+        assert!(acknowledged.changed().now_or_never().is_none());
+        store.send_replace(Lsn(2000));
+        assert!(acknowledged.changed().await.is_ok());
+        drop(store);
+        assert!(acknowledged.changed().await.is_err());
     }
 
     #[test]

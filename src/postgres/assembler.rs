@@ -257,3 +257,6 @@ impl Assembler {
         Ok(new.then_some(Event::Change(Change { relation, record, op })))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -241,6 +241,14 @@ mod tests {
     use crate::event::{Epoch, Lsn};
     use std::time::{Duration, UNIX_EPOCH};
 
+    #[test]
+    fn what_refers_to_the_store_says_so_and_keeps_its_correlation() {
+        let mut event = draft().finish(Some("request 7"));
+        assert_eq!((event.refers(), event.correlation_id()), (false, "request 7"));
+        event.refer(Claim { body: "{}".to_owned(), bytes: "7".to_owned() });
+        assert_eq!((event.refers(), event.correlation_id(), event.body.as_str()), (true, "request 7", "{}"));
+    }
+
     fn draft() -> Draft {
         Draft {
             place: Place {

@@ -220,6 +220,46 @@ mod tests {
         assert_eq!(seen.len(), 4, "{seen:?}");
     }
 
+    #[test]
+    fn a_destination_that_has_nothing_is_passed_over() {
+        let mut pending = Pending::default();
+        let push = |pending: &mut Pending, queue| {
+            (0..10).for_each(|row| pending.push(row, Outgoing { queue, ..event(None, 1) }, None))
+        };
+        let mut queues = Queue::ALL;
+        queues.sort_unstable();
+        push(&mut pending, queues[0]);
+        push(&mut pending, queues[0]);
+        push(&mut pending, queues[1]);
+        let next = |pending: &mut Pending| pending.batch().map(|(to, _)| to.queue);
+        assert_eq!([next(&mut pending), next(&mut pending)], [Some(queues[0]), Some(queues[1])]);
+        assert_eq!((next(&mut pending), next(&mut pending)), (Some(queues[0]), None));
+        push(&mut pending, queues[0]);
+        push(&mut pending, queues[2]);
+        // The first one had its turn, the second has nothing.
+        assert_eq!((next(&mut pending), next(&mut pending)), (Some(queues[2]), Some(queues[0])));
+    }
+
+    #[test]
+    fn bytes_are_what_sqs_counts_and_change_with_what_is_sent() {
+        let mut pending = Pending::default();
+        let attributes = vec![("name", "value".to_owned())];
+        pending.push(0, Outgoing { attributes, dead: Some("why".to_owned()), ..event(None, MAX_BYTES) }, None);
+        let all = MAX_BYTES + "nameStringvalue".len() + "why".len() + 256;
+        assert_eq!(pending.bytes(), all);
+        let (to, mut items) = pending.batch().unwrap();
+        let mut item = items.remove(0);
+        assert!(item.is_too_large());
+        item.event = event(None, 100);
+        pending.referred(to, item);
+        assert_eq!(pending.bytes(), 100);
+        let (to, items) = pending.batch().unwrap();
+        assert!(!items[0].is_too_large() && items[0].bytes == 100);
+        pending.sent(to, &items[0]);
+        pending.push(1, event(None, MAX_BYTES), None);
+        assert!(!pending.batch().unwrap().1[0].is_too_large(), "a queue takes just as many");
+    }
+
     proptest! {
         /// Whatever fails and in whatever order answers come: each key arrives in its order.
         #[test]

@@ -119,7 +119,11 @@ impl Handler for Audit {
     }
 }
 
-fn row(event: &Event) -> Result<Vec<u8>, HandleError> {
+/// The row of `audit_log` that an event is: one line of JSON, with its end.
+///
+/// # Errors
+/// Definite, if the payload is not the one of such an event.
+pub fn row(event: &Event) -> Result<Vec<u8>, HandleError> {
     let metadata = &event.envelope.metadata;
     // What a schema lets through has this shape.
     let no_event =

@@ -94,33 +94,40 @@ impl Handler for DataSync {
     }
 }
 
-fn resent(event: &Event) -> Result<Resent, HandleError> {
+/// The change that an event tells of.
+///
+/// # Errors
+/// Definite, if it does not say what the row was, or where it stands in the WAL.
+pub fn resent(event: &Event) -> Result<Resent, HandleError> {
     let no_event = |error: serde_json::Error| HandleError::Definite(format!("its payload can not be read: {error}"));
     let payload: Payload = serde_json::from_str(event.envelope.payload.get()).map_err(no_event)?;
     let position = event.envelope.metadata.position.ok_or_else(|| {
         HandleError::Definite("it does not say where the change stands in the WAL (metadata.position)".to_owned())
     })?;
     let row = |values: Option<BTreeMap<String, Box<RawValue>>>| {
-        values.map(|values| values.into_iter().map(|(name, value)| (name, text(value.get()))).collect::<Row>())
+        let read = |(name, value): (String, Box<RawValue>)| Ok((name, text(value.get())?));
+        values.map(|values| values.into_iter().map(read).collect::<Result<Row, _>>()).transpose().map_err(no_event)
     };
     Ok(Resent {
         table: payload.table_name,
         epoch: Epoch(position.epoch),
         commit: position.commit_lsn,
         record: position.record_lsn,
-        before: row(payload.before),
-        after: row(payload.after),
+        before: row(payload.before)?,
+        after: row(payload.after)?,
     })
 }
 
 /// A value in PostgreSQL's text form. walhouse writes strings; what somebody else wrote as a number is not passed through one.
-fn text(value: &str) -> Option<String> {
-    match value {
+/// A string that is no text, since there is half of a surrogate pair in it, is no value.
+fn text(value: &str) -> serde_json::Result<Option<String>> {
+    Ok(match value {
         "null" => None,
         "true" => Some("t".to_owned()),
         "false" => Some("f".to_owned()),
-        _ => Some(serde_json::from_str(value).unwrap_or_else(|_| value.to_owned())),
-    }
+        _ if value.starts_with('"') => Some(serde_json::from_str(value)?),
+        _ => Some(value.to_owned()),
+    })
 }
 
 #[cfg(test)]
@@ -162,6 +169,17 @@ mod tests {
         let after: Vec<_> = change.after.unwrap().into_values().collect();
         assert_eq!(after, [text("x\n"), None, text("12345678901234567890.10"), text("t"), text("{\"k\": [1]}")]);
         assert_eq!(change.before.unwrap()["a"], text("w"));
+    }
+
+    #[test]
+    fn a_string_that_is_no_text_is_refused_and_not_landed_as_it_is_written() {
+        let position = json!({"epoch": 0, "commitLsn": "0/200", "recordLsn": "0/1F0"});
+        for written in [r#""\ud800""#, r#""a\udc00b""#] {
+            let mut event = event(&position, &json!({}));
+            let payload = format!(r#"{{"tableName": "t", "operation": "insert", "after": {{"a": {written}}}}}"#);
+            event.envelope.payload = RawValue::from_string(payload).unwrap();
+            assert!(matches!(resent(&event), Err(HandleError::Definite(_))), "{written}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! The document was checked by PostgreSQL, so its grammar is not checked again.
 
 use super::ValueError;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 const MALFORMED: ValueError = ValueError::Malformed("a JSON document that ends early");
 const NO_OBJECT: ValueError = ValueError::Unrepresentable("a JSON document that is no object");
@@ -26,7 +26,33 @@ pub fn json(text: &[u8]) -> Result<(), ValueError> {
     if scanner.peek()? != b'{' {
         return Err(NO_OBJECT);
     }
-    scanner.object(&mut Vec::new(), &mut HashSet::new(), 0)
+    scanner.object(Paths::ROOT, &mut Paths::default(), 0)
+}
+
+/// The paths that have a value. As a tree, since a text for each would repeat a long key once for every value below it.
+#[derive(Default)]
+struct Paths {
+    /// Where a key, or a part of it between dots, leads from a place in the tree.
+    places: HashMap<(usize, Vec<u8>), usize>,
+    /// The places that have a value.
+    values: HashSet<usize>,
+}
+
+impl Paths {
+    /// Where the path is empty.
+    const ROOT: usize = 0;
+
+    /// The place of a key below another one. A dot in it is as good as one between two keys.
+    fn below(&mut self, place: usize, key: &[u8]) -> usize {
+        // A path does not begin with a dot because its first key is empty.
+        if place == Self::ROOT && key.is_empty() {
+            return place;
+        }
+        key.split(|&byte| byte == b'.').fold(place, |place, part| {
+            let next = self.places.len() + 1;
+            *self.places.entry((place, part.to_vec())).or_insert(next)
+        })
+    }
 }
 
 struct Scanner<'a> {
@@ -46,8 +72,8 @@ impl<'a> Scanner<'a> {
         Ok(byte)
     }
 
-    /// An object below `path`; `seen` has the paths of the values around it.
-    fn object(&mut self, path: &mut Vec<u8>, seen: &mut HashSet<Vec<u8>>, depth: usize) -> Result<(), ValueError> {
+    /// An object at `place`; `paths` has those of the values around it.
+    fn object(&mut self, place: usize, paths: &mut Paths, depth: usize) -> Result<(), ValueError> {
         self.take()?;
         let mut keys = HashSet::new();
         while self.peek()? != b'}' {
@@ -56,31 +82,26 @@ impl<'a> Scanner<'a> {
                 continue;
             }
             let key = self.string()?;
-            if !keys.insert(key.clone()) {
+            let below = paths.below(place, &key);
+            if !keys.insert(key) {
                 return Err(TWICE);
             }
             self.take()?;
-            let before = path.len();
-            if before > 0 {
-                path.push(b'.');
-            }
-            path.extend_from_slice(&key);
-            self.value(path, seen, depth + 1)?;
-            path.truncate(before);
+            self.value(below, paths, depth + 1)?;
         }
         self.take()?;
         Ok(())
     }
 
-    fn value(&mut self, path: &mut Vec<u8>, seen: &mut HashSet<Vec<u8>>, depth: usize) -> Result<(), ValueError> {
+    fn value(&mut self, place: usize, paths: &mut Paths, depth: usize) -> Result<(), ValueError> {
         if depth > MAX_DEPTH {
             return Err(DEPTH);
         }
         let first = self.peek()?;
         if first == b'{' {
-            return self.object(path, seen, depth);
+            return self.object(place, paths, depth);
         }
-        if !seen.insert(path.clone()) {
+        if !paths.values.insert(place) {
             return Err(TWICE);
         }
         match first {
@@ -98,7 +119,7 @@ impl<'a> Scanner<'a> {
                 self.take()?;
                 continue;
             }
-            self.value(&mut Vec::new(), &mut HashSet::new(), depth + 1)?;
+            self.value(Paths::ROOT, &mut Paths::default(), depth + 1)?;
         }
         self.take()?;
         Ok(())
@@ -181,6 +202,7 @@ mod tests {
             r#" {"a" : {"b":[1,null,{"a":{"b":2}}], "c" : "x\"}"}, "d":true}"#,
             r#"{"n":[9223372036854775807,-9223372036854775808,18446744073709551615,0.1,-1.50e3,1e22,100e-2,0.0,-0]}"#,
             r#"{"a\u00e9":"\ud83d\ude00"}"#,
+            r#"{"a":1,"a.":2,".a":3,".":4,"..":5,"":6,"b":{"c":1},"b.d":2}"#,
         ] {
             assert_eq!(json(text.as_bytes()), Ok(()), "{text}");
         }
@@ -196,6 +218,8 @@ mod tests {
             (r#"{"a":1,"\u0061":2}"#, TWICE),
             (r#"{"a.b":1,"a":{"b":2}}"#, TWICE),
             (r#"{"a":[{"b":1,"b":1}]}"#, TWICE),
+            (r#"{"a":{"":1},"a.":2}"#, TWICE),
+            (r#"{"":{"a":1},"a":2}"#, TWICE),
             (r#"{"a":18446744073709551616}"#, NUMBER),
             (r#"{"a":-9223372036854775809}"#, NUMBER),
             (r#"{"a":0.1234567890123456789}"#, NUMBER),
