@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::support::{Ch, Pg, TestDb, confirmed};
 
+/// For walhouse to be back after the last fault, on a machine that has other work too.
+const PATIENCE: Duration = Duration::from_secs(180);
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Looks until it is asked what it saw.
@@ -20,6 +23,8 @@ pub(crate) struct Witness {
     looking: Arc<AtomicBool>,
     ticks: JoinHandle<()>,
     looks: JoinHandle<Seen>,
+    /// Looks and checkpoints so far.
+    so_far: watch::Receiver<(u32, u32)>,
 }
 
 /// What was seen.
@@ -44,16 +49,25 @@ impl Witness {
         let pg = Pg::new(db.postgres.clone(), &db.name);
         let ticks = tokio::spawn(tick(pg.clone(), Arc::clone(&positions), Arc::clone(&ticking)));
         let (ch, slot, goes_on) = (db.ch.clone(), db.name.clone(), Arc::clone(&looking));
+        let (count, so_far) = watch::channel((0, 0));
         let looks = tokio::spawn(async move {
             let mut seen = Seen::default();
             while goes_on.load(Ordering::Relaxed) {
                 // While a side is down there is nothing to see, and that is no fault.
                 _ = look(&pg, &ch, &slot, &positions, &mut seen).await;
+                count.send_replace((seen.samples, seen.checkpoints));
                 tokio::time::sleep(INTERVAL).await;
             }
             seen
         });
-        Self { ticking, looking, ticks, looks }
+        Self { ticking, looking, ticks, looks, so_far }
+    }
+
+    /// Waits until there was enough to see: so many looks, and so many checkpoints.
+    pub(crate) async fn see(&mut self, looks: u32, checkpoints: u32) {
+        let enough = self.so_far.wait_for(|seen| seen.0 >= looks && seen.1 >= checkpoints);
+        let seen = tokio::time::timeout(PATIENCE, enough).await;
+        assert!(seen.is_ok_and(|seen| seen.is_ok()), "there was too little to see: {:?}", *self.so_far.borrow());
     }
 
     /// Its own session ends; it goes on looking.
