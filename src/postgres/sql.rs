@@ -300,6 +300,8 @@ pub fn kind_of(code: &SqlState) -> Kind {
         "57P04" => Kind::Definite,
         // A slot or an object in use; a lock that was not to be had.
         "55006" | "55P03" => Kind::Transient,
+        // A timeout of the role's or the database's, which struck before the session could set it aside.
+        "25P03" | "25P04" => Kind::Transient,
         code if ["08", "40", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => Kind::Transient,
         _ => Kind::Definite,
     }
@@ -335,7 +337,7 @@ mod tests {
 
     #[test]
     fn what_time_mends_is_transient_and_nothing_else() {
-        for code in ["57P01", "57P03", "53300", "53100", "40001", "40P01", "08006", "55006"] {
+        for code in ["57P01", "57P03", "53300", "53100", "40001", "40P01", "08006", "55006", "25P04"] {
             assert_eq!(kind_of(&SqlState::from_code(code)), Kind::Transient, "{code}");
         }
         for code in ["28P01", "28000", "3D000", "42501", "42704", "42P01", "57P04", "22P02", "55000", "XX000"] {

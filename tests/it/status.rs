@@ -59,7 +59,12 @@ async fn it_tells_of_a_daemon_that_is_up_and_of_one_that_is_down() {
     assert_eq!(report["source"]["left_out"][0]["table"], "public.keyless");
 
     assert_eq!(daemon.sigterm(STOP).await.code(), Some(0));
-    let exit = status(&daemon).await;
+    // PostgreSQL ends the sessions of who has gone, in its own time.
+    let exit = eventually(Duration::from_secs(30), async || {
+        let exit = status(&daemon).await;
+        if exit.code == Some(0) { Err(format!("{exit:?}")) } else { Ok(exit) }
+    })
+    .await;
     assert_says(&exit, 1, &["walhouse     down", "not active", "checkpoint   ", "✗ walhouse run: none is up"]);
     assert_eq!(json(&daemon).await["source"]["held_by"], Value::Null);
 

@@ -137,7 +137,10 @@ impl State {
         if let Some(before) = &inner.checkpoint {
             assert!(row.lsn >= before.lsn || row.epoch > before.epoch, "the checkpoint never falls");
         }
-        let revision = inner.checkpoint_revision + 1;
+        // Taken before it is stored: who waits for this may be dropped, and what was sent may land all the same. Whatever is
+        // stored next has to win over it.
+        inner.checkpoint_revision += 1;
+        let revision = inner.checkpoint_revision;
         self.ceiling.fetch_min(row.ceiling.0, SeqCst);
         retrying("store the checkpoint", || {
             self.client
@@ -159,7 +162,6 @@ impl State {
                 .execute()
         })
         .await?;
-        inner.checkpoint_revision = revision;
         self.ceiling.store(row.ceiling.0, SeqCst);
         inner.checkpoint = Some(row);
         Ok(())
