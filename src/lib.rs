@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Data goes one way. What comes back is one number: the position up to which everything is
-//! durable. To follow a change, read [`pipeline`], then [`postgres::source`] and the two readers that
+//! durable. To follow a change, read [`pipeline`] and [`pipeline::flow`], then [`postgres::source`] and the two readers that
 //! it chooses from, [`postgres::streaming`] and [`postgres::catchup`], [`postgres::assembler`],
 //! [`lane`], [`clickhouse::sink`], [`clickhouse::batch`], [`clickhouse::insert`] and [`checkpoint`],
 //! in this order. What was there before the stream began comes through [`copy`].
@@ -42,9 +42,10 @@
 //!
 //! # Who may import whom
 //!
-//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`], [`privacy`] and [`allocator`]; [`mask`], [`trace`], [`tls`]
-//! and [`store`], where the results of reports and large payloads go, know the configuration alone. `postgres` and `clickhouse`
-//! stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do not know each other; nor does
+//! [`event`] imports nothing of ours, and neither do [`quote`], [`retry`], [`privacy`] and [`allocator`];
+//! [`mask`], [`trace`], [`tls`] and [`store`], where the results of reports and large payloads go, know the
+//! configuration alone. `postgres` and `clickhouse` stand on `event`, `lane`, `checkpoint`, `config` and the small ones, and do
+//! not know each other; nor does
 //! `queue`. `setup` and `copy` join the two, `workers` join ClickHouse and the queues, `pipeline` composes
 //! everything, `commands` stand on top, and `http` on them; `probe` asks PostgreSQL, ClickHouse and SQS for what the metrics say of
 //! them. A test reads the imports and holds the code to this.
