@@ -8,6 +8,7 @@ use crate::{
     event::Epoch,
     postgres::{
         connection::{ConnectionError, ReplicationConnection},
+        creation,
         publication::{self, Publication},
         slot::{self, AskError, Gap, Remembered, Server},
         sql::{self, SqlError},
@@ -162,7 +163,7 @@ pub async fn begin(
         },
         None => {
             let watcher = sql::connect(&config.source, "walhouse watcher").await?;
-            let lsn = slot::create_slot(control, &watcher, name).await?;
+            let lsn = creation::create_slot(control, &watcher, name).await?;
             tracing::info!(slot = name, position = %lsn, "slot created");
             lsn
         }

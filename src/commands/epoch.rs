@@ -22,6 +22,7 @@ use crate::{
     postgres::{
         catalog::{self, Listing},
         connection::ReplicationConnection,
+        creation,
         lock::{self, SlotLock},
         publication::{self, Publication},
         slot::{self, Server},
@@ -297,7 +298,7 @@ async fn make_slot(config: &Config, control: &tokio_postgres::Client, deed: Slot
         control.execute("SELECT pg_drop_replication_slot($1)", &[name]).await?;
     }
     let watcher = sql::connect(&config.source, "walhouse watcher").await?;
-    Ok(slot::create_slot(control, &watcher, name).await?)
+    Ok(creation::create_slot(control, &watcher, name).await?)
 }
 
 /// The daemon adds tables that are new to it, and none that it knows.

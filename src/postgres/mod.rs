@@ -8,6 +8,7 @@ pub mod catalog;
 pub mod catchup;
 pub mod chunk;
 pub mod connection;
+pub mod creation;
 mod ddl;
 pub mod lock;
 pub mod lookup;

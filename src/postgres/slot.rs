@@ -12,7 +12,6 @@ use super::{
     sql::SqlError,
 };
 use crate::event::Lsn;
-use std::time::Duration;
 use tokio_postgres::Client;
 
 /// What is stored of the source, to be compared with the source itself.
@@ -251,28 +250,6 @@ impl Slot {
     }
 }
 
-/// Creates the slot and returns its consistent point. It waits for every transaction that is
-/// running anywhere in the cluster; `watcher` tells meanwhile for whom.
-pub async fn create_slot(client: &Client, watcher: &Client, name: &str) -> Result<Lsn, SqlError> {
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 1] = [&name];
-    let created =
-        client.query_one("SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')", &parameters);
-    tokio::pin!(created);
-    loop {
-        tokio::select! {
-            row = &mut created => {
-                let lsn: String = row?.try_get(0)?;
-                return Ok(lsn.parse().unwrap_or_default());
-            }
-            () = tokio::time::sleep(Duration::from_secs(3)) => {
-                for who in blockers(watcher).await? {
-                    tracing::warn!(slot = name, who, "creating the slot waits for a transaction to end");
-                }
-            }
-        }
-    }
-}
-
 /// Has the server keep the slot on its standbys too, from PostgreSQL 17 on. Nobody may be reading it.
 ///
 /// # Errors
@@ -291,22 +268,6 @@ pub async fn keep_on_standbys(
     replication.command("to have the slot kept on standbys", &alter).await?;
     tracing::info!(slot = name, "the slot is a failover slot now; a backlog is streamed");
     Ok(())
-}
-
-/// Who holds a transaction open, oldest first.
-async fn blockers(client: &Client) -> Result<Vec<String>, SqlError> {
-    let rows = client
-        .query(
-            "SELECT format('session %s in database %s, transaction open for %s s', pid, datname, \
-                    round(extract(epoch FROM now() - xact_start))) AS who, xact_start AS since \
-             FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() \
-             UNION ALL SELECT format('prepared transaction %s in database %s, for %s s', gid, database, \
-                    round(extract(epoch FROM now() - prepared))), prepared FROM pg_prepared_xacts \
-             ORDER BY since LIMIT 5",
-            &[],
-        )
-        .await?;
-    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 #[cfg(test)]

@@ -83,6 +83,10 @@ impl SqlError {
         Self { kind, code: None, message: message.into() }
     }
 
+    pub(crate) fn transient(message: impl Into<String>) -> Self {
+        Self::new(Kind::Transient, message)
+    }
+
     pub(crate) fn definite(message: impl Into<String>) -> Self {
         Self::new(Kind::Definite, message)
     }

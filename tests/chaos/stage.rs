@@ -249,6 +249,10 @@ impl Stage {
             self.write();
             self.load().wait_commits(50).await;
         }
+        // A scenario may have ended it.
+        if self.load.is_none() {
+            self.write();
+        }
         let least = if self.short { LEAST / 4 } else { LEAST };
         self.load().wait_for(least).await;
         self.rest().await;

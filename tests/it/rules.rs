@@ -1,6 +1,7 @@
 //! Rules that were found by experiment: each test fails when its rule is taken away.
 
 mod copy;
+mod creation;
 mod history;
 mod order;
 mod target;

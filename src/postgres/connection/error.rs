@@ -111,6 +111,10 @@ impl ConnectionError {
     }
 }
 
+/// What [`creation`](crate::postgres::creation) prevents, of a slot that somebody else created. It comes at each try.
+const OLD_CATALOGS: &str = "the slot decodes with catalogs from before a change of a table, as one does that was created while \
+    the table was changed: stop walhouse, drop the slot, and run walhouse provision --new-epoch --dry-run";
+
 /// Reads an ErrorResponse's fields.
 pub(super) fn server_error(doing: &'static str, mut fields: ErrorFields<'_>) -> ConnectionError {
     let (mut code, mut message) = (String::new(), String::new());
@@ -125,6 +129,7 @@ pub(super) fn server_error(doing: &'static str, mut fields: ErrorFields<'_>) -> 
     let message = match code.as_str() {
         code if sql::NO_UTF8.contains(&code) => sql::NO_UTF8_SAID.to_owned(),
         code if code.starts_with("22") => "an error in a value".to_owned(),
+        _ if message.starts_with("could not map filen") => format!("{message}; {OLD_CATALOGS}"),
         _ => message,
     };
     ConnectionError::Server { doing, code, message }
