@@ -68,6 +68,9 @@ pub enum SessionError {
     /// The slot does not go on where the checkpoint is.
     #[error(transparent)]
     Gap(#[from] Gap),
+    /// A table got another shape after it was read for a target and before that was fed.
+    #[error("{0} changed its shape while its replication began; it begins anew")]
+    Reshaped(String),
     /// What only an operator can mend.
     #[error("{0}")]
     Definite(String),
@@ -85,6 +88,7 @@ impl SessionError {
             Self::Stream(StreamError::Ended | StreamError::Again { .. }) => Kind::Transient,
             Self::Stream(StreamError::Decode { .. } | StreamError::Order { .. }) => Kind::Definite,
             Self::Lane(failure) => failure.kind(),
+            Self::Reshaped(_) => Kind::Transient,
             Self::Gap(_) | Self::Definite(_) | Self::Panic(_) => Kind::Definite,
         }
     }

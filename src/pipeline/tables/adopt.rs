@@ -6,7 +6,9 @@
 //!
 //! The catalog is read once more under a lock that keeps the table's shape, together with a WAL
 //! position. What committed before that position is for the copy, whatever shape it had; what
-//! commits after it has this shape, or the stream says otherwise.
+//! commits after it has this shape, or the stream says otherwise. If the stream is past that
+//! position when the feed begins, nobody has seen what it said in between: so the shape is read
+//! once more, and where it is another one by then, the session ends and the adoption begins anew.
 
 use super::{SessionError, Tables, lock};
 use crate::{
@@ -114,7 +116,7 @@ impl Tables {
         // without a membership, so that a crash in between repeats the adoption.
         self.shared.state.put_table(record(&now, &spec, uuid.clone())).await?;
         let table = Table::new(spec, uuid, self.shared.range, Lsn::ZERO);
-        self.feed(&table, &now, from, membership.identity, false).await?;
+        self.feed(control, &table, &now, from, membership.identity, false).await?;
         tracing::info!(table = source.full_name(), target_table = table.spec.target, "table adopted");
         Ok(Ok(Some((now, table))))
     }
@@ -122,6 +124,7 @@ impl Tables {
     /// Has the lane feed a target that is stored, and stores from where on.
     pub(super) async fn feed(
         &self,
+        control: &Client,
         table: &Arc<Table>,
         now: &SourceTable,
         from: Lsn,
@@ -134,8 +137,23 @@ impl Tables {
         let adopt = Command::Adopt { table: Arc::clone(table), fresh, from, heaps, reply };
         self.commands.send(adopt).await.map_err(|_| lane_gone())?;
         let fed_from = fed_from.await.map_err(|_| lane_gone())?;
+        if fed_from > from {
+            self.is_still(control, now).await?;
+        }
         let adopted = |record: &mut TableRecord| (record.fed_from, record.membership) = (fed_from, membership);
         Ok(self.shared.state.update_target(now.oid, &table.uuid, adopted).await?)
+    }
+
+    /// Fails if a table has another shape than `before`, or if that can not be told. Its copy would read the columns of
+    /// before, and its feed begins after the change: what that gave to a new column would be in neither.
+    async fn is_still(&self, control: &Client, before: &SourceTable) -> Result<(), SessionError> {
+        let now = self.shape_of(control, before).await?;
+        // Rows that moved meanwhile are read where they are; what else it means for them the next look tells.
+        let same = |now: &SourceTable| *before == SourceTable { heaps: before.heaps.clone(), ..now.clone() };
+        match now {
+            Ok((now, _)) if same(&now) => Ok(()),
+            _ => Err(SessionError::Reshaped(before.full_name())),
+        }
     }
 
     /// The table as the catalog has it, and the position from which on it is written in this shape;

@@ -58,7 +58,7 @@ impl Tables {
         let fresh = adopt::record(&now, &spec, uuid.clone());
         self.shared.state.update_table(source.oid, |record| record.fresh = Some(Box::new(fresh))).await?;
         let table = Table::new(spec, uuid, self.shared.range, Lsn::ZERO);
-        self.feed(&table, &now, from, membership.identity.clone(), true).await?;
+        self.feed(control, &table, &now, from, membership.identity.clone(), true).await?;
         self.targets.insert(table.uuid.clone(), Arc::clone(&table));
         tracing::info!(table = source.full_name(), "copying a table anew, beside the one that is there");
         self.spawn_copy(now, table);

@@ -317,3 +317,43 @@ async fn a_column_that_somebody_made_by_hand_is_not_taken_for_the_sources() {
         db.cleanup().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_comes_before_a_fresh_target_is_fed_has_its_values() {
+    let (db, daemon) = replicated("cross_fed").await;
+    // One of that name goes before another is made, and not before whoever reads it has read it.
+    db.ch.query("CREATE TABLE t__resync AS t").await;
+    db.ch.query("INSERT INTO t__resync (id) SELECT number FROM numbers(1000)").await;
+    let ch = db.ch.clone();
+    let read = "SELECT sleepEachRow(0.1) FROM t__resync SETTINGS max_block_size = 1, function_sleep_max_microseconds_per_block = 0";
+    let reader = tokio::spawn(async move { ch.try_query(read).await });
+    here(&db, "sleepEachRow").await;
+    db.pg.execute("ALTER TABLE t ALTER v TYPE varchar(20) USING v || '!', ALTER n TYPE int8").await;
+    here(&db, "DROP TABLE").await;
+    // Its shape was read.
+    db.pg.execute("BEGIN; ALTER TABLE t ADD late text; UPDATE t SET late = 'late' WHERE id < 3; COMMIT").await;
+    // The stream is past that.
+    db.pg.execute("INSERT INTO other VALUES (2)").await;
+    assert_settled_equal(&db, &["other"]).await;
+    db.ch
+        .query("KILL QUERY WHERE current_database = currentDatabase() AND query LIKE 'SELECT sleepEachRow%' SYNC")
+        .await;
+    _ = reader.await.expect("a reader does not panic");
+    daemon.wait_log("the fresh copy is the live one now", 1).await;
+    assert_settled_equal(&db, &["t", "other"]).await;
+    drop(daemon);
+    db.cleanup().await;
+}
+
+/// Waits until ClickHouse runs a statement of this database with such words.
+async fn here(db: &TestDb, words: &str) {
+    let sql = format!(
+        "SELECT count() FROM system.processes WHERE current_database = currentDatabase() AND query LIKE '%{words}%'
+         AND query NOT LIKE '%system.processes%'"
+    );
+    eventually(Duration::from_secs(30), async || match db.ch.try_query(&sql).await?.as_str() {
+        "0" => Err(format!("no {words} runs")),
+        _ => Ok(()),
+    })
+    .await;
+}
