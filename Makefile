@@ -12,21 +12,18 @@ test:
 # ROWS=1,4,12 where that is given, JOBS at once. Goes on where an earlier one of the same sources has ended.
 chaos:
 	@tests/services/install
-	@cargo build --release --locked --bin walhouse
-	@WALHOUSE_PROGRAM=target/release/walhouse \
-		CHAOS_RUNS=$(RUNS) CHAOS_SEED=$(SEED) CHAOS_ROWS=$(ROWS) CHAOS_JOBS=$(JOBS) \
-		cargo test --locked --test chaos -- --ignored --exact --nocapture at_length
+	@CHAOS_RUNS=$(RUNS) CHAOS_SEED=$(SEED) CHAOS_ROWS=$(ROWS) CHAOS_JOBS=$(JOBS) \
+		cargo test --release --locked --test chaos -- --ignored --exact --nocapture at_length
 
 # One daemon through faults for MINUTES (60), with a release build: docs/faults.md.
 soak:
 	@tests/services/install
-	@cargo build --release --locked --bin walhouse
-	@WALHOUSE_PROGRAM=target/release/walhouse SOAK_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) \
-		cargo test --locked --test chaos -- --ignored --exact --nocapture soak
+	@SOAK_MINUTES=$(MINUTES) CHAOS_SEED=$(SEED) \
+		cargo test --release --locked --test chaos -- --ignored --exact --nocapture soak
 
 # The table of all its runs, into docs/faults.md.
 chaos-publish:
-	@WALHOUSE_PROGRAM=target/release/walhouse cargo test --locked --test chaos -- --ignored --exact publish
+	@cargo test --release --locked --test chaos -- --ignored --exact publish
 
 # RUNS schedules of made-up servers, from SEED on, JOBS at once: docs/faults.md. HISTORY=1 prints what happens in the first.
 simulate:

@@ -109,6 +109,8 @@ pub(crate) struct Opening {
     pub(crate) storm: bool,
     /// There is a ClickHouse of its own, with little of something.
     pub(crate) small: Small,
+    /// ClickHouse dies, or lacks something.
+    pub(crate) frail: bool,
     /// All that the daemon has to do with files is on a small disk: its working directory, its log, its objects.
     pub(crate) own_disk: bool,
     /// Batches of messages may lose one of them.
@@ -234,7 +236,7 @@ impl Stage {
     async fn stream(&mut self) {
         self.daemon().wait_ready().await;
         self.daemon().wait_log(LISTENS, 1).await;
-        watch_versions(&self.db).await;
+        watch_versions(&self.db, self.opening.frail).await;
         self.witness = Some(Witness::start(&self.db));
     }
 

@@ -25,6 +25,7 @@ pub(crate) fn state() -> &'static str {
         }
         // A program that was built in another way may end in another way.
         hash.update(std::env::var("WALHOUSE_PROGRAM").unwrap_or_default());
+        hash.update(if cfg!(debug_assertions) { "debug" } else { "release" });
         hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
     });
     &STATE

@@ -15,7 +15,7 @@ use crate::support::{Ch, Pg, TestDb, confirmed};
 
 /// For walhouse to be back after the last fault, on a machine that has other work too.
 const PATIENCE: Duration = Duration::from_secs(180);
-const INTERVAL: Duration = Duration::from_millis(50);
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Looks until it is asked what it saw.
 pub(crate) struct Witness {

@@ -32,6 +32,7 @@ const STREAMING: Opening = Opening {
     copying: false,
     storm: false,
     small: Small::No,
+    frail: false,
     own_disk: false,
     sieve: false,
     workers: false,
@@ -39,6 +40,7 @@ const STREAMING: Opening = Opening {
     config: "",
 };
 const WITH_WORKERS: Opening = Opening { workers: true, ..STREAMING };
+const FRAIL: Opening = Opening { frail: true, ..STREAMING };
 const COPYING: Opening = Opening { copying: true, ..STREAMING };
 /// A batch is as large as it gets.
 const LARGE_BATCHES: &str = "[batch]\nmax_rows = 500000\nmax_delay = \"100ms\"\n";
@@ -72,8 +74,8 @@ pub(crate) const ALL: &[Scenario] = &[
     scenario(13, "late_and_lossy", STREAMING, |stage| Box::pin(network::late_and_lossy(stage))),
     scenario(14, "cut_after_any_byte", STREAMING, |stage| Box::pin(network::cut_after_any_byte(stage))),
     scenario(15, "answer_of_an_insert_lost", STREAMING, |stage| Box::pin(network::answer_of_an_insert_lost(stage))),
-    scenario(16, "clickhouse_killed", STREAMING, |stage| Box::pin(server::clickhouse_killed(stage))),
-    scenario(17, "disk_of_clickhouse_full", Opening { small: Small::Disk, ..STREAMING }, |stage| {
+    scenario(16, "clickhouse_killed", FRAIL, |stage| Box::pin(server::clickhouse_killed(stage))),
+    scenario(17, "disk_of_clickhouse_full", Opening { small: Small::Disk, ..FRAIL }, |stage| {
         Box::pin(server::disk_full(stage))
     })
     .unless(root),
@@ -81,13 +83,13 @@ pub(crate) const ALL: &[Scenario] = &[
     scenario(
         19,
         "memory_of_clickhouse_full",
-        Opening { small: Small::Memory, config: LARGE_BATCHES, ..STREAMING },
+        Opening { small: Small::Memory, config: LARGE_BATCHES, ..FRAIL },
         |stage| Box::pin(server::memory_full(stage)),
     ),
-    scenario(20, "clickhouse_killed_between_partitions", Opening { config: PARTITIONS, ..STREAMING }, |stage| {
+    scenario(20, "clickhouse_killed_between_partitions", Opening { config: PARTITIONS, ..FRAIL }, |stage| {
         Box::pin(server::clickhouse_killed(stage))
     }),
-    scenario(20, "one_partition_fails", Opening { config: PARTITIONS, ..STREAMING }, |stage| {
+    scenario(20, "one_partition_fails", Opening { config: PARTITIONS, ..FRAIL }, |stage| {
         Box::pin(server::one_partition_fails(stage))
     }),
     scenario(21, "sqs_away", WITH_WORKERS, |stage| Box::pin(network::sqs_away(stage))).slow(),
@@ -120,7 +122,7 @@ pub(crate) const ALL: &[Scenario] = &[
 const USUAL_READER: &str = "[source]\ncatch_up_window = \"32MiB\"\ncatch_up_lag = \"64MiB\"\n";
 /// For a long run: workers, and a server that notices silence.
 pub(crate) const OPEN_FOR_ALL: Opening =
-    Opening { workers: true, prepare: SHORT_TIMEOUT, config: USUAL_READER, ..STREAMING };
+    Opening { workers: true, prepare: SHORT_TIMEOUT, config: USUAL_READER, ..FRAIL };
 
 /// Faults that walhouse lives through, in one process.
 pub(crate) const ENDURED: &[(&str, Play)] = &[
