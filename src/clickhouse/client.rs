@@ -71,8 +71,9 @@ const CALLS: [u32; 5] = [
 
 /// Whether such a call says that there is no room for more bytes, or for more files.
 ///
-/// ClickHouse looks at the bytes that are free before it writes, and says `NOT_ENOUGH_SPACE`. What it can not know is said by
-/// the call that fails: the disk became full in between, there are too many files, or a directory needs another block.
+/// ClickHouse looks at the bytes that are free before it writes, and says `NOT_ENOUGH_SPACE`. What it
+/// can not know is said by the call that fails: the disk became full in between, there are too many
+/// files, or a directory needs another block.
 fn is_of_full_disk(code: u32, text: &str) -> bool {
     let reasons = ["No space left on device", "Disk quota exceeded"];
     CALLS.contains(&code) && reasons.iter().any(|reason| text.contains(reason))
