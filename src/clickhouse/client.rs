@@ -27,7 +27,7 @@ pub fn client(config: &ClickHouseConfig) -> Client {
 }
 
 /// Codes that time may mend, by the names that ClickHouse gives them (`errorCodeToName`).
-const TRANSIENT: [u32; 29] = [
+const TRANSIENT: [u32; 30] = [
     32,  // ATTEMPT_TO_READ_AFTER_EOF: the body of an insert was cut
     33,  // CANNOT_READ_ALL_DATA: likewise
     74,  // CANNOT_READ_FROM_FILE_DESCRIPTOR
@@ -37,6 +37,7 @@ const TRANSIENT: [u32; 29] = [
     198, // DNS_ERROR
     202, // TOO_MANY_SIMULTANEOUS_QUERIES
     203, // NO_FREE_CONNECTION
+    204, // CANNOT_FSYNC: a full disk, where room is looked for as late as that
     209, // SOCKET_TIMEOUT
     210, // NETWORK_ERROR
     225, // NO_ZOOKEEPER
@@ -59,12 +60,31 @@ const TRANSIENT: [u32; 29] = [
     999, // KEEPER_EXCEPTION
 ];
 
+/// Codes of calls to the operating system that need room on the disk, and fail for many other reasons.
+const CALLS: [u32; 5] = [
+    75,   // CANNOT_WRITE_TO_FILE_DESCRIPTOR
+    76,   // CANNOT_OPEN_FILE
+    204,  // CANNOT_FSYNC
+    521,  // ATOMIC_RENAME_FAIL
+    1001, // STD_EXCEPTION: a directory that can not be made, or not be given its name
+];
+
+/// Whether such a call says that there is no room for more bytes, or for more files.
+///
+/// ClickHouse looks at the bytes that are free before it writes, and says `NOT_ENOUGH_SPACE`. What it
+/// can not know is said by the call that fails: the disk became full in between, there are too many
+/// files, or a directory needs another block.
+fn is_of_full_disk(code: u32, text: &str) -> bool {
+    let reasons = ["No space left on device", "Disk quota exceeded"];
+    CALLS.contains(&code) && reasons.iter().any(|reason| text.contains(reason))
+}
+
 /// Whether to try again.
 pub fn kind(error: &Error) -> Kind {
     match error {
         Error::Network(_) | Error::TimedOut => Kind::Transient,
         Error::BadResponse(text) => match code(error) {
-            Some(code) if TRANSIENT.contains(&code) => Kind::Transient,
+            Some(code) if TRANSIENT.contains(&code) || is_of_full_disk(code, text) => Kind::Transient,
             Some(_) => Kind::Definite,
             None if ["502", "503", "504", "429"].iter().any(|status| text.starts_with(status)) => Kind::Transient,
             None => Kind::Definite,
@@ -108,10 +128,13 @@ pub fn describe(error: &Error) -> String {
             "ClickHouse does not take this user and password: correct clickhouse.user and clickhouse.password_file"
                 .to_owned()
         }
-        (Error::BadResponse(text), Some(code)) => match name(text) {
-            Some(name) => format!("ClickHouse: {name} (code {code})"),
-            None => format!("ClickHouse: code {code}"),
-        },
+        (Error::BadResponse(text), Some(code)) => {
+            let reason = if is_of_full_disk(code, text) { ": its disk is full" } else { "" };
+            match name(text) {
+                Some(name) => format!("ClickHouse: {name} (code {code}){reason}"),
+                None => format!("ClickHouse: code {code}{reason}"),
+            }
+        }
         (Error::BadResponse(_), None) => "ClickHouse: an answer that is not ClickHouse's".to_owned(),
         (Error::Network(cause), _) => match tls::refusal(cause.as_ref(), "clickhouse") {
             Some(why) => format!("TLS to ClickHouse: {why}"),
@@ -176,6 +199,49 @@ mod tests {
         }
         assert_eq!((kind(&Error::TimedOut), is_away(&Error::TimedOut)), (Kind::Transient, true));
         assert_eq!(kind(&Error::RowNotFound), Kind::Definite);
+    }
+
+    #[test]
+    fn a_full_disk_is_waited_out_whichever_call_it_fails() {
+        let file = "Code: 76. DB::ErrnoException: Cannot open file /var/lib/clickhouse/store/a/tmp_insert_all_1_1_0/data.bin: ";
+        let directory = "std::exception. Code: 1001, type: std::__1::filesystem::filesystem_error, e.what() = filesystem error: in create_directories: ";
+        for (text, expected, description) in [
+            (
+                format!("{file}, errno: 28, strerror: No space left on device. (CANNOT_OPEN_FILE)\nTotal space: 1 GiB"),
+                Kind::Transient,
+                "ClickHouse: CANNOT_OPEN_FILE (code 76): its disk is full",
+            ),
+            (
+                format!("{file}, errno: 13, strerror: Permission denied. (CANNOT_OPEN_FILE)"),
+                Kind::Definite,
+                "ClickHouse: CANNOT_OPEN_FILE (code 76)",
+            ),
+            (
+                format!("{directory}No space left on device [\"/var/lib/clickhouse/store\"]"),
+                Kind::Transient,
+                "ClickHouse: code 1001: its disk is full",
+            ),
+            (
+                format!("{directory}Disk quota exceeded [\"/var/lib/clickhouse/store\"]"),
+                Kind::Transient,
+                "ClickHouse: code 1001: its disk is full",
+            ),
+            (
+                format!("{directory}Read-only file system [\"/var/lib/clickhouse/store\"]"),
+                Kind::Definite,
+                "ClickHouse: code 1001",
+            ),
+            // A row that speaks of it.
+            (
+                "Code: 27. DB::Exception: Cannot parse input: expected ',' before: 'No space left on device'"
+                    .to_owned(),
+                Kind::Definite,
+                "ClickHouse: code 27",
+            ),
+        ] {
+            let error = bad(&text);
+            assert_eq!((kind(&error), describe(&error).as_str()), (expected, description), "{text}");
+        }
     }
 
     #[test]

@@ -29,7 +29,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../migrations/clickhouse/0013_pauses_taken_up.sql"),
 ];
 
-/// A confirmed insert, and a merge that took its place, outlive a power cut.
+/// A confirmed insert, and a merge that took its place, outlive a power cut. And where a file system takes
+/// what is written and looks for room later, as one behind a network may, a full disk fails the insert.
 const DURABLE: &[(&str, &str)] = &[
     ("fsync_after_insert", "1"),
     ("fsync_part_directory", "1"),

@@ -24,6 +24,7 @@ mod dead_letters;
 mod dlq;
 mod edges;
 mod epoch;
+mod full_disk;
 mod gap;
 mod hostile;
 mod keys;

@@ -34,7 +34,7 @@ pub(crate) struct ClickHouse {
     server: Server,
     port: u16,
     /// Goes after the server.
-    _disk: Option<Disk>,
+    disk: Option<Disk>,
 }
 
 impl ClickHouse {
@@ -62,7 +62,7 @@ impl ClickHouse {
         let server = Server::new("clickhouse", name, arguments);
         let disk = options.disk.map(|bytes| Disk::at(server.directory(), bytes));
         server.start();
-        Arc::new(Self { server, port, _disk: disk })
+        Arc::new(Self { server, port, disk })
     }
 
     /// The HTTP port, the same after each restart.
@@ -73,6 +73,11 @@ impl ClickHouse {
     /// The directory of the data; the log is beside it.
     pub(crate) fn directory(&self) -> &Path {
         self.server.directory()
+    }
+
+    /// Its own disk.
+    pub(crate) fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("this ClickHouse has a disk of its own")
     }
 
     /// The server's process.

@@ -147,6 +147,34 @@ impl Disk {
         assert!(status.is_ok_and(|status| status.success()), "a tmpfs can be mounted");
         Self(directory.to_owned())
     }
+
+    /// From now on there is room for so many more bytes.
+    pub(crate) fn limit_bytes(&self, more: u64) {
+        self.limit("used", "size", more);
+    }
+
+    /// From now on there is room for so many more files and directories, however many bytes are free.
+    pub(crate) fn limit_files(&self, more: u64) {
+        self.limit("iused", "nr_inodes", more);
+    }
+
+    /// What there is, by `df`, and so many more, as an option of the mount.
+    fn limit(&self, counted: &str, option: &str, more: u64) {
+        let df = || {
+            let mut df = Command::new("df");
+            let answer =
+                df.args(["-B1", &format!("--output={counted}")]).arg(&self.0).output().expect("df can be started");
+            let text = String::from_utf8_lossy(&answer.stdout);
+            text.lines().last().and_then(|line| line.trim().parse::<u64>().ok()).expect("df counts")
+        };
+        // Files come and go meanwhile, and a file system does not become smaller than what is on it.
+        let limited = (0..100).any(|_| {
+            let mut mount = Command::new("mount");
+            mount.args(["-o", &format!("remount,{option}={}", df() + more)]).arg(&self.0).stderr(Stdio::null());
+            mount.status().is_ok_and(|status| status.success())
+        });
+        assert!(limited, "a tmpfs can be mounted with other options");
+    }
 }
 
 impl Drop for Disk {
