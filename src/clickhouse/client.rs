@@ -69,6 +69,9 @@ const CALLS: [u32; 5] = [
     1001, // STD_EXCEPTION: a directory that can not be made, or not be given its name
 ];
 
+/// Of a statement that waits for a mutation which could not be done to some part so far.
+const UNFINISHED: u32 = 341;
+
 /// Whether such a call says that there is no room for more bytes, or for more files.
 ///
 /// ClickHouse looks at the bytes that are free before it writes, and says `NOT_ENOUGH_SPACE`. What it
@@ -83,8 +86,8 @@ fn is_of_full_disk(code: u32, text: &str) -> bool {
 pub fn kind(error: &Error) -> Kind {
     match error {
         Error::Network(_) | Error::TimedOut => Kind::Transient,
-        Error::BadResponse(text) => match code(error) {
-            Some(code) if TRANSIENT.contains(&code) || is_of_full_disk(code, text) => Kind::Transient,
+        Error::BadResponse(text) => match cause(text) {
+            Some((code, text)) if TRANSIENT.contains(&code) || is_of_full_disk(code, text) => Kind::Transient,
             Some(_) => Kind::Definite,
             None if ["502", "503", "504", "429"].iter().any(|status| text.starts_with(status)) => Kind::Transient,
             None => Kind::Definite,
@@ -107,10 +110,24 @@ pub fn is_away(error: &Error) -> bool {
 /// ClickHouse's error code: `Code: 516. DB::Exception: …`.
 pub fn code(error: &Error) -> Option<u32> {
     let Error::BadResponse(text) = error else { return None };
+    first_code(text)
+}
+
+fn first_code(text: &str) -> Option<u32> {
     // An exception in the middle of a response has text before it.
     let digits = &text[text.find("Code: ")? + "Code: ".len()..];
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     digits[..end].parse().ok()
+}
+
+/// The code that says what is in the way, and the text from there on.
+///
+/// Of an `ALTER` or a `DELETE` that waits for its mutation it is what the mutation has met: ClickHouse
+/// goes on trying that, and the statement may be sent again.
+fn cause(text: &str) -> Option<(u32, &str)> {
+    let code = first_code(text)?;
+    let met = (code == UNFINISHED).then(|| text.split_once(" reason: '")).flatten();
+    Some(met.and_then(|(_, met)| Some((first_code(met)?, met))).unwrap_or((code, text)))
 }
 
 /// The error without anything that may come from a row.
@@ -129,6 +146,7 @@ pub fn describe(error: &Error) -> String {
                 .to_owned()
         }
         (Error::BadResponse(text), Some(code)) => {
+            let (code, text) = cause(text).unwrap_or((code, text));
             let reason = if is_of_full_disk(code, text) { ": its disk is full" } else { "" };
             match name(text) {
                 Some(name) => format!("ClickHouse: {name} (code {code}){reason}"),
@@ -230,6 +248,23 @@ mod tests {
                 format!("{directory}Read-only file system [\"/var/lib/clickhouse/store\"]"),
                 Kind::Definite,
                 "ClickHouse: code 1001",
+            ),
+            (
+                format!(
+                    "Code: 341. DB::Exception: Exception happened during execution of mutation 'mutation_2.txt' with part \
+                     'all_1_1_0' reason: '{file}, errno: 28, strerror: No space left on device. (CANNOT_OPEN_FILE)'. This \
+                     error maybe retryable or not. (UNFINISHED) (version 26.7.2.1)"
+                ),
+                Kind::Transient,
+                "ClickHouse: CANNOT_OPEN_FILE (code 76): its disk is full",
+            ),
+            (
+                "Code: 341. DB::Exception: Exception happened during execution of mutation 'mutation_2.txt' with part \
+                 'all_1_1_0' reason: 'Code: 349. DB::Exception: Cannot convert NULL value to non-Nullable type. \
+                 (CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN)'. This error maybe retryable or not."
+                    .to_owned(),
+                Kind::Definite,
+                "ClickHouse: CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN (code 349)",
             ),
             // A row that speaks of it.
             (
