@@ -233,6 +233,8 @@ pub(super) async fn own_disk_full(stage: &mut Stage) {
         stage.settle().await;
         put_aside(stage).await;
         fs::remove_file(&ballast).expect("a file can be removed");
+        // Put aside at last, before the disk is full again.
+        stage.settle().await;
     }
 }
 

@@ -64,11 +64,14 @@ pub(super) async fn worker_outlives_its_message(stage: &mut Stage) {
     tokio::time::sleep(Duration::from_millis(later)).await;
     stage.mend();
     stage.load().wait_commits(50).await;
-    eventually(WAIT, async || match stage.db.ch.try_query(TWICE).await?.as_str() {
-        "0" => Err("no event was written twice".to_owned()),
-        twice => Ok(twice.to_owned()),
-    })
-    .await;
+    // One that goes on before its insert does may give that up: it has been waiting for it for too long.
+    if first {
+        eventually(WAIT, async || match stage.db.ch.try_query(TWICE).await?.as_str() {
+            "0" => Err("no event was written twice".to_owned()),
+            twice => Ok(twice.to_owned()),
+        })
+        .await;
+    }
 }
 
 /// Waits until a handler writes, which does not come to an end.
