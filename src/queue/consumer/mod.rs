@@ -53,7 +53,7 @@ use tokio::time::Instant;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span};
@@ -73,6 +73,8 @@ const AT_ONCE: usize = 10;
 const MAX_TAKERS: usize = 8;
 /// How long handlers may go on after a stop.
 const GRACE: Duration = Duration::from_secs(12);
+/// And how long SQS may take then to hear what became of their messages.
+const LAST_WORDS: Duration = Duration::from_secs(4);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// Where walhouse makes the queues, it does so while a worker asks for messages fewer times than this: in about ten seconds.
@@ -231,15 +233,23 @@ impl Consumer {
             Err(panic) = &mut deleting => std::panic::resume_unwind(panic.into_panic()),
         }
         handlers.close();
+        let deadline = Instant::now() + GRACE + LAST_WORDS;
         if timeout(GRACE, handlers.wait()).await.is_err() {
             consumer.end.cancel();
-            handlers.wait().await;
         }
         watching.abort();
         let _ = watching.await;
-        // The last one that could send it anything.
-        drop(consumer);
-        let _ = deleting.await;
+        let worker = consumer.handler.name();
+        let last_words = async {
+            handlers.wait().await;
+            // The last one that could send it anything.
+            drop(consumer);
+            let _ = (&mut deleting).await;
+        };
+        if timeout_at(deadline, last_words).await.is_err() {
+            tracing::warn!(worker, "SQS does not answer; messages that were handled come again, which changes nothing");
+            deleting.abort();
+        }
     }
 
     fn source(&self) -> Destination {

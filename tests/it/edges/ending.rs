@@ -44,6 +44,25 @@ async fn a_stop_while_sqs_hangs_stores_the_last_checkpoint_and_the_next_start_se
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stop_does_not_wait_for_a_queue_that_does_not_answer_and_what_was_handled_has_one_effect() {
+    let edge = Edge::new("edge_last_words").await;
+    let mut daemon = edge.whole("").await;
+    edge.queues.keep_requests(&["AmazonSQS.DeleteMessageBatch"]);
+    edge.write().await;
+    wait_handled(&daemon, "audit", "done", 1).await;
+    edge.queues.has_kept(1).await;
+    assert_eq!(daemon.sigterm(Duration::from_secs(30)).await.code(), Some(0), "{}", daemon.log());
+    let told = "SQS does not answer; messages that were handled come again, which changes nothing";
+    assert!(daemon.log().contains(told), "{}", daemon.log());
+    edge.mend();
+    daemon.start();
+    wait_handled(&daemon, "audit", "done", 1).await;
+    assert_eq!(edge.audited().await.1, "1");
+    drop(daemon);
+    edge.db.cleanup().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_panics_ends_the_process_with_an_error_and_the_next_start_goes_on() {
     let edge = Edge::new("edge_panic").await;
     let mut daemon = edge.whole("").await;
