@@ -4,6 +4,7 @@ build:
 	cargo build --locked
 
 # The whole suite against the real servers, which it starts and ends by itself.
+test: export RUST_TEST_THREADS ?= 4
 test:
 	@tests/services/install
 	@cargo test --locked

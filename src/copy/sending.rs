@@ -50,6 +50,10 @@ impl<'a> Sending<'a> {
         let open = self.open.take();
         self.ahead = Some(Box::pin(async move {
             if table.is_copied_apart() {
+                // What is open was begun before an insert of this table was refused, which may have been another chunk's.
+                if let Some(open) = open {
+                    end(table, open).await?;
+                }
                 let rows = landing::land(shared, table, &block, letters, commit).await?;
                 count(table, rows);
                 return Ok(Sent { block: Some(block), open: None });

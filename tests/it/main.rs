@@ -55,6 +55,7 @@ mod security;
 mod servers;
 mod shapes;
 mod startup;
+mod state;
 mod status;
 mod stream;
 mod support;

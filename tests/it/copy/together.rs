@@ -46,6 +46,25 @@ async fn rows_of_a_chunk_that_clickhouse_refuses_are_found_and_the_others_land()
     db.cleanup().await;
 }
 
+/// What is open of the one has many blocks when the other, which is shorter, is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_chunks_that_are_copied_at_once_the_one_that_is_refused_loses_nothing_of_the_other() {
+    let db = TestDb::new("copy_two").await;
+    wide(&db).await;
+    // The last chunk but one has more to it than the last; a row is a block.
+    db.pg.execute("UPDATE wide SET note = repeat(md5(id::text), 300) WHERE id / 4096 = 3").await;
+    let mut daemon = Daemon::spawn(&db, &format!("[source.snapshot]\nworkers = 2\n{SMALL}"));
+    let holder = hold(&db, 1).await;
+    let refused = ROWS - 1;
+    db.ch.query(&format!("ALTER TABLE wide ADD CONSTRAINT odd CHECK id != {refused}")).await;
+    holder.batch_execute("COMMIT").await.expect("the lock is given back");
+    daemon.wait_ready().await;
+    let found = db.ch.query("SELECT count(), sum(id) FROM wide FINAL").await;
+    assert_eq!(found, format!("{}\t{}", ROWS - 1, ROWS * (ROWS + 1) / 2 - refused));
+    drop(daemon);
+    db.cleanup().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_insert_without_an_answer_is_filled_anew() {
     let db = TestDb::new("copy_cut").await;
