@@ -254,9 +254,9 @@ impl Tables {
             ..gone.clone()
         };
         tracing::info!(table = spec.full_name(), target_table = spec.target, "a table takes over a target");
-        self.shared.state.update_table(gone.oid, |record| record.status = TableStatus::Gone).await?;
-        self.shared.state.put_table(successor).await?;
-        Ok(())
+        // In one: a target that is nobody's would be made anew.
+        let gone = TableRecord { status: TableStatus::Gone, ..gone };
+        Ok(self.shared.state.put_tables(vec![gone, successor]).await?)
     }
 
     /// The source's name is another: the target gets the one that goes with it, as soon as nothing is
