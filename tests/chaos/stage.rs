@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::ops::Range;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,7 +16,9 @@ use crate::load::Load;
 use crate::oracle::{Verdict, judge, watch_versions};
 use crate::script::{SCHEMA, Script};
 use crate::sieve::Sieve;
-use crate::support::{ClickHouse, ClickHouseOptions, Daemon, Disk, Postgres, PostgresOptions, Sqs, TestDb, eventually};
+use crate::support::{
+    ClickHouse, ClickHouseOptions, Daemon, Disk, Postgres, PostgresOptions, Sqs, TestDb, eventually, is_root,
+};
 use crate::wire::{Speech, Wire};
 use crate::witness::{Seen, Witness};
 
@@ -408,11 +409,6 @@ impl Stage {
         }
         Ok(())
     }
-}
-
-/// Only root may mount a disk.
-pub(crate) fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
 fn prefix(db: &TestDb) -> String {

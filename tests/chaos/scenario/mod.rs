@@ -12,7 +12,8 @@ mod worker;
 
 use futures_util::future::LocalBoxFuture;
 
-use crate::stage::{Opening, Small, Stage, is_root};
+use crate::stage::{Opening, Small, Stage};
+use crate::support::is_root;
 
 pub(crate) struct Scenario {
     /// Of the matrix.

@@ -43,7 +43,7 @@ pub(crate) use front::Front;
 pub(crate) use http::{Response, exchange, get, put};
 pub(crate) use load::{LOAD_TABLES, Load};
 pub(crate) use postgres::{Pg, Postgres, PostgresOptions};
-pub(crate) use process::{Disk, free_port, processor_seconds, signal, thread_seconds};
+pub(crate) use process::{Disk, free_port, is_root, processor_seconds, signal, thread_seconds};
 pub(crate) use prometheus::{Prometheus, program};
 pub(crate) use proxy::Proxy;
 pub(crate) use recorder::{Deed, Recorder};

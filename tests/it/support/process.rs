@@ -281,11 +281,15 @@ pub(crate) fn run_directory() -> &'static Path {
 /// account that PostgreSQL runs under when we are root.
 fn base_directory() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-servers");
-    let root = fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0);
     let open_to_all =
         target.ancestors().filter_map(|path| fs::metadata(path).ok()).all(|directory| directory.mode() & 0o001 != 0);
     let fits = target.as_os_str().len() < 50;
-    if fits && (open_to_all || !root) { target } else { std::env::temp_dir().join("walhouse-test-servers") }
+    if fits && (open_to_all || !is_root()) { target } else { std::env::temp_dir().join("walhouse-test-servers") }
+}
+
+/// Only root may mount a disk.
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
 fn remove_dead_runs(base: &Path) {
