@@ -68,8 +68,8 @@ pub enum SessionError {
     /// The slot does not go on where the checkpoint is.
     #[error(transparent)]
     Gap(#[from] Gap),
-    /// A table got another shape after it was read for a target and before that was fed.
-    #[error("{0} changed its shape while its replication began; it begins anew")]
+    /// A table got another shape after it was read for a target and before that was fed, or was locked so that nobody can tell.
+    #[error("{0} changed its shape, or was locked, while its replication began; it begins anew")]
     Reshaped(String),
     /// What only an operator can mend.
     #[error("{0}")]

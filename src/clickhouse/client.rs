@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_waited_out_whichever_call_it_fails() {
+    fn a_full_disk_is_waited_out_whichever_call_it_fails_and_so_is_what_holds_up_a_mutation() {
         let file = "Code: 76. DB::ErrnoException: Cannot open file /var/lib/clickhouse/store/a/tmp_insert_all_1_1_0/data.bin: ";
         let directory = "std::exception. Code: 1001, type: std::__1::filesystem::filesystem_error, e.what() = filesystem error: in create_directories: ";
         for (text, expected, description) in [
@@ -257,6 +257,14 @@ mod tests {
                 ),
                 Kind::Transient,
                 "ClickHouse: CANNOT_OPEN_FILE (code 76): its disk is full",
+            ),
+            (
+                "Code: 341. DB::Exception: Exception happened during execution of mutation 'mutation_2.txt' with part \
+                 'all_1_1_0' reason: 'Code: 241. DB::Exception: (total) memory limit exceeded. (MEMORY_LIMIT_EXCEEDED)'. This \
+                 error maybe retryable or not."
+                    .to_owned(),
+                Kind::Transient,
+                "ClickHouse: MEMORY_LIMIT_EXCEEDED (code 241)",
             ),
             (
                 "Code: 341. DB::Exception: Exception happened during execution of mutation 'mutation_2.txt' with part \

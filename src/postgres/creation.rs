@@ -10,7 +10,7 @@
 //! So the slot is made as a temporary one, the catalogs are asked whether anything has changed since before it was begun,
 //! and if so it is made once more. Only one that is good is copied to the permanent one: neither a crash nor a server that
 //! goes on creating for a client that has gone leaves another one behind. Where only one slot is free it is permanent from
-//! the beginning.
+//! the beginning, and a crash right then leaves one that nobody has looked at.
 
 use std::time::Duration;
 
